@@ -1,1 +1,8 @@
-//! reconciled.
+//! Keeps Vercel's view of a Marketplace provider's resources equal to the provider's own database.
+
+pub mod clock;
+pub mod model;
+pub mod plan;
+pub mod source;
+pub mod store;
+pub mod vercel;

@@ -1,1 +1,3 @@
+//! The `reconciled` binary.
+
 fn main() {}

@@ -1,0 +1,347 @@
+//! What an outcome does to the record: acknowledge, put doubt back or keep it, wait, split, die.
+
+use std::time::Duration;
+
+use crate::model::{
+    Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record, Rejection,
+    Timestamp,
+};
+
+use super::backoff::Backoff;
+use super::decide::{die, just_after, wait};
+use super::diff::{Pending, pending};
+
+/// The settings of `[retry]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryPolicy {
+    /// The intervals.
+    pub backoff: Backoff,
+    /// Give up this long after the change was found; zero: never.
+    pub max_elapsed: Duration,
+    /// Consecutive 409s before a dead letter.
+    pub max_conflicts: u32,
+    /// How long a request whose answer was lost may still take effect.
+    pub late_apply: Duration,
+}
+
+/// How an attempt ended, as dispatch found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A 2xx to a request sent at `sent_at`.
+    Acknowledged {
+        /// When the request was sent, never when it was answered.
+        sent_at: Timestamp,
+    },
+    /// The connection to Vercel was never opened.
+    Unreachable,
+    /// The answer was lost or came from a gateway: it may be applied late.
+    Lost,
+    /// Vercel failed by itself: in doubt, but not late.
+    Failed,
+    /// 429.
+    RateLimited {
+        /// When the installation may be tried again.
+        until: Timestamp,
+    },
+    /// 409, and what GET showed then, if it showed anything.
+    Conflict {
+        /// The resource at Vercel.
+        observed: Option<Observed>,
+    },
+    /// 401 or 403; the token is to be read again or the installation was paused.
+    TokenRefused,
+    /// The installation is gone at Vercel and was paused.
+    InstallationGone,
+    /// The resource alone is gone.
+    NotFound,
+    /// 400 or 422.
+    Rejected {
+        /// The status of the answer.
+        status: u16,
+        /// The answer's error code.
+        code: Option<String>,
+    },
+    /// Another answer that no retry can change.
+    Refused,
+    /// What Vercel shows, asked before the first push.
+    Compared {
+        /// The resource at Vercel.
+        observed: Observed,
+    },
+    /// Nothing was sent since the source could not be read.
+    SourceUnavailable,
+    /// Nothing was sent: the row moved on, the lease ran short, or the process stops.
+    Released,
+}
+
+impl Outcome {
+    /// Whether the answer, or its absence, proves that this attempt changed nothing.
+    const fn changed_nothing(&self) -> bool {
+        !matches!(self, Self::Acknowledged { .. } | Self::Lost | Self::Failed)
+    }
+
+    /// Whether the attempt counts against the entry.
+    const fn counts(&self) -> bool {
+        matches!(
+            self,
+            Self::Acknowledged { .. }
+                | Self::Lost
+                | Self::Failed
+                | Self::Conflict { .. }
+                | Self::NotFound
+                | Self::Rejected { .. }
+                | Self::Refused
+        )
+    }
+
+    /// The stable name in the attempt's history.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Acknowledged { .. } => "acknowledged",
+            Self::Unreachable => "unreachable",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Conflict { .. } => "conflict",
+            Self::TokenRefused => "token_refused",
+            Self::InstallationGone => "installation_gone",
+            Self::NotFound => "not_found",
+            Self::Rejected { .. } => "rejected",
+            Self::Refused => "refused",
+            Self::Compared { .. } => "compared",
+            Self::SourceUnavailable => "source_unavailable",
+            Self::Released => "released",
+        }
+    }
+}
+
+/// What an outcome led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    /// The state of the entry now.
+    pub state: EntryState,
+    /// Why it waits or died.
+    pub reason: Reason,
+    /// When it is due, while it waits.
+    pub due_at: Timestamp,
+    /// The entry that is no longer open; the record may have a new one that follows it.
+    pub closed: Option<Entry>,
+}
+
+/// Applies the outcome of the attempt in flight, which ended at `now`; `None` when nothing is in flight.
+///
+/// The caller has made sure that the lease's token still matches. `jitter` is from 0 to 1.
+pub fn advance(
+    record: &mut Record,
+    outcome: &Outcome,
+    policy: &RetryPolicy,
+    now: Timestamp,
+    jitter: f64,
+) -> Option<Advance> {
+    let entry = record.entry.as_mut()?;
+    let in_flight = entry.in_flight.take()?;
+    entry.lease = None;
+    entry.attempts += u32::from(outcome.counts());
+    if outcome.changed_nothing() {
+        record.doubt = in_flight.doubt_before.clone();
+    }
+    let retry = Retry {
+        policy,
+        now,
+        jitter,
+    };
+    match outcome {
+        Outcome::Acknowledged { sent_at } => acknowledge(record, &in_flight.patch, *sent_at, now),
+        Outcome::Lost => {
+            record
+                .doubt
+                .extend(&in_flight.patch, now.plus(policy.late_apply));
+            retry.back_off(entry, Reason::Backoff);
+        }
+        Outcome::Failed => retry.back_off(entry, Reason::Backoff),
+        Outcome::Unreachable => retry.back_off(entry, Reason::Unreachable),
+        Outcome::SourceUnavailable => retry.back_off(entry, Reason::SourceUnavailable),
+        Outcome::RateLimited { until } => wait(entry, *until, Reason::RateLimited),
+        Outcome::TokenRefused => wait(entry, now, Reason::TokenRefused),
+        Outcome::InstallationGone => wait(entry, now, Reason::InstallationGone),
+        Outcome::Released => wait(entry, now, Reason::Due),
+        Outcome::NotFound => die(entry, Reason::NotFound),
+        Outcome::Refused => die(entry, Reason::Refused),
+        Outcome::Rejected { status, code } => {
+            reject(record, &in_flight, *status, code.as_deref(), now)
+        }
+        Outcome::Compared { observed } => compared(record, observed, now),
+        Outcome::Conflict { observed } => conflict(record, observed.as_ref(), retry),
+    }
+    Some(conclude(record, outcome, in_flight.generation, now))
+}
+
+struct Retry<'a> {
+    policy: &'a RetryPolicy,
+    now: Timestamp,
+    jitter: f64,
+}
+
+impl Retry<'_> {
+    fn back_off(&self, entry: &mut Entry, reason: Reason) {
+        entry.failures = entry.failures.saturating_add(1);
+        let gave_up = !self.policy.max_elapsed.is_zero()
+            && self.now.since(entry.created_at) >= self.policy.max_elapsed
+            && matches!(reason, Reason::Backoff | Reason::Conflict);
+        if gave_up {
+            die(entry, Reason::Expired);
+        } else {
+            wait(
+                entry,
+                self.now
+                    .plus(self.policy.backoff.interval(entry.failures, self.jitter)),
+                reason,
+            );
+        }
+    }
+}
+
+fn acknowledge(record: &mut Record, patch: &Patch, sent_at: Timestamp, now: Timestamp) {
+    patch.apply_to(&mut record.acknowledged);
+    record.doubt.settle(patch, sent_at);
+    record.acknowledged_at = Some(now);
+    if let Some(entry) = &mut record.entry {
+        entry.failures = 0;
+        entry.conflicts = 0;
+        wait(entry, now, Reason::Due);
+    }
+}
+
+fn reject(
+    record: &mut Record,
+    in_flight: &InFlight,
+    status: u16,
+    code: Option<&str>,
+    now: Timestamp,
+) {
+    let Some(entry) = &mut record.entry else {
+        return;
+    };
+    entry.failures = 0;
+    entry.conflicts = 0;
+    wait(entry, now, Reason::Due);
+    let fields: Vec<Field> = in_flight.patch.fields().iter().collect();
+    if let [field] = fields[..] {
+        if let Some(digest) = in_flight.digests.get(&field) {
+            // If the source has moved on meanwhile the digest matches nothing and the newer value is sent.
+            let rejection = Rejection {
+                digest: *digest,
+                status,
+                code: code.map(str::to_owned),
+            };
+            entry.rejected.insert(field, rejection);
+        }
+        let desired = &entry.desired;
+        entry
+            .rejected
+            .retain(|field, rejection| desired.digest(*field) == Some(rejection.digest));
+    } else {
+        entry.mode = Mode::Split;
+    }
+}
+
+fn compared(record: &mut Record, observed: &Observed, now: Timestamp) {
+    let Some(entry) = &mut record.entry else {
+        return;
+    };
+    entry.mode = Mode::Whole;
+    wait(entry, now, Reason::Due);
+    for (field, value) in &entry.desired.values {
+        if observed.shows(*field, value) {
+            record.acknowledged.values.insert(*field, value.clone());
+        }
+    }
+}
+
+fn conflict(record: &mut Record, observed: Option<&Observed>, retry: Retry<'_>) {
+    let Some(entry) = &record.entry else { return };
+    let (patch, _) = pending(record, &entry.desired);
+    let agrees = observed.is_some_and(|observed| {
+        patch.secrets.is_none()
+            && patch
+                .values
+                .iter()
+                .all(|(field, value)| observed.shows(*field, value))
+    });
+    if agrees && !patch.is_empty() {
+        return acknowledge(record, &patch, retry.now, retry.now);
+    }
+    let Some(entry) = &mut record.entry else {
+        return;
+    };
+    entry.conflicts = entry.conflicts.saturating_add(1);
+    if entry.conflicts >= retry.policy.max_conflicts {
+        die(entry, Reason::ConflictLimit);
+    } else {
+        retry.back_off(entry, Reason::Conflict);
+    }
+}
+
+/// Closes the entry when nothing is left, makes the next one when the target changed while the request was in flight.
+fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timestamp) -> Advance {
+    let Some(entry) = &record.entry else {
+        unreachable!("an attempt in flight belongs to an open entry")
+    };
+    let mut closed = None;
+    let moved_on = entry.generation != generation;
+    let acknowledged = matches!(outcome, Outcome::Acknowledged { .. });
+    let (_, pending) = pending(record, &entry.desired);
+    let entry = record.entry.as_mut().expect("it was there a line above");
+    if moved_on && entry.state == EntryState::Dead && entry.reason != Reason::ConflictLimit {
+        // The answer was to a value that is no longer desired.
+        entry.state = EntryState::Waiting;
+        wait(entry, now, Reason::Due);
+    }
+    match pending {
+        Pending::Nothing if !entry.rejected.is_empty() => die(entry, Reason::Rejected),
+        Pending::Nothing => {
+            let settled = matches!(
+                outcome,
+                Outcome::Acknowledged { .. } | Outcome::Compared { .. } | Outcome::Conflict { .. }
+            );
+            entry.state = if settled {
+                EntryState::Delivered
+            } else {
+                EntryState::Withdrawn
+            };
+        }
+        Pending::After(until)
+            if entry.state == EntryState::Waiting && entry.reason == Reason::Due =>
+        {
+            wait(entry, just_after(until), Reason::LateApply);
+        }
+        Pending::Now if acknowledged && moved_on => {
+            let rejected = std::mem::take(&mut entry.rejected);
+            let next = Entry {
+                rejected,
+                ..Entry::new(entry.desired.clone(), Origin::Followup, Mode::Whole, now)
+            };
+            entry.state = EntryState::Delivered;
+            closed = record.entry.replace(next);
+        }
+        Pending::Now | Pending::After(_) => {}
+    }
+    if record
+        .entry
+        .as_ref()
+        .is_some_and(|entry| !entry.state.is_open())
+    {
+        closed = record.entry.take();
+    }
+    let shown = closed
+        .as_ref()
+        .or(record.entry.as_ref())
+        .expect("an entry is open or was closed just now");
+    Advance {
+        state: shown.state,
+        reason: shown.reason,
+        due_at: shown.due_at,
+        closed: closed.clone(),
+    }
+}

@@ -1,0 +1,160 @@
+//! Taking an entry for sending: doubt is recorded here, before a request can leave.
+
+use std::time::Duration;
+
+use crate::model::{
+    Entry, EntryId, EntryState, Field, InFlight, Lease, LeaseToken, Mode, Patch, Reason, Record,
+    ResourceKey, Snapshot, Timestamp,
+};
+
+use super::decide::{die, just_after, wait};
+use super::diff::{Pending, pending};
+
+/// How far in the future a due time may lie before it is taken for the trace of a clock that was set back.
+pub const DUE_HORIZON: Duration = Duration::from_secs(20 * 60);
+
+/// A claimed entry: what its holder is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// The entry.
+    pub entry_id: EntryId,
+    /// The resource.
+    pub key: ResourceKey,
+    /// The patch to send; empty when Vercel is to be asked first ([`Mode::Compare`]).
+    pub patch: Patch,
+    /// How the request is made.
+    pub mode: Mode,
+    /// The whole target, to recognise a row that has moved on.
+    pub desired: Snapshot,
+    /// The proof that goes with the outcome.
+    pub token: LeaseToken,
+    /// When the claim ends.
+    pub lease_expires_at: Timestamp,
+    /// The number of this attempt, from 1.
+    pub attempt: u32,
+    /// When the change was found.
+    pub created_at: Timestamp,
+}
+
+/// What claiming did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// The entry is leased and its patch in doubt: send it.
+    Claimed(Box<Claimed>),
+    /// Nothing to do now: it is not waiting, not due, leased to another, or waits for a late application.
+    NotNow,
+    /// Nothing is left to send: the entry was closed.
+    Closed(Box<Entry>),
+}
+
+/// Claims a record's entry if it is due at `now`.
+///
+/// A lease that has expired is taken over: its attempt counts as one whose answer was lost.
+pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Duration) -> Claim {
+    expire(record, now, late_apply);
+    record.doubt.clamp(now.plus(late_apply));
+    let Some(entry) = &record.entry else {
+        return Claim::NotNow;
+    };
+    let is_due = entry.due_at <= now || entry.due_at > now.plus(DUE_HORIZON);
+    if entry.state != EntryState::Waiting || entry.lease.is_some() || !is_due {
+        return Claim::NotNow;
+    }
+    if entry.mode == Mode::Compare {
+        return take(record, Patch::default(), now, lease);
+    }
+    let (patch, pending) = pending(record, &entry.desired);
+    match pending {
+        Pending::Nothing => close_or_die(record),
+        Pending::After(until) if until >= now => {
+            let entry = record
+                .entry
+                .as_mut()
+                .expect("the entry was looked at above");
+            wait(entry, just_after(until), Reason::LateApply);
+            Claim::NotNow
+        }
+        Pending::Now | Pending::After(_) => {
+            let patch = match entry.mode {
+                Mode::Split => patch
+                    .fields()
+                    .iter()
+                    .next()
+                    .map_or_else(Patch::default, |field| patch.only(field)),
+                Mode::Whole | Mode::Compare => patch,
+            };
+            take(record, patch, now, lease)
+        }
+    }
+}
+
+fn take(record: &mut Record, patch: Patch, now: Timestamp, lease: &Lease) -> Claim {
+    let doubt_before = record.doubt.clone();
+    record.doubt.mark(&patch, &record.acknowledged);
+    let key = record.key.clone();
+    let entry = record.entry.as_mut().expect("only an open entry is taken");
+    let digest = |field: Field| entry.desired.digest(field).map(|digest| (field, digest));
+    let claimed = Claimed {
+        entry_id: entry.id,
+        key,
+        patch: patch.clone(),
+        mode: entry.mode,
+        desired: entry.desired.clone(),
+        token: lease.token,
+        lease_expires_at: lease.expires_at,
+        attempt: entry.attempts + 1,
+        created_at: entry.created_at,
+    };
+    entry.in_flight = Some(InFlight {
+        digests: patch.fields().iter().filter_map(digest).collect(),
+        patch,
+        generation: entry.generation,
+        doubt_before,
+        claimed_at: now,
+    });
+    entry.lease = Some(lease.clone());
+    Claim::Claimed(Box::new(claimed))
+}
+
+fn close_or_die(record: &mut Record) -> Claim {
+    let Some(entry) = &mut record.entry else {
+        return Claim::NotNow;
+    };
+    if entry.rejected.is_empty() {
+        entry.state = EntryState::Withdrawn;
+        return record
+            .entry
+            .take()
+            .map_or(Claim::NotNow, |entry| Claim::Closed(Box::new(entry)));
+    }
+    die(entry, Reason::Rejected);
+    Claim::NotNow
+}
+
+/// Ends a lease that has expired at `now`: its request may have left and may still be applied. True if one was ended.
+pub fn expire(record: &mut Record, now: Timestamp, late_apply: Duration) -> bool {
+    let expired = record
+        .entry
+        .as_ref()
+        .and_then(|entry| entry.lease.as_ref())
+        .is_some_and(|l| l.expires_at <= now);
+    expired && abandon(record, now, late_apply)
+}
+
+/// Ends a lease whose holder is known to be gone: its request may have left and may still be applied.
+pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> bool {
+    let Some(entry) = &mut record.entry else {
+        return false;
+    };
+    if entry.lease.take().is_none() {
+        return false;
+    }
+    if let Some(in_flight) = entry.in_flight.take()
+        && !in_flight.patch.is_empty()
+    {
+        record.doubt.extend(&in_flight.patch, now.plus(late_apply));
+        entry.attempts += 1;
+    }
+    wait(entry, now, Reason::Backoff);
+    true
+}

@@ -1,0 +1,173 @@
+//! What a row that was read means for its resource: nothing, a new entry, a newer target for the open one, or its withdrawal.
+
+use crate::model::{Entry, EntryState, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp};
+
+use super::diff::{Pending, pending};
+
+/// What to do with a resource that was never seen before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FirstSight {
+    /// Push everything that is managed.
+    #[default]
+    Push,
+    /// Ask Vercel first and push only what differs or cannot be seen.
+    Compare,
+    /// Take the source's side as acknowledged without sending.
+    Adopt,
+}
+
+/// The settings that decide what a row means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// `[reconcile] first_sight`.
+    pub first_sight: FirstSight,
+}
+
+/// What a decision did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// Nothing differs and nothing was open.
+    InSync,
+    /// The open entry already has this target.
+    Unchanged,
+    /// A new entry was made.
+    Enqueued,
+    /// The open entry has a newer target.
+    Folded,
+    /// The open entry was closed: the source went back to what Vercel has.
+    Withdrawn,
+    /// The row was taken as acknowledged.
+    Adopted,
+}
+
+/// A decision and the entry that it closed, if any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// What was done.
+    pub decision: Decision,
+    /// The entry that is no longer open.
+    pub closed: Option<Entry>,
+}
+
+/// Brings a record up to date with a row that desires `desired`.
+pub fn decide(
+    record: &mut Record,
+    desired: &Snapshot,
+    row_hash: RowHash,
+    origin: Origin,
+    policy: Policy,
+    now: Timestamp,
+) -> Decided {
+    let first_sight = record.is_first_sight();
+    record.row_hash = Some(row_hash);
+    record.missing = None;
+    record
+        .dismissed
+        .retain(|field, digest| desired.digest(*field) == Some(*digest));
+    let open = |decision| Decided {
+        decision,
+        closed: None,
+    };
+    if first_sight && policy.first_sight == FirstSight::Adopt {
+        record.acknowledged = desired.clone();
+        return open(Decision::Adopted);
+    }
+    let Some(entry) = &mut record.entry else {
+        let (_, pending) = pending(record, desired);
+        let due_at = match pending {
+            Pending::Nothing => return open(Decision::InSync),
+            Pending::Now => now,
+            Pending::After(until) => just_after(until),
+        };
+        let compare = first_sight && policy.first_sight == FirstSight::Compare;
+        let mode = if compare { Mode::Compare } else { Mode::Whole };
+        record.entry = Some(Entry {
+            due_at,
+            ..Entry::new(desired.clone(), origin, mode, now)
+        });
+        return open(Decision::Enqueued);
+    };
+    if entry.desired == *desired {
+        return open(Decision::Unchanged);
+    }
+    entry.desired = desired.clone();
+    entry.generation += 1;
+    entry
+        .rejected
+        .retain(|field, rejection| desired.digest(*field) == Some(rejection.digest));
+    if entry.in_flight.is_some() {
+        // The outcome of what is in flight decides what is left.
+        return open(Decision::Folded);
+    }
+    match retarget(record, now) {
+        Some(closed) => Decided {
+            decision: Decision::Withdrawn,
+            closed: Some(closed),
+        },
+        None => open(Decision::Folded),
+    }
+}
+
+/// Decides what an open entry that is not in flight does after its target changed; returns it when it is to be closed.
+fn retarget(record: &mut Record, now: Timestamp) -> Option<Entry> {
+    let entry = record.entry.as_ref()?;
+    let (_, pending) = pending(record, &entry.desired);
+    let entry = record.entry.as_mut()?;
+    let due_at = match pending {
+        Pending::Nothing if entry.rejected.is_empty() => {
+            entry.state = EntryState::Withdrawn;
+            return record.entry.take();
+        }
+        Pending::Nothing => {
+            die(entry, Reason::Rejected);
+            return None;
+        }
+        Pending::Now => now,
+        Pending::After(until) => just_after(until),
+    };
+    match entry.state {
+        EntryState::Held => {}
+        EntryState::Dead => {
+            entry.state = EntryState::Waiting;
+            entry.failures = 0;
+            entry.conflicts = 0;
+            wait(entry, due_at, Reason::Due);
+        }
+        _ if is_waiting_for_others(entry.reason) => {}
+        _ => wait(entry, due_at, Reason::Due),
+    }
+    if entry.mode == Mode::Split && entry.rejected.is_empty() {
+        entry.mode = Mode::Whole;
+    }
+    None
+}
+
+/// Reasons whose wait a newer value does not shorten: it would meet the same answer.
+const fn is_waiting_for_others(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Backoff
+            | Reason::RateLimited
+            | Reason::Conflict
+            | Reason::TokenRefused
+            | Reason::InstallationGone
+            | Reason::SourceUnavailable
+            | Reason::Unreachable
+    )
+}
+
+/// The first instant at which a request counts as sent after `until`.
+#[must_use]
+pub fn just_after(until: Timestamp) -> Timestamp {
+    Timestamp::from_millis(until.as_millis().saturating_add(1))
+}
+
+pub(super) fn wait(entry: &mut Entry, due_at: Timestamp, reason: Reason) {
+    entry.due_at = due_at;
+    entry.reason = reason;
+}
+
+pub(super) fn die(entry: &mut Entry, reason: Reason) {
+    entry.state = EntryState::Dead;
+    entry.reason = reason;
+}

@@ -1,0 +1,181 @@
+//! Whether the API as a whole fails, and how it is probed then.
+//!
+//! While it does, single requests probe it instead of burning every entry's attempts; the transition is reported once.
+
+use std::time::Duration;
+
+use crate::model::{ResourceKey, Timestamp};
+
+use super::backoff::Backoff;
+
+/// Failures in a row, of at least two resources, that make an outage.
+pub const FAILURES_TO_BEGIN: u32 = 5;
+/// The longest wait between two probes: how late the end of an outage may be noticed.
+pub const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(15);
+
+/// A change of the API's state, to be reported once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transition {
+    /// The API as a whole fails.
+    Began,
+    /// It answers again.
+    Ended {
+        /// How long it failed.
+        lasted: Duration,
+    },
+}
+
+/// Watches answers of all resources together.
+#[derive(Debug, Clone)]
+pub struct Outage {
+    probes: Backoff,
+    failures: u32,
+    last_failed: Option<ResourceKey>,
+    several: bool,
+    since: Option<Timestamp>,
+    probes_failed: u32,
+    next_probe_at: Timestamp,
+}
+
+impl Outage {
+    /// No outage; probes start at the interval `initial` when one begins.
+    #[must_use]
+    pub fn new(initial: Duration) -> Self {
+        let initial = initial.min(PROBE_INTERVAL_MAX);
+        Self {
+            probes: Backoff {
+                initial,
+                multiplier: 2.0,
+                max: PROBE_INTERVAL_MAX,
+            },
+            failures: 0,
+            last_failed: None,
+            several: false,
+            since: None,
+            probes_failed: 0,
+            next_probe_at: Timestamp::EPOCH,
+        }
+    }
+
+    /// Since when the API as a whole fails.
+    #[must_use]
+    pub const fn since(&self) -> Option<Timestamp> {
+        self.since
+    }
+
+    /// How many requests may start now, with `in_flight` under way and `free` places.
+    #[must_use]
+    pub fn allowance(&self, now: Timestamp, in_flight: usize, free: usize) -> usize {
+        match self.since {
+            None => free,
+            Some(_) if in_flight == 0 && self.is_probe_due(now) => free.min(1),
+            Some(_) => 0,
+        }
+    }
+
+    /// When the next probe may start, during an outage.
+    #[must_use]
+    pub fn next_probe_at(&self) -> Option<Timestamp> {
+        self.since.map(|_| self.next_probe_at)
+    }
+
+    fn is_probe_due(&self, now: Timestamp) -> bool {
+        // Beyond the longest wait the clock was set back.
+        now >= self.next_probe_at || self.next_probe_at > now.plus(PROBE_INTERVAL_MAX)
+    }
+
+    /// Vercel gave an answer that is its own, of whatever kind but 5xx.
+    pub fn answered(&mut self, now: Timestamp) -> Option<Transition> {
+        self.failures = 0;
+        self.several = false;
+        self.last_failed = None;
+        self.probes_failed = 0;
+        self.since.take().map(|since| Transition::Ended {
+            lasted: now.since(since),
+        })
+    }
+
+    /// A request for `key` failed in a way that may concern all: unreachable, lost or 5xx. `jitter` is from 0 to 1.
+    pub fn failed(&mut self, key: &ResourceKey, now: Timestamp, jitter: f64) -> Option<Transition> {
+        self.failures = self.failures.saturating_add(1);
+        self.several |= self.last_failed.as_ref().is_some_and(|last| last != key);
+        self.last_failed = Some(key.clone());
+        if self.since.is_some() {
+            self.probes_failed = self.probes_failed.saturating_add(1);
+            self.next_probe_at = now.plus(self.probes.interval(self.probes_failed, jitter));
+            return None;
+        }
+        if self.failures < FAILURES_TO_BEGIN || !self.several {
+            return None;
+        }
+        self.since = Some(now);
+        self.probes_failed = 1;
+        self.next_probe_at = now.plus(self.probes.interval(1, jitter));
+        Some(Transition::Began)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn key(resource: &str) -> ResourceKey {
+        ResourceKey::new("icfg_1", resource).expect("an id")
+    }
+
+    #[test]
+    fn an_outage_begins_once_probes_singly_and_ends_once() {
+        let mut outage = Outage::new(Duration::from_secs(1));
+        let transitions: Vec<_> = (0..8)
+            .filter_map(|n| outage.failed(&key(&format!("res_{n}")), START, 1.0))
+            .collect();
+        assert_eq!(transitions, [Transition::Began]);
+        assert_eq!(
+            outage.allowance(START, 0, 64),
+            0,
+            "the next probe is not due yet"
+        );
+        let probe_at = outage.next_probe_at().expect("an outage is on");
+        assert_eq!(outage.allowance(probe_at, 0, 64), 1);
+        assert_eq!(outage.allowance(probe_at, 1, 64), 0, "one probe at a time");
+        let ended = outage.answered(START.plus(Duration::from_secs(90)));
+        assert_eq!(
+            ended,
+            Some(Transition::Ended {
+                lasted: Duration::from_secs(90)
+            })
+        );
+        assert_eq!(outage.answered(START), None);
+        assert_eq!(outage.allowance(START, 3, 61), 61);
+    }
+
+    #[test]
+    fn one_resource_that_always_fails_is_no_outage() {
+        let mut outage = Outage::new(Duration::from_secs(1));
+        assert!((0..100).all(|_| outage.failed(&key("res_1"), START, 0.5).is_none()));
+        assert_eq!(outage.allowance(START, 0, 64), 64);
+    }
+
+    #[test]
+    fn the_end_of_an_outage_is_noticed_within_the_longest_probe_interval() {
+        let mut outage = Outage::new(Duration::from_secs(600));
+        for n in 0..50 {
+            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+        }
+        assert!(outage.next_probe_at().expect("on") <= START.plus(PROBE_INTERVAL_MAX));
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_silence_the_probe() {
+        let mut outage = Outage::new(Duration::from_secs(1));
+        for n in 0..5 {
+            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+        }
+        assert_eq!(
+            outage.allowance(START.minus(Duration::from_secs(86_400)), 0, 64),
+            1
+        );
+    }
+}

@@ -1,0 +1,190 @@
+//! The provider's own database, only ever read.
+//!
+//! Every read is one page in its own read-only transaction under a statement timeout. What a row means is decided elsewhere
+//! ([`crate::model::row`]); this module finds rows and gives each column as text.
+
+use async_trait::async_trait;
+
+use crate::model::{AccessToken, FieldSet, InstallationId, RawRow, ResourceKey};
+
+/// Reads the source query and the installations query.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// What the query's columns are; asked once and remembered, asked again after a failure.
+    async fn shape(&self) -> Result<Shape, SourceError>;
+
+    /// The rows at and after `from` in the order of (cursor, installation_id, resource_id), at most `limit` of them.
+    async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError>;
+
+    /// The rows after `after` in the database's own order of (installation_id, resource_id), at most `limit` of them.
+    ///
+    /// Rows with a NULL id are in the first page. Rows with equal ids are never torn apart.
+    async fn sweep_page(
+        &self,
+        after: Option<&RawKey>,
+        limit: u32,
+    ) -> Result<SweepPage, SourceError>;
+
+    /// The rows of these resources, in any order; a resource may have none, or more than one.
+    async fn fetch(&self, keys: &[ResourceKey]) -> Result<Vec<RawRow>, SourceError>;
+
+    /// The access token that the installations query has for an installation; `None` when it has no row or a NULL token.
+    async fn token(
+        &self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<AccessToken>, SourceError>;
+
+    /// Who the database says it is: changes after a restore, a failover or a move.
+    async fn identity(&self) -> Result<Identity, SourceError>;
+}
+
+/// The columns of the source query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// The fields that the query has a column for.
+    pub managed: FieldSet,
+    /// What kind of cursor it has; `None`: every poll is a sweep.
+    pub cursor: Option<CursorKind>,
+}
+
+/// What a cursor column holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CursorKind {
+    /// A timestamp with or without time zone.
+    Timestamp,
+    /// An integer.
+    Integer,
+    /// Text that sorts.
+    Text,
+}
+
+/// Where a poll's page starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PollFrom {
+    /// The first page of the very first poll.
+    Beginning,
+    /// The first page of a pass: everything from this cursor on, less the overlap; ties included.
+    Cursor(String),
+    /// A further page of the same pass: everything after this row.
+    After(Position),
+}
+
+/// A row's place in the order of a poll.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The cursor in the database's own text form.
+    pub cursor: String,
+    /// The ids as the row has them.
+    pub key: RawKey,
+}
+
+/// The two ids of a row as the source has them, usable or not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct RawKey {
+    /// The column `installation_id`.
+    pub installation_id: String,
+    /// The column `resource_id`.
+    pub resource_id: String,
+}
+
+/// One page of a poll.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PollPage {
+    /// The rows, in order. Rows whose cursor is NULL are not among them: only sweeps see those.
+    pub rows: Vec<RawRow>,
+    /// Where the next page starts; `None`: this was the last.
+    pub next: Option<Position>,
+    /// The next pass must start no later than this, whatever was read: a transaction that is still open may commit rows
+    /// with cursors from here on. `None`: unknown, the overlap has to do.
+    pub horizon: Option<String>,
+}
+
+/// One page of a sweep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepPage {
+    /// The rows, in order.
+    pub rows: Vec<RawRow>,
+    /// Where the next page starts; `None`: this was the last.
+    pub next: Option<RawKey>,
+}
+
+/// Who the database says it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Stable while the cursor's values go on from where they were; for instance system identifier and timeline.
+    pub id: String,
+}
+
+/// Why the source could not be read. Never holds a row's values, a password or a statement's text.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No connection, or it broke: worth another try later.
+    #[error("cannot reach the source at {target}: {problem}")]
+    Unreachable {
+        /// The database without its password.
+        target: String,
+        /// What the driver or the server said, in safe words.
+        problem: String,
+    },
+    /// The server refused the login.
+    #[error("the source at {target} refuses the login: {problem}")]
+    Login {
+        /// The database without its password.
+        target: String,
+        /// What the server said, in safe words.
+        problem: String,
+    },
+    /// The statement ran into its time limit.
+    #[error("the {statement} took longer than {limit}")]
+    Timeout {
+        /// Which statement: "source query" or "installations query".
+        statement: &'static str,
+        /// The limit that it ran into.
+        limit: String,
+    },
+    /// The server refused the statement.
+    #[error("the {statement} failed: {problem}")]
+    Query {
+        /// Which statement.
+        statement: &'static str,
+        /// The server's code and message, without row values.
+        problem: String,
+    },
+    /// The query has a column that means nothing, or lacks one that is needed, or a type that cannot serve.
+    #[error("the {statement} {problem}")]
+    Shape {
+        /// Which statement.
+        statement: &'static str,
+        /// What is wrong with its columns.
+        problem: String,
+        /// What is accepted.
+        help: String,
+    },
+    /// The database is a replica that lags behind; polling it could miss changes.
+    #[error("the source at {target} is a replica in recovery")]
+    Replica {
+        /// The database without its password.
+        target: String,
+    },
+}
+
+impl SourceError {
+    /// Whether the configuration has to be changed before another try makes sense.
+    #[must_use]
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Shape { .. })
+    }
+
+    /// A short stable code for logs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Login { .. } => "login",
+            Self::Timeout { .. } => "timeout",
+            Self::Query { .. } => "query",
+            Self::Shape { .. } => "shape",
+            Self::Replica { .. } => "replica",
+        }
+    }
+}

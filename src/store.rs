@@ -1,0 +1,429 @@
+//! The daemon's own database: records, outbox, cursors, installations, quarantine.
+//!
+//! A store runs the pure steps of [`crate::plan`] inside its transactions and writes what they leave behind. Every method that
+//! changes something is one transaction, durable when it returns. Times are arguments. A store that fails says so and has
+//! changed nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::{
+    EntryId, EntryState, Field, FingerprintKey, InstallationId, LeaseToken, Origin, Reason, Record,
+    ResourceKey, RowHash, Snapshot, Timestamp,
+};
+use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy};
+
+/// What the daemon's two loops need of the state.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The key of all fingerprints in this state; made once, when the state is created.
+    async fn fingerprint_key(&self) -> Result<FingerprintKey, StoreError>;
+
+    /// The little that a pass needs to see that a row is unchanged: one answer per key, in order.
+    async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError>;
+
+    /// The whole records of these resources, in order; a resource never seen before gives [`Record::new`].
+    async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError>;
+
+    /// Decides on rows that were read, and advances the cursor, in one transaction.
+    async fn reconcile(&self, batch: Batch) -> Result<Reconciled, StoreError>;
+
+    /// Where polls and sweeps stand.
+    async fn progress(&self) -> Result<Progress, StoreError>;
+
+    /// Claims due entries, fairly between installations; records their doubt in the same transaction.
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError>;
+
+    /// When the earliest waiting entry that could be claimed is due; `None` when none waits.
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Records how an attempt ended. `None`: the lease's token no longer matched, and nothing was changed.
+    async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError>;
+
+    /// Ends the leases that have expired; with `owner_gone`, also every other lease (the caller holds the state alone).
+    /// Returns how many there were.
+    async fn recover(
+        &self,
+        now: Timestamp,
+        late_apply: Duration,
+        owner_gone: bool,
+    ) -> Result<u64, StoreError>;
+
+    /// Pauses an installation, or changes the reason of its pause.
+    async fn pause(&self, pause: &Pause) -> Result<(), StoreError>;
+
+    /// Ends a pause of that kind, if there is one; true if there was.
+    async fn resume(
+        &self,
+        installation_id: &InstallationId,
+        kind: PauseKind,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// The automatic pauses whose next probe is due at `now`, the longest waiting first, at most `limit`.
+    async fn probes_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Pause>, StoreError>;
+
+    /// Resources of the state that the last complete sweep may not have met, a page at a time in byte order of the key.
+    async fn keys_after(
+        &self,
+        after: Option<&ResourceKey>,
+        limit: u32,
+    ) -> Result<Vec<ResourceKey>, StoreError>;
+
+    /// Counts for the summary line and `status`.
+    async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError>;
+
+    /// Deletes closed entries and attempts past their retention, at most `limit` of each; returns how many.
+    async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
+}
+
+/// What a pass needs to know of one resource to skip it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Glance {
+    /// The row that was last decided on; `None`: never seen.
+    pub row_hash: Option<RowHash>,
+    /// The state of the open entry.
+    pub entry: Option<EntryState>,
+    /// The unusable row that was last quarantined for it.
+    pub quarantined: Option<RowHash>,
+    /// Whether a sweep found it missing.
+    pub missing: bool,
+}
+
+/// Rows of one page and where the pass stands after it.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The time of the decisions.
+    pub now: Timestamp,
+    /// What read the rows.
+    pub origin: Origin,
+    /// The settings of the decisions.
+    pub policy: Policy,
+    /// Usable rows; each also ends its resource's quarantine.
+    pub observations: Vec<Observation>,
+    /// Unusable rows.
+    pub quarantined: Vec<Quarantined>,
+    /// Resources whose rows are gone from the source (sweeps only).
+    pub missing: Vec<ResourceKey>,
+    /// The poll's new position.
+    pub poll: Option<PollProgress>,
+    /// The sweep's new position.
+    pub sweep: Option<SweepProgress>,
+}
+
+/// A usable row.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// The resource.
+    pub key: ResourceKey,
+    /// What the row desires.
+    pub desired: Snapshot,
+    /// The row's hash.
+    pub row_hash: RowHash,
+}
+
+/// An unusable row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The column `installation_id` as far as it can be shown (cut short, control characters replaced); empty for NULL.
+    pub installation_id: String,
+    /// The column `resource_id`, likewise.
+    pub resource_id: String,
+    /// The column that cannot be used.
+    pub column: String,
+    /// What is wrong with it, without the value.
+    pub problem: String,
+    /// What is accepted.
+    pub accepted: String,
+    /// The row's hash: an equal row is reported once.
+    pub row_hash: RowHash,
+    /// When it was first seen.
+    pub since: Timestamp,
+}
+
+/// What a batch did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// One decision per observation, in order.
+    pub decisions: Vec<Decision>,
+    /// Which of the batch's unusable rows are new or changed, by index: those are to be reported.
+    pub newly_quarantined: Vec<usize>,
+    /// How many quarantined rows became usable.
+    pub recovered: u64,
+    /// How many resources were found missing for the first time.
+    pub newly_missing: u64,
+}
+
+/// Where the poll stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PollProgress {
+    /// The cursor from which the next pass starts, in the source's own text form; `None`: from the beginning.
+    pub cursor: Option<String>,
+    /// The identity of the database that the cursor belongs to.
+    pub identity: String,
+    /// When the last complete pass ended; `None`: none has.
+    pub completed_at: Option<Timestamp>,
+    /// How many rows that pass read.
+    pub rows: u64,
+}
+
+/// Where the sweep stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SweepProgress {
+    /// The number of this sweep.
+    pub number: u64,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// The last row it read; `None` at its start and when it is complete.
+    pub after: Option<crate::source::RawKey>,
+    /// The account so far.
+    pub account: SweepAccount,
+    /// Whether it is complete.
+    pub complete: bool,
+    /// When the last complete sweep ended, and its account.
+    pub last: Option<(Timestamp, SweepAccount)>,
+}
+
+/// A sweep's account: `rows` is the sum of the others but `missing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct SweepAccount {
+    /// Rows read.
+    pub rows: u64,
+    /// Equal on both sides.
+    pub equal: u64,
+    /// With an entry that waits.
+    pub waiting: u64,
+    /// With an entry that is held.
+    pub held: u64,
+    /// With a dead letter.
+    pub dead: u64,
+    /// Unusable.
+    pub quarantined: u64,
+    /// Resources of the state that the source no longer has.
+    pub missing: u64,
+}
+
+/// Where polls and sweeps stand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// The poll, if there ever was one.
+    pub poll: Option<PollProgress>,
+    /// The sweep, if there ever was one.
+    pub sweep: Option<SweepProgress>,
+}
+
+/// What to claim.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// The time of the claim.
+    pub now: Timestamp,
+    /// Who claims.
+    pub owner: String,
+    /// When the leases end.
+    pub lease_expires_at: Timestamp,
+    /// The tokens to give out, at least `limit` of them, never used before.
+    pub tokens: Vec<LeaseToken>,
+    /// At most this many entries.
+    pub limit: u32,
+    /// At most this many entries of one installation, those in `in_flight` included.
+    pub per_installation: u32,
+    /// How many requests are in flight by installation; missing: none.
+    pub in_flight: BTreeMap<InstallationId, u32>,
+    /// Start the round with the installation after this one, so that each has its turn.
+    pub after: Option<InstallationId>,
+    /// Installations that are to wait for reasons that only the caller knows.
+    pub excluded: Vec<InstallationId>,
+    /// `[retry] late_apply`.
+    pub late_apply: Duration,
+}
+
+/// The outcome of an attempt and what goes into its history.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The entry.
+    pub entry_id: EntryId,
+    /// The resource.
+    pub key: ResourceKey,
+    /// The proof of the claim.
+    pub token: LeaseToken,
+    /// How the attempt ended.
+    pub outcome: Outcome,
+    /// When it ended.
+    pub now: Timestamp,
+    /// From 0 to 1, for the backoff.
+    pub jitter: f64,
+    /// The settings of retries.
+    pub retry: RetryPolicy,
+    /// The request that was sent, if any; with it the attempt is kept in the history.
+    pub attempt: Option<AttemptRecord>,
+    /// The installation waits until this instant (429).
+    pub limit_installation_until: Option<Timestamp>,
+}
+
+/// One HTTP request in the history that `explain` shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRecord {
+    /// When the request was sent.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The method and kind, for instance `PATCH`.
+    pub method: &'static str,
+    /// The fields that it carried.
+    pub fields: Vec<Field>,
+    /// The names of the secrets that it carried.
+    pub secret_names: Vec<String>,
+    /// The status of the answer.
+    pub status: Option<u16>,
+    /// A stable code of what went wrong.
+    pub error_code: Option<String>,
+    /// What Vercel said, in safe words.
+    pub message: Option<String>,
+    /// `X-Vercel-Id` of the answer.
+    pub vercel_id: Option<String>,
+}
+
+/// What recording an outcome led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advanced {
+    /// The state of the entry now.
+    pub state: EntryState,
+    /// Why it waits or died.
+    pub reason: Reason,
+    /// When it is due, while it waits.
+    pub due_at: Timestamp,
+}
+
+/// Why an installation gets no requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PauseKind {
+    /// A person paused it.
+    Manual,
+    /// Its token was refused; probed with backoff.
+    Token,
+    /// Vercel no longer knows it; probed with backoff.
+    Gone,
+}
+
+impl PauseKind {
+    /// The kind's name in the state database and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Token => "token",
+            Self::Gone => "gone",
+        }
+    }
+
+    /// The kind of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Manual, Self::Token, Self::Gone]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+    }
+}
+
+/// A paused installation. One installation may have a manual pause and an automatic one at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// The installation.
+    pub installation_id: InstallationId,
+    /// Why.
+    pub kind: PauseKind,
+    /// Who paused it: a user name, or `reconciled`.
+    pub by: String,
+    /// The reason in words.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// When a manual pause ends by itself.
+    pub until: Option<Timestamp>,
+    /// When an automatic pause is probed next.
+    pub probe_at: Option<Timestamp>,
+    /// How many probes have failed.
+    pub probes_failed: u32,
+}
+
+/// Counts for the summary line and `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Resources in the state.
+    pub resources: u64,
+    /// Entries that wait, those in flight included.
+    pub waiting: u64,
+    /// Entries in flight.
+    pub in_flight: u64,
+    /// Entries held by the guard.
+    pub held: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Unusable rows.
+    pub quarantined: u64,
+    /// Paused installations.
+    pub paused: u64,
+    /// Resources that the source no longer has.
+    pub missing: u64,
+    /// When the change of the oldest waiting entry was found.
+    pub oldest_waiting: Option<Timestamp>,
+    /// When Vercel last acknowledged something.
+    pub last_acknowledged: Option<Timestamp>,
+}
+
+/// What is old enough to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cutoffs {
+    /// Entries closed before this instant.
+    pub entries: Timestamp,
+    /// Attempts that ended before this instant.
+    pub attempts: Timestamp,
+}
+
+/// Why the state could not be read or written. Never holds a value of a row.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state could not be opened.
+    #[error("cannot open the state at {target}: {problem}")]
+    Open {
+        /// The database without its password.
+        target: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Another daemon has this state.
+    #[error("another reconciled works on the state at {target}{}", holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    InUse {
+        /// The database.
+        target: String,
+        /// Its process, if known.
+        holder: Option<String>,
+    },
+    /// The state was made by a newer version.
+    #[error("the state has schema {found}, this version knows schemas up to {known}")]
+    Newer {
+        /// The schema found.
+        found: i64,
+        /// The newest schema that this version knows.
+        known: i64,
+    },
+    /// An operation failed; nothing of it was kept.
+    #[error("cannot {operation} in the state: {problem}")]
+    Failed {
+        /// What was to be done, as a verb phrase.
+        operation: &'static str,
+        /// What the database said, in safe words.
+        problem: String,
+        /// Whether the same may succeed later (busy, connection lost) rather than not (disk full, corrupt).
+        transient: bool,
+    },
+    /// What the state holds is not what this version wrote.
+    #[error("the state is damaged: {problem}")]
+    Corrupt {
+        /// What was found.
+        problem: String,
+    },
+}
