@@ -75,6 +75,13 @@ pub trait Store: Send + Sync {
     /// Counts for the summary line and `status`.
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError>;
 
+    /// Resources whose row is to be read again (see [`Settlement::recheck`]), at most `limit`; an observation, an unusable
+    /// row or a missing row of the resource ends the wish.
+    async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError>;
+
+    /// Leaves a sign of life for `status`: cheap, without a transaction in the state database, lost without harm.
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError>;
+
     /// Deletes closed entries and attempts past their retention, at most `limit` of each; returns how many.
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
 }
@@ -260,6 +267,27 @@ pub struct Settlement {
     pub attempt: Option<AttemptRecord>,
     /// The installation waits until this instant (429).
     pub limit_installation_until: Option<Timestamp>,
+    /// The source's row is no longer what the entry was made from: it is to be read again.
+    pub recheck: bool,
+}
+
+/// A running daemon's sign of life.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Heartbeat {
+    /// The process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When this sign was given.
+    pub at: Timestamp,
+    /// When the last poll ended without an error, and how many rows it read.
+    pub last_poll: Option<(Timestamp, u64)>,
+    /// Why the source cannot be read now, if it cannot.
+    pub source_problem: Option<String>,
+    /// Since when the API as a whole fails, if it does.
+    pub outage_since: Option<Timestamp>,
 }
 
 /// One HTTP request in the history that `explain` shows.

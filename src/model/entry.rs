@@ -175,6 +175,8 @@ pub enum Reason {
     InstallationGone,
     /// The source could not be read when the request was built.
     SourceUnavailable,
+    /// The row changed or disappeared after the entry was made; it is read again first.
+    SourceMoved,
     /// The connection to Vercel could not be opened.
     Unreachable,
     /// A person asked to try it again.
@@ -206,6 +208,7 @@ impl Reason {
             Self::TokenRefused => "token_refused",
             Self::InstallationGone => "installation_gone",
             Self::SourceUnavailable => "source_unavailable",
+            Self::SourceMoved => "source_moved",
             Self::Unreachable => "unreachable",
             Self::Retried => "retried",
             Self::Rejected => "rejected",
@@ -237,6 +240,9 @@ impl Reason {
                 "Vercel no longer knows the installation; it is paused and probed"
             }
             Self::SourceUnavailable => "the source could not be read when the request was built",
+            Self::SourceMoved => {
+                "the source's row has changed or disappeared since; it is read again first"
+            }
             Self::Unreachable => "no connection to Vercel could be opened",
             Self::Retried => "a person asked for a retry",
             Self::Rejected => {

@@ -33,6 +33,23 @@ impl RawText {
         Self::Text(Zeroizing::new(text.into()))
     }
 
+    /// An id as far as it can be shown: cut short, control characters replaced; empty for NULL and unreadable text.
+    ///
+    /// Meant for the two id columns alone: any other column may hold a secret.
+    #[must_use]
+    pub fn shown_id(&self) -> String {
+        const SHOWN_CHARS_MAX: usize = 512;
+        match self {
+            Self::Null | Self::Unreadable(_) => String::new(),
+            Self::Text(text) => {
+                let printable = text
+                    .chars()
+                    .map(|c| if c.is_control() { '\u{fffd}' } else { c });
+                printable.take(SHOWN_CHARS_MAX).collect()
+            }
+        }
+    }
+
     fn as_text(&self) -> Result<Option<&str>, InvalidValue> {
         match self {
             Self::Null => Ok(None),

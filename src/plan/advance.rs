@@ -70,7 +70,9 @@ pub enum Outcome {
     },
     /// Nothing was sent since the source could not be read.
     SourceUnavailable,
-    /// Nothing was sent: the row moved on, the lease ran short, or the process stops.
+    /// Nothing was sent, or only a 409 came back, and the source's row is no longer what the entry was made from.
+    SourceMoved,
+    /// Nothing was sent: the lease ran short, or the process stops.
     Released,
 }
 
@@ -111,6 +113,7 @@ impl Outcome {
             Self::Refused => "refused",
             Self::Compared { .. } => "compared",
             Self::SourceUnavailable => "source_unavailable",
+            Self::SourceMoved => "source_moved",
             Self::Released => "released",
         }
     }
@@ -162,6 +165,8 @@ pub fn advance(
         Outcome::Failed => retry.back_off(entry, Reason::Backoff),
         Outcome::Unreachable => retry.back_off(entry, Reason::Unreachable),
         Outcome::SourceUnavailable => retry.back_off(entry, Reason::SourceUnavailable),
+        // The row that is read again makes it due at once; the wait is for the case that none comes.
+        Outcome::SourceMoved => retry.back_off(entry, Reason::SourceMoved),
         Outcome::RateLimited { until } => wait(entry, *until, Reason::RateLimited),
         Outcome::TokenRefused => wait(entry, now, Reason::TokenRefused),
         Outcome::InstallationGone => wait(entry, now, Reason::InstallationGone),
