@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod model;
 pub mod plan;
+pub mod reconcile;
 pub mod source;
 pub mod store;
 pub mod vercel;

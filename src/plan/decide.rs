@@ -88,6 +88,9 @@ pub fn decide(
         return open(Decision::Enqueued);
     };
     if entry.desired == *desired {
+        if entry.reason == Reason::SourceMoved && entry.in_flight.is_none() {
+            wait(entry, now, Reason::Due);
+        }
         return open(Decision::Unchanged);
     }
     entry.desired = desired.clone();

@@ -1,0 +1,373 @@
+//! One page of rows: drop what is unchanged, decode the rest, have it decided and committed.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Unusable};
+use crate::plan::Decision;
+use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
+
+use super::{PassError, Reconciler};
+
+/// What a page held, by what became of its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageCounts {
+    /// Rows read.
+    pub rows: u64,
+    /// Rows that were not as they were last decided on.
+    pub changed: u64,
+    /// New entries.
+    pub enqueued: u64,
+    /// Open entries with a newer target.
+    pub folded: u64,
+    /// Entries closed since the source went back.
+    pub withdrawn: u64,
+    /// Rows taken as acknowledged.
+    pub adopted: u64,
+    /// Equal on both sides after the page.
+    pub equal: u64,
+    /// With an entry that waits.
+    pub waiting: u64,
+    /// With an entry that is held.
+    pub held: u64,
+    /// With a dead letter.
+    pub dead: u64,
+    /// Unusable.
+    pub quarantined: u64,
+    /// Rows of resources that the state knows.
+    pub known: u64,
+    /// Resources that are no longer quarantined.
+    pub recovered: u64,
+}
+
+impl PageCounts {
+    /// Adds another page.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            rows,
+            changed,
+            enqueued,
+            folded,
+            withdrawn,
+            adopted,
+            equal,
+            waiting,
+            held,
+            dead,
+            quarantined,
+            known,
+            recovered,
+        } = other;
+        self.rows += rows;
+        self.changed += changed;
+        self.enqueued += enqueued;
+        self.folded += folded;
+        self.withdrawn += withdrawn;
+        self.adopted += adopted;
+        self.equal += equal;
+        self.waiting += waiting;
+        self.held += held;
+        self.dead += dead;
+        self.quarantined += quarantined;
+        self.known += known;
+        self.recovered += recovered;
+    }
+
+    fn stands(&mut self, entry: Option<EntryState>) {
+        match entry {
+            Some(EntryState::Held) => self.held += 1,
+            Some(EntryState::Dead) => self.dead += 1,
+            Some(EntryState::Waiting) => self.waiting += 1,
+            _ => self.equal += 1,
+        }
+    }
+}
+
+/// An unusable row to report: new, or changed since it was last reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuarantineNotice {
+    /// The row as it can be shown.
+    pub row: Quarantined,
+}
+
+/// Where the pass stands after the page, to be committed with it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Position {
+    pub(super) poll: Option<PollProgress>,
+    pub(super) sweep: Option<SweepProgress>,
+    /// Commit the position even when nothing else changed.
+    pub(super) keep: bool,
+}
+
+/// What a page did.
+#[derive(Debug, Default)]
+pub(super) struct PageReport {
+    pub(super) counts: PageCounts,
+    pub(super) notices: Vec<QuarantineNotice>,
+}
+
+/// How sure the reader is that no key of the page stands in another row too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Duplicates {
+    /// Rows with equal keys are all in this page.
+    InThisPage,
+    /// They may be anywhere: changed rows are read again by key.
+    Anywhere,
+}
+
+/// The rows of a page, sorted by what they need.
+#[derive(Default)]
+struct Sorted {
+    observations: Vec<(Observation, Option<EntryState>)>,
+    quarantined: Vec<Quarantined>,
+    /// Unusable rows that were reported before.
+    counts: PageCounts,
+}
+
+impl Reconciler {
+    /// Commits what a page of rows means.
+    pub(super) async fn commit_page(
+        &self,
+        rows: Vec<RawRow>,
+        origin: Origin,
+        duplicates: Duplicates,
+        position: Position,
+    ) -> Result<PageReport, PassError> {
+        let sorted = self.sort(rows, duplicates).await?;
+        let Sorted {
+            observations,
+            quarantined,
+            mut counts,
+        } = sorted;
+        let nothing_new = observations.is_empty() && quarantined.is_empty();
+        if nothing_new && !position.keep {
+            return Ok(PageReport {
+                counts,
+                notices: Vec::new(),
+            });
+        }
+        let (observations, states): (Vec<_>, Vec<_>) = observations.into_iter().unzip();
+        let batch = Batch {
+            now: self.clock.now(),
+            origin,
+            policy: self.settings.policy,
+            observations,
+            quarantined: quarantined.clone(),
+            missing: Vec::new(),
+            poll: position.poll,
+            sweep: position.sweep,
+        };
+        let reconciled = self.store.reconcile(batch).await?;
+        for (decision, before) in reconciled.decisions.iter().zip(states) {
+            tally(&mut counts, *decision, before);
+        }
+        counts.recovered += reconciled.recovered;
+        let notice = |index: usize| {
+            quarantined
+                .get(index)
+                .map(|row| QuarantineNotice { row: row.clone() })
+        };
+        let notices = reconciled
+            .newly_quarantined
+            .into_iter()
+            .filter_map(notice)
+            .collect();
+        Ok(PageReport { counts, notices })
+    }
+
+    async fn sort(&self, rows: Vec<RawRow>, duplicates: Duplicates) -> Result<Sorted, PassError> {
+        let mut sorted = Sorted::default();
+        sorted.counts.rows = rows.len() as u64;
+        let mut by_key: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
+        for row in rows {
+            match row.key() {
+                Ok(key) => by_key.entry(key).or_default().push(row),
+                Err(unusable) => {
+                    let hash = row.hash(&self.key, self.settings.epoch());
+                    sorted
+                        .quarantined
+                        .push(self.quarantine(&row, &unusable, hash));
+                    sorted.counts.quarantined += 1;
+                }
+            }
+        }
+        let keys: Vec<ResourceKey> = by_key.keys().cloned().collect();
+        let glances = self.store.glance(&keys).await?;
+        let mut suspects = Vec::new();
+        for ((key, rows), glance) in by_key.into_iter().zip(glances) {
+            sorted.counts.known += u64::from(glance.row_hash.is_some()) * rows.len() as u64;
+            let hash = self.hash(&rows);
+            let settled =
+                glance.row_hash == Some(hash) && glance.quarantined.is_none() && !glance.missing;
+            if settled && rows.len() == 1 {
+                sorted.counts.stands(glance.entry);
+            } else if glance.quarantined == Some(hash) {
+                sorted.counts.quarantined += rows.len() as u64;
+            } else if duplicates == Duplicates::Anywhere || glance.quarantined.is_some() {
+                // A row that looks usable may be one of two: its key alone tells.
+                suspects.push((key, rows, glance));
+            } else {
+                self.take(&mut sorted, &key, &rows, glance);
+            }
+        }
+        self.take_suspects(&mut sorted, suspects).await?;
+        Ok(sorted)
+    }
+
+    /// Reads suspects again by key: the newer reading counts, and shows rows that name the same resource.
+    async fn take_suspects(
+        &self,
+        sorted: &mut Sorted,
+        suspects: Vec<(ResourceKey, Vec<RawRow>, Glance)>,
+    ) -> Result<(), PassError> {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<ResourceKey> = suspects.iter().map(|(key, ..)| key.clone()).collect();
+        let mut fetched: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
+        for row in self.source.fetch(&keys).await? {
+            if let Ok(key) = row.key() {
+                fetched.entry(key).or_default().push(row);
+            }
+        }
+        for (key, _, glance) in suspects {
+            // A row that is gone meanwhile is for the sweep to find missing.
+            let Some(rows) = fetched.remove(&key) else {
+                continue;
+            };
+            if glance.quarantined == Some(self.hash(&rows)) {
+                sorted.counts.quarantined += rows.len() as u64;
+            } else {
+                self.take(sorted, &key, &rows, glance);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, sorted: &mut Sorted, key: &ResourceKey, rows: &[RawRow], glance: Glance) {
+        let row_hash = self.hash(rows);
+        let decoded = match rows {
+            [row] => row.decode(),
+            _ => Err(Unusable::duplicate()),
+        };
+        match decoded {
+            Ok(row) => {
+                let desired = row.desired(&self.key, self.settings.ignored);
+                let observation = Observation {
+                    key: key.clone(),
+                    desired,
+                    row_hash,
+                };
+                sorted.counts.changed += 1;
+                sorted.counts.known += u64::from(glance.row_hash.is_none());
+                sorted.observations.push((observation, glance.entry));
+            }
+            Err(unusable) => {
+                sorted.counts.quarantined += rows.len() as u64;
+                sorted.quarantined.extend(
+                    rows.first()
+                        .map(|row| self.quarantine(row, &unusable, row_hash)),
+                );
+            }
+        }
+    }
+
+    fn quarantine(&self, row: &RawRow, unusable: &Unusable, row_hash: RowHash) -> Quarantined {
+        Quarantined {
+            installation_id: row.installation_id.shown_id(),
+            resource_id: row.resource_id.shown_id(),
+            column: unusable.column.to_owned(),
+            problem: unusable.problem.clone(),
+            accepted: unusable.accepted.to_owned(),
+            row_hash,
+            since: self.clock.now(),
+        }
+    }
+
+    /// The hash of the rows that name one resource: of the row itself when there is one, as there should be.
+    fn hash(&self, rows: &[RawRow]) -> RowHash {
+        let epoch = self.settings.epoch();
+        let mut hashes: Vec<RowHash> = rows.iter().map(|row| row.hash(&self.key, epoch)).collect();
+        if let [hash] = hashes[..] {
+            return hash;
+        }
+        hashes.sort_unstable();
+        let mut hasher = self.key.hasher("rows");
+        hashes.iter().for_each(|hash| {
+            hasher.update(hash.as_bytes());
+        });
+        RowHash::from_hasher(&hasher)
+    }
+
+    /// Reads single resources again, on behalf of dispatch; returns how many there were.
+    ///
+    /// # Errors
+    /// The source or the state failed; the wish stays.
+    pub async fn recheck(&self, limit: u32) -> Result<usize, PassError> {
+        let keys = self.store.rechecks(limit).await?;
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let rows = self.source.fetch(&keys).await?;
+        let found: HashSet<ResourceKey> = rows.iter().filter_map(|row| row.key().ok()).collect();
+        let missing = keys
+            .iter()
+            .filter(|key| !found.contains(*key))
+            .cloned()
+            .collect();
+        let mut by_key: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
+        for row in rows {
+            if let Ok(key) = row.key() {
+                by_key.entry(key).or_default().push(row);
+            }
+        }
+        let mut sorted = Sorted::default();
+        for (key, rows) in &by_key {
+            self.take(&mut sorted, key, rows, Glance::default());
+        }
+        let batch = Batch {
+            now: self.clock.now(),
+            origin: Origin::Reread,
+            policy: self.settings.policy,
+            observations: sorted
+                .observations
+                .into_iter()
+                .map(|(observation, _)| observation)
+                .collect(),
+            quarantined: sorted.quarantined,
+            missing,
+            poll: None,
+            sweep: None,
+        };
+        self.store.reconcile(batch).await?;
+        Ok(keys.len())
+    }
+}
+
+fn tally(counts: &mut PageCounts, decision: Decision, before: Option<EntryState>) {
+    match decision {
+        Decision::InSync => counts.equal += 1,
+        Decision::Adopted => {
+            counts.adopted += 1;
+            counts.equal += 1;
+        }
+        Decision::Withdrawn => {
+            counts.withdrawn += 1;
+            counts.equal += 1;
+        }
+        Decision::Enqueued => {
+            counts.enqueued += 1;
+            counts.waiting += 1;
+        }
+        Decision::Folded => {
+            counts.folded += 1;
+            counts.stands(before.map(|state| {
+                if state == EntryState::Held {
+                    state
+                } else {
+                    EntryState::Waiting
+                }
+            }));
+        }
+        Decision::Unchanged => counts.stands(before),
+    }
+}

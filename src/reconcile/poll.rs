@@ -1,0 +1,115 @@
+//! The poll: what changed since the cursor.
+
+use std::time::Duration;
+
+use crate::model::{Origin, Timestamp};
+use crate::source::PollFrom;
+use crate::store::PollProgress;
+
+use super::page::{Duplicates, Position};
+use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
+
+/// What a poll found.
+#[derive(Debug, Default)]
+pub struct PollReport {
+    /// The rows by what became of them.
+    pub counts: PageCounts,
+    /// Unusable rows that are new or changed.
+    pub notices: Vec<QuarantineNotice>,
+    /// Whether every row has to be read: the cursor cannot be trusted any more, and why.
+    pub needs_sweep: Option<&'static str>,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl Reconciler {
+    /// Reads what changed since the cursor; `None` when the source query has no cursor and every poll is a sweep.
+    ///
+    /// # Errors
+    /// The source or the state failed; what was committed stays, and the next poll goes on from there.
+    pub async fn poll(&self) -> Result<Option<PollReport>, PassError> {
+        let started_at = self.clock.now();
+        if self.source.shape().await?.cursor.is_none() {
+            return Ok(None);
+        }
+        let identity = self.source.identity().await?.id;
+        let previous = self.store.progress().await?.poll;
+        let mut report = PollReport::default();
+        let cursor = previous
+            .as_ref()
+            .filter(|previous| previous.identity == identity)
+            .and_then(|p| p.cursor.clone());
+        if previous
+            .is_some_and(|previous| previous.identity != identity && previous.cursor.is_some())
+        {
+            report.needs_sweep = Some("the source is another database than before");
+        }
+        let from = cursor.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
+        let resumed = matches!(from, PollFrom::Cursor(_));
+        self.read_pages(from, cursor, &identity, started_at, &mut report)
+            .await?;
+        if resumed && report.counts.rows == 0 {
+            // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
+            self.read_pages(
+                PollFrom::Beginning,
+                None,
+                &identity,
+                started_at,
+                &mut report,
+            )
+            .await?;
+            report.needs_sweep = Some("the newest row of the source is older than before");
+        }
+        report.duration = self.clock.now().since(started_at);
+        Ok(Some(report))
+    }
+
+    async fn read_pages(
+        &self,
+        from: PollFrom,
+        cursor: Option<String>,
+        identity: &str,
+        started_at: Timestamp,
+        report: &mut PollReport,
+    ) -> Result<(), PassError> {
+        let restart = cursor.is_none() && from == PollFrom::Beginning;
+        let mut from = from;
+        let mut committed = cursor;
+        // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
+        let mut horizon: Option<String> = None;
+        let mut rows = 0;
+        loop {
+            let page = self
+                .source
+                .poll_page(&from, self.settings.page_rows)
+                .await?;
+            horizon = horizon.or(page.horizon);
+            let last = page.rows.last().and_then(|row| row.cursor.clone());
+            let next_cursor = horizon.clone().or(last).or_else(|| committed.clone());
+            rows += page.rows.len() as u64;
+            let is_last = page.next.is_none();
+            let progress = PollProgress {
+                cursor: next_cursor.clone(),
+                identity: identity.to_owned(),
+                completed_at: is_last.then_some(started_at),
+                rows,
+            };
+            let keep = next_cursor != committed || (restart && is_last);
+            let position = Position {
+                poll: Some(progress),
+                sweep: None,
+                keep,
+            };
+            let done = self
+                .commit_page(page.rows, Origin::Poll, Duplicates::Anywhere, position)
+                .await?;
+            committed = next_cursor;
+            report.counts.add(&done.counts);
+            report.notices.extend(done.notices);
+            match page.next {
+                Some(position) => from = PollFrom::After(position),
+                None => return Ok(()),
+            }
+        }
+    }
+}

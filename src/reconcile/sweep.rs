@@ -1,0 +1,221 @@
+//! The sweep: every row, in constant memory, resumed where it stopped, ending with an account.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::model::{Origin, ResourceKey, Timestamp};
+use crate::store::{Batch, SweepAccount, SweepProgress};
+
+use super::page::{Duplicates, Position};
+use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
+
+/// How many unchanged pages a sweep reads before it writes down where it is.
+const PAGES_BETWEEN_MARKS: u64 = 20;
+
+/// What a step of a sweep did.
+#[derive(Debug)]
+pub enum SweepStep {
+    /// A page was read; there is more.
+    Page {
+        /// Unusable rows that are new or changed.
+        notices: Vec<QuarantineNotice>,
+    },
+    /// The sweep is complete.
+    Complete {
+        /// Unusable rows that are new or changed, of the last page.
+        notices: Vec<QuarantineNotice>,
+        /// The whole account.
+        report: Box<SweepReport>,
+    },
+}
+
+/// The account of a complete sweep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Rows by where they stand.
+    pub account: SweepAccount,
+    /// Rows that the account does not explain: always 0.
+    pub unaccounted: i64,
+    /// Resources found missing for the first time.
+    pub newly_missing: u64,
+    /// How long it took, interruptions included.
+    pub duration: Duration,
+}
+
+impl SweepReport {
+    /// Whether both sides agree on every row.
+    #[must_use]
+    pub const fn converged(&self) -> bool {
+        let SweepAccount {
+            waiting,
+            held,
+            dead,
+            quarantined,
+            missing,
+            ..
+        } = self.account;
+        waiting + held + dead + quarantined + missing == 0
+    }
+}
+
+/// A sweep under way; dropped, it goes on later from what was written down.
+#[derive(Debug)]
+pub struct Sweep {
+    progress: SweepProgress,
+    /// Rows of resources that the state knows; `None` when it was resumed and cannot say.
+    known: Option<u64>,
+    pages: u64,
+    started_at: Timestamp,
+}
+
+impl Reconciler {
+    /// Starts a sweep, or takes up the one that was interrupted.
+    ///
+    /// # Errors
+    /// The state could not be read.
+    pub async fn begin_sweep(&self) -> Result<Sweep, PassError> {
+        let now = self.clock.now();
+        let previous = self.store.progress().await?.sweep;
+        let resumed = previous
+            .as_ref()
+            .is_some_and(|previous| !previous.complete && previous.after.is_some());
+        let progress = match previous {
+            Some(previous) if resumed => previous,
+            previous => SweepProgress {
+                number: previous.as_ref().map_or(1, |previous| previous.number + 1),
+                started_at: now,
+                after: None,
+                account: SweepAccount::default(),
+                complete: false,
+                last: previous.and_then(|previous| previous.last),
+            },
+        };
+        let started_at = progress.started_at;
+        Ok(Sweep {
+            progress,
+            known: (!resumed).then_some(0),
+            pages: 0,
+            started_at,
+        })
+    }
+
+    /// Reads and commits the sweep's next page, or closes its account.
+    ///
+    /// # Errors
+    /// The source or the state failed; the step may be tried again.
+    pub async fn step(&self, sweep: &mut Sweep) -> Result<SweepStep, PassError> {
+        let page = self
+            .source
+            .sweep_page(sweep.progress.after.as_ref(), self.settings.page_rows)
+            .await?;
+        let mut progress = sweep.progress.clone();
+        progress.after = page.next.clone();
+        sweep.pages += 1;
+        let keep = sweep.pages.is_multiple_of(PAGES_BETWEEN_MARKS);
+        // The account of this page is known only after it was decided: what is written down with it is that before it, so a
+        // resumed sweep may count a page short, never read one twice.
+        let position = Position {
+            poll: None,
+            sweep: Some(progress.clone()),
+            keep,
+        };
+        let done = self
+            .commit_page(page.rows, Origin::Sweep, Duplicates::InThisPage, position)
+            .await?;
+        add(&mut progress.account, &done.counts);
+        sweep.known = sweep.known.map(|known| known + done.counts.known);
+        sweep.progress = progress;
+        if page.next.is_some() {
+            return Ok(SweepStep::Page {
+                notices: done.notices,
+            });
+        }
+        let report = self.conclude(sweep).await?;
+        Ok(SweepStep::Complete {
+            notices: done.notices,
+            report: Box::new(report),
+        })
+    }
+
+    async fn conclude(&self, sweep: &mut Sweep) -> Result<SweepReport, PassError> {
+        let now = self.clock.now();
+        let mut newly_missing = 0;
+        // Law 9: a source that returns nothing proves nothing.
+        if sweep.progress.account.rows > 0 {
+            let resources = self.store.counts(now).await?.resources;
+            if sweep.known != Some(resources) {
+                (sweep.progress.account.missing, newly_missing) = self.find_missing().await?;
+            }
+        }
+        let account = sweep.progress.account;
+        sweep.progress.complete = true;
+        sweep.progress.after = None;
+        sweep.progress.last = Some((now, account));
+        self.store
+            .reconcile(self.sweep_batch(Vec::new(), Some(sweep.progress.clone())))
+            .await?;
+        let explained =
+            account.equal + account.waiting + account.held + account.dead + account.quarantined;
+        let unaccounted = i64::try_from(account.rows).unwrap_or(i64::MAX)
+            - i64::try_from(explained).unwrap_or(i64::MAX);
+        Ok(SweepReport {
+            account,
+            unaccounted,
+            newly_missing,
+            duration: now.since(sweep.started_at),
+        })
+    }
+
+    /// Asks the source by key for every resource of the state; returns how many it does not have, and how many of them anew.
+    async fn find_missing(&self) -> Result<(u64, u64), PassError> {
+        let (mut missing, mut newly_missing) = (0, 0);
+        let mut after: Option<ResourceKey> = None;
+        loop {
+            let keys = self
+                .store
+                .keys_after(after.as_ref(), self.settings.page_rows)
+                .await?;
+            let Some(last) = keys.last().cloned() else {
+                return Ok((missing, newly_missing));
+            };
+            let rows = self.source.fetch(&keys).await?;
+            let found: HashSet<ResourceKey> =
+                rows.iter().filter_map(|row| row.key().ok()).collect();
+            let gone: Vec<ResourceKey> = keys
+                .into_iter()
+                .filter(|key| !found.contains(key))
+                .collect();
+            if !gone.is_empty() {
+                missing += gone.len() as u64;
+                newly_missing += self
+                    .store
+                    .reconcile(self.sweep_batch(gone, None))
+                    .await?
+                    .newly_missing;
+            }
+            after = Some(last);
+        }
+    }
+
+    fn sweep_batch(&self, missing: Vec<ResourceKey>, sweep: Option<SweepProgress>) -> Batch {
+        Batch {
+            now: self.clock.now(),
+            origin: Origin::Sweep,
+            policy: self.settings.policy,
+            observations: Vec::new(),
+            quarantined: Vec::new(),
+            missing,
+            poll: None,
+            sweep,
+        }
+    }
+}
+
+fn add(account: &mut SweepAccount, page: &PageCounts) {
+    account.rows += page.rows;
+    account.equal += page.equal;
+    account.waiting += page.waiting;
+    account.held += page.held;
+    account.dead += page.dead;
+    account.quarantined += page.quarantined;
+}
