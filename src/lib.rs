@@ -1,6 +1,7 @@
 //! Keeps Vercel's view of a Marketplace provider's resources equal to the provider's own database.
 
 pub mod clock;
+pub mod dispatch;
 pub mod model;
 pub mod plan;
 pub mod reconcile;

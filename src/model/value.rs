@@ -308,16 +308,14 @@ fn notification(mut notification: Map<String, Value>) -> Result<Json, InvalidVal
     Ok(Json::from_value(&Value::Object(notification)))
 }
 
-/// RFC 3986, section 3: a scheme, a colon, and no white space or control character after it.
-fn is_absolute_uri(text: &str) -> bool {
-    let Some((scheme, rest)) = text.split_once(':') else {
-        return false;
-    };
-    let scheme_fits = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    scheme_fits && !rest.is_empty() && !rest.chars().any(|c| c.is_whitespace() || c.is_control())
+/// A URI of the schemes that the published schema takes (`^https?://|^sso:`).
+fn is_link(text: &str) -> bool {
+    let rest = ["https://", "http://", "sso:"]
+        .into_iter()
+        .find_map(|scheme| text.strip_prefix(scheme));
+    rest.is_some_and(|rest| {
+        !rest.is_empty() && !rest.chars().any(|c| c.is_whitespace() || c.is_control())
+    })
 }
 
 fn at(index: usize, problem: &str) -> InvalidValue {

@@ -1,0 +1,537 @@
+//! One claimed entry, from its claim to its recorded outcome; and one probe of a paused installation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::{
+    AccessToken, FingerprintKey, InstallationId, Mode, Observed, Patch, ResourceId, ResourceKey,
+    Row, SecretSet, SecretsPatch, Timestamp,
+};
+use crate::plan::backoff::Backoff;
+use crate::plan::{Answer, AnswerKind, Claimed, Outcome, Verdict, classify};
+use crate::store::{Advanced, AttemptRecord, Pause, PauseKind, Settlement, StoreError};
+
+use super::token::{Renewed, TokenError, Tokens};
+use super::{Settings, Worlds};
+
+/// The shortest and longest waits between probes of a paused installation.
+const PROBES: Backoff = Backoff {
+    initial: Duration::from_secs(5),
+    multiplier: 2.0,
+    max: Duration::from_secs(15 * 60),
+};
+/// How long to wait before an outcome is written again after the state could not be written.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
+/// How much time a request needs besides its timeout until its outcome is recorded.
+const LEASE_MARGIN: Duration = Duration::from_secs(1);
+
+/// Whether a delivery says something about the API as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// Vercel answered by itself.
+    Answered,
+    /// It could not be reached, the answer was lost, or it failed.
+    Failed,
+    /// Nothing was sent.
+    NotTried,
+}
+
+/// What a delivery did, for the log and the totals.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// The outcome was recorded and led to this.
+    Settled {
+        /// How the attempt ended.
+        outcome: Outcome,
+        /// Where the entry stands now; `None` when the lease had been taken over.
+        advanced: Option<Advanced>,
+    },
+    /// The outcome could not be recorded before the lease ended; it counts as lost.
+    Unrecorded,
+    /// An installation was paused.
+    Paused {
+        /// Why.
+        kind: PauseKind,
+        /// How the attempt ended.
+        outcome: Outcome,
+    },
+    /// A paused installation answers again.
+    Resumed {
+        /// Why it was paused.
+        kind: PauseKind,
+    },
+    /// A probe failed; the installation stays paused.
+    StillPaused,
+}
+
+/// A delivery or probe that ended.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The resource; of a probe only the installation means something.
+    pub key: ResourceKey,
+    /// What was claimed; `None` for a probe.
+    pub claimed: Option<Box<Claimed>>,
+    /// The last request of it.
+    pub attempt: Option<AttemptRecord>,
+    /// What it did.
+    pub effect: Effect,
+    /// Why nothing could be sent, in safe words.
+    pub problem: Option<String>,
+    pub(super) reached: Reached,
+}
+
+impl Delivery {
+    pub(super) const fn is_probe(&self) -> bool {
+        self.claimed.is_none()
+    }
+
+    pub(super) const fn wants_recheck(&self) -> bool {
+        matches!(
+            &self.effect,
+            Effect::Settled {
+                outcome: Outcome::SourceMoved,
+                ..
+            }
+        )
+    }
+}
+
+/// What an attempt came to, before it is recorded.
+struct Attempted {
+    outcome: Outcome,
+    attempt: Option<AttemptRecord>,
+    pause: Option<(PauseKind, String)>,
+    limit_until: Option<Timestamp>,
+    problem: Option<String>,
+    reached: Reached,
+}
+
+impl Attempted {
+    fn unsent(outcome: Outcome, problem: Option<String>) -> Self {
+        Self {
+            outcome,
+            attempt: None,
+            pause: None,
+            limit_until: None,
+            problem,
+            reached: Reached::NotTried,
+        }
+    }
+}
+
+/// Delivers single entries.
+pub(super) struct Worker {
+    worlds: Worlds,
+    key: FingerprintKey,
+    tokens: Tokens,
+    settings: Settings,
+}
+
+impl Worker {
+    pub(super) fn new(
+        worlds: Worlds,
+        key: FingerprintKey,
+        tokens: Tokens,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            worlds,
+            key,
+            tokens,
+            settings,
+        }
+    }
+
+    pub(super) async fn deliver(self: Arc<Self>, claimed: Claimed) -> Delivery {
+        let attempted = self.attempt(&claimed).await;
+        let effect = self.record(&claimed, &attempted).await;
+        let Attempted {
+            attempt,
+            problem,
+            reached,
+            ..
+        } = attempted;
+        Delivery {
+            key: claimed.key.clone(),
+            claimed: Some(Box::new(claimed)),
+            attempt,
+            effect,
+            problem,
+            reached,
+        }
+    }
+
+    async fn attempt(&self, claimed: &Claimed) -> Attempted {
+        let token = match self.tokens.get(&claimed.key.installation_id).await {
+            Ok(Some(token)) => token,
+            Ok(None) => {
+                let mut attempted = Attempted::unsent(Outcome::TokenRefused, None);
+                attempted.pause = Some((
+                    PauseKind::Token,
+                    "the source has no access token for it".to_owned(),
+                ));
+                return attempted;
+            }
+            Err(error) => return source_unavailable(&error),
+        };
+        let secrets = match self.secrets(claimed).await {
+            Ok(secrets) => secrets,
+            Err(attempted) => return attempted,
+        };
+        let sent_at = self.worlds.clock.now();
+        if sent_at.plus(self.settings.request_timeout + LEASE_MARGIN) >= claimed.lease_expires_at {
+            return Attempted::unsent(Outcome::Released, None);
+        }
+        if claimed.mode == Mode::Compare {
+            let (answer, observed) = self.worlds.marketplace.observe(&token, &claimed.key).await;
+            return self
+                .judge(claimed, &token, "GET", sent_at, &answer, observed)
+                .await;
+        }
+        let answer = self
+            .worlds
+            .marketplace
+            .update(&token, &claimed.key, &claimed.patch, secrets.as_ref())
+            .await;
+        self.judge(claimed, &token, "PATCH", sent_at, &answer, None)
+            .await
+    }
+
+    /// The values of the patch's secrets, read now; an outcome instead if the row is no longer what the claim was made from.
+    async fn secrets(&self, claimed: &Claimed) -> Result<Option<SecretSet>, Attempted> {
+        let Some(wanted) = &claimed.patch.secrets else {
+            return Ok(None);
+        };
+        let row = self.read_row(&claimed.key).await?;
+        let held = row.and_then(|row| row.secrets).unwrap_or_default();
+        let fingerprints = held.fingerprints(&self.key);
+        let named = wanted.named();
+        let same = match wanted {
+            SecretsPatch::Complete(_) => fingerprints == *named,
+            SecretsPatch::Partial(_) => named
+                .iter()
+                .all(|(name, print)| fingerprints.get(name) == Some(print)),
+        };
+        if same {
+            Ok(Some(held))
+        } else {
+            Err(Attempted::unsent(Outcome::SourceMoved, None))
+        }
+    }
+
+    /// The resource's row as it is now; `None` when there is none, or none that can be used.
+    async fn read_row(&self, key: &ResourceKey) -> Result<Option<Row>, Attempted> {
+        let rows = self.worlds.source.fetch(std::slice::from_ref(key)).await;
+        let rows = rows.map_err(|error| source_unavailable(&error.into()))?;
+        match &rows[..] {
+            [row] => Ok(row.decode().ok()),
+            _ => Ok(None),
+        }
+    }
+
+    /// What an answer comes to, further questions to Vercel included.
+    async fn judge(
+        &self,
+        claimed: &Claimed,
+        token: &AccessToken,
+        method: &'static str,
+        sent_at: Timestamp,
+        answer: &Answer,
+        observed: Option<Observed>,
+    ) -> Attempted {
+        let now = self.worlds.clock.now();
+        let verdict = classify(answer, now);
+        let mut attempted = Attempted {
+            outcome: Outcome::Released,
+            attempt: Some(attempt_record(method, &claimed.patch, sent_at, now, answer)),
+            pause: None,
+            limit_until: None,
+            problem: None,
+            reached: reached(verdict),
+        };
+        attempted.outcome = match verdict {
+            Verdict::Acknowledged if claimed.mode == Mode::Compare => match observed {
+                Some(observed) => Outcome::Compared { observed },
+                None => Outcome::Failed,
+            },
+            Verdict::Acknowledged => Outcome::Acknowledged { sent_at },
+            Verdict::Unsent => Outcome::Unreachable,
+            Verdict::Lost => Outcome::Lost,
+            Verdict::Failed => Outcome::Failed,
+            Verdict::RateLimited { until } => {
+                attempted.limit_until = Some(until);
+                Outcome::RateLimited { until }
+            }
+            Verdict::Rejected => Outcome::Rejected {
+                status: answer.status().unwrap_or_default(),
+                code: answer_code(answer),
+            },
+            Verdict::Refused => Outcome::Refused,
+            Verdict::TokenRefused => return self.token_refused(claimed, token, attempted).await,
+            Verdict::Missing => return self.missing(claimed, token, attempted).await,
+            Verdict::Conflict => return self.conflict(claimed, token, attempted).await,
+        };
+        attempted
+    }
+
+    async fn token_refused(
+        &self,
+        claimed: &Claimed,
+        token: &AccessToken,
+        mut attempted: Attempted,
+    ) -> Attempted {
+        match self.tokens.renew(&claimed.key.installation_id, token).await {
+            Ok(Renewed::Changed) => attempted.outcome = Outcome::TokenRefused,
+            Ok(Renewed::Same) => {
+                attempted.outcome = Outcome::TokenRefused;
+                attempted.pause = Some((
+                    PauseKind::Token,
+                    "Vercel refuses its access token".to_owned(),
+                ));
+            }
+            Err(error) => {
+                attempted.outcome = Outcome::SourceUnavailable;
+                attempted.problem = Some(error.to_string());
+            }
+        }
+        attempted
+    }
+
+    /// 404 or 410: the installation tells whether it is gone, or the resource alone.
+    async fn missing(
+        &self,
+        claimed: &Claimed,
+        token: &AccessToken,
+        mut attempted: Attempted,
+    ) -> Attempted {
+        let answer = self
+            .worlds
+            .marketplace
+            .probe(token, &claimed.key.installation_id)
+            .await;
+        attempted.outcome = match classify(&answer, self.worlds.clock.now()) {
+            Verdict::Acknowledged => Outcome::NotFound,
+            Verdict::Missing => {
+                attempted.pause = Some((
+                    PauseKind::Gone,
+                    "Vercel no longer knows the installation".to_owned(),
+                ));
+                Outcome::InstallationGone
+            }
+            Verdict::TokenRefused => return self.token_refused(claimed, token, attempted).await,
+            Verdict::RateLimited { until } => {
+                attempted.limit_until = Some(until);
+                Outcome::RateLimited { until }
+            }
+            // The 404 changed nothing; what it means is found out later.
+            _ => Outcome::Unreachable,
+        };
+        attempted
+    }
+
+    /// 409: what Vercel shows and what the source says now, before anything is concluded.
+    async fn conflict(
+        &self,
+        claimed: &Claimed,
+        token: &AccessToken,
+        mut attempted: Attempted,
+    ) -> Attempted {
+        let (answer, observed) = self.worlds.marketplace.observe(token, &claimed.key).await;
+        let row = match self.read_row(&claimed.key).await {
+            Ok(row) => row,
+            Err(unavailable) => {
+                attempted.outcome = unavailable.outcome;
+                attempted.problem = unavailable.problem;
+                return attempted;
+            }
+        };
+        let unchanged =
+            row.is_some_and(|row| row.desired(&self.key, self.settings.ignored) == claimed.desired);
+        let observed = observed.filter(|_| answer.status() == Some(200));
+        attempted.outcome = if unchanged {
+            Outcome::Conflict { observed }
+        } else {
+            Outcome::SourceMoved
+        };
+        attempted
+    }
+
+    async fn record(&self, claimed: &Claimed, attempted: &Attempted) -> Effect {
+        if let Some((kind, reason)) = &attempted.pause {
+            let pause = self.pause(&claimed.key.installation_id, *kind, reason, 0);
+            // If it cannot be written the next attempt finds the same out again.
+            let _ = self.worlds.store.pause(&pause).await;
+        }
+        let Ok(advanced) = self.settle(claimed, attempted).await else {
+            return Effect::Unrecorded;
+        };
+        match attempted.pause {
+            Some((kind, _)) => Effect::Paused {
+                kind,
+                outcome: attempted.outcome.clone(),
+            },
+            None => Effect::Settled {
+                outcome: attempted.outcome.clone(),
+                advanced,
+            },
+        }
+    }
+
+    /// Records an outcome, again and again while the claim lasts: an answer that is not written down is one that was lost.
+    async fn settle(
+        &self,
+        claimed: &Claimed,
+        attempted: &Attempted,
+    ) -> Result<Option<Advanced>, StoreError> {
+        let jitter = self.worlds.random.fraction();
+        loop {
+            let now = self.worlds.clock.now();
+            let settlement = Settlement {
+                entry_id: claimed.entry_id,
+                key: claimed.key.clone(),
+                token: claimed.token,
+                outcome: attempted.outcome.clone(),
+                now,
+                jitter,
+                retry: self.settings.retry,
+                attempt: attempted.attempt.clone(),
+                limit_installation_until: attempted.limit_until,
+                recheck: attempted.outcome == Outcome::SourceMoved,
+            };
+            match self.worlds.store.advance(settlement).await {
+                Ok(advanced) => return Ok(advanced),
+                Err(error) if now >= claimed.lease_expires_at => return Err(error),
+                Err(_) => self.worlds.clock.sleep(SETTLE_RETRY).await,
+            }
+        }
+    }
+
+    fn pause(
+        &self,
+        installation_id: &InstallationId,
+        kind: PauseKind,
+        reason: &str,
+        probes_failed: u32,
+    ) -> Pause {
+        let now = self.worlds.clock.now();
+        let wait = PROBES.interval(probes_failed + 1, self.worlds.random.fraction());
+        Pause {
+            installation_id: installation_id.clone(),
+            kind,
+            by: "reconciled".to_owned(),
+            reason: reason.to_owned(),
+            since: now,
+            until: None,
+            probe_at: Some(now.plus(wait)),
+            probes_failed,
+        }
+    }
+
+    /// Asks whether a paused installation can be reached again.
+    pub(super) async fn probe(self: Arc<Self>, pause: Pause) -> Delivery {
+        let (resumed, reached) = self.try_installation(&pause.installation_id).await;
+        let recorded = if resumed {
+            self.worlds
+                .store
+                .resume(&pause.installation_id, pause.kind, self.worlds.clock.now())
+                .await
+                .is_ok()
+        } else {
+            let next = self.pause(
+                &pause.installation_id,
+                pause.kind,
+                &pause.reason,
+                pause.probes_failed.saturating_add(1),
+            );
+            self.worlds
+                .store
+                .pause(&Pause {
+                    since: pause.since,
+                    ..next
+                })
+                .await
+                .is_ok()
+        };
+        let effect = match (recorded, resumed) {
+            (true, true) => Effect::Resumed { kind: pause.kind },
+            (true, false) => Effect::StillPaused,
+            (false, _) => Effect::Unrecorded,
+        };
+        let resource_id = ResourceId::new("-").expect("a dash is an id");
+        let key = ResourceKey {
+            installation_id: pause.installation_id,
+            resource_id,
+        };
+        Delivery {
+            key,
+            claimed: None,
+            attempt: None,
+            effect,
+            problem: None,
+            reached,
+        }
+    }
+
+    async fn try_installation(&self, installation_id: &InstallationId) -> (bool, Reached) {
+        let Ok(Some(token)) = self.tokens.get(installation_id).await else {
+            return (false, Reached::NotTried);
+        };
+        let answer = self.worlds.marketplace.probe(&token, installation_id).await;
+        let mut verdict = classify(&answer, self.worlds.clock.now());
+        if verdict == Verdict::TokenRefused
+            && matches!(
+                self.tokens.renew(installation_id, &token).await,
+                Ok(Renewed::Changed)
+            )
+            && let Ok(Some(token)) = self.tokens.get(installation_id).await
+        {
+            let answer = self.worlds.marketplace.probe(&token, installation_id).await;
+            verdict = classify(&answer, self.worlds.clock.now());
+        }
+        (verdict == Verdict::Acknowledged, reached(verdict))
+    }
+}
+
+const fn reached(verdict: Verdict) -> Reached {
+    match verdict {
+        Verdict::Unsent | Verdict::Lost | Verdict::Failed => Reached::Failed,
+        _ => Reached::Answered,
+    }
+}
+
+fn source_unavailable(error: &TokenError) -> Attempted {
+    Attempted::unsent(Outcome::SourceUnavailable, Some(error.to_string()))
+}
+
+fn answer_code(answer: &Answer) -> Option<String> {
+    match &answer.kind {
+        AnswerKind::Http { code, .. } => code.clone(),
+        _ => None,
+    }
+}
+
+fn attempt_record(
+    method: &'static str,
+    patch: &Patch,
+    started_at: Timestamp,
+    ended_at: Timestamp,
+    answer: &Answer,
+) -> AttemptRecord {
+    let (code, message) = match &answer.kind {
+        AnswerKind::Http { code, message, .. } => (code.clone(), message.clone()),
+        _ => (None, None),
+    };
+    AttemptRecord {
+        started_at,
+        ended_at,
+        method,
+        fields: patch.fields().iter().collect(),
+        secret_names: patch.secret_names().map(ToString::to_string).collect(),
+        status: answer.status(),
+        error_code: code
+            .filter(|_| answer.error_code().is_some())
+            .or(answer.error_code().map(str::to_owned)),
+        message,
+        vercel_id: answer.vercel_id.clone(),
+    }
+}

@@ -1,0 +1,127 @@
+//! Access tokens: read when needed, kept in memory only, read again when Vercel refuses one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::model::{AccessToken, InstallationId};
+use crate::source::{Source, SourceError};
+
+/// The most tokens kept; past it the memory is emptied and filled again as needed.
+const KEPT_MAX: usize = 50_000;
+
+/// Where tokens come from.
+#[async_trait]
+pub trait TokenSource: Send + Sync {
+    /// The installation's token now; `None` when there is none.
+    ///
+    /// # Errors
+    /// It could not be read; worth another try later.
+    async fn token(
+        &self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<AccessToken>, TokenError>;
+}
+
+/// Why a token could not be read. Never holds one.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The source could not be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The authorization server gave none, and may give one later.
+    #[error("the authorization server gave no token: {problem}")]
+    Unavailable {
+        /// What it said, in safe words.
+        problem: String,
+    },
+}
+
+/// Tokens from `[source] installations_query`.
+pub struct InstallationsQuery(pub Arc<dyn Source>);
+
+#[async_trait]
+impl TokenSource for InstallationsQuery {
+    async fn token(
+        &self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<AccessToken>, TokenError> {
+        Ok(self.0.token(installation_id).await?)
+    }
+}
+
+/// What reading a refused token again gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Renewed {
+    /// Another token: worth a request.
+    Changed,
+    /// The same one, or none.
+    Same,
+}
+
+/// The tokens in memory.
+pub struct Tokens {
+    origin: Arc<dyn TokenSource>,
+    kept: Mutex<HashMap<InstallationId, AccessToken>>,
+}
+
+impl Tokens {
+    /// Tokens from this origin; none is read yet.
+    #[must_use]
+    pub fn new(origin: Arc<dyn TokenSource>) -> Self {
+        Self {
+            origin,
+            kept: Mutex::new(HashMap::new()),
+        }
+    }
+
+    pub(super) async fn get(
+        &self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<AccessToken>, TokenError> {
+        if let Some(token) = self.kept(|kept| kept.get(installation_id).cloned()) {
+            return Ok(Some(token));
+        }
+        self.read(installation_id).await
+    }
+
+    /// Reads the token again after Vercel refused `refused`.
+    pub(super) async fn renew(
+        &self,
+        id: &InstallationId,
+        refused: &AccessToken,
+    ) -> Result<Renewed, TokenError> {
+        if self.kept(|kept| kept.get(id).is_some_and(|token| token != refused)) {
+            // Another delivery has read it again already.
+            return Ok(Renewed::Changed);
+        }
+        let read = self.read(id).await?;
+        Ok(if read.is_some_and(|token| token != *refused) {
+            Renewed::Changed
+        } else {
+            Renewed::Same
+        })
+    }
+
+    async fn read(
+        &self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<AccessToken>, TokenError> {
+        let token = self.origin.token(installation_id).await?;
+        self.kept(|kept| {
+            if kept.len() >= KEPT_MAX {
+                kept.clear();
+            }
+            match &token {
+                Some(token) => kept.insert(installation_id.clone(), token.clone()),
+                None => kept.remove(installation_id),
+            }
+        });
+        Ok(token)
+    }
+
+    fn kept<T>(&self, work: impl FnOnce(&mut HashMap<InstallationId, AccessToken>) -> T) -> T {
+        work(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
