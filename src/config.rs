@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 pub use cron::{Cron, CronError};
 pub use problem::{ConfigError, Origin, Problem, Severity, code, render};
 pub use section::{
-    ClearNotification, FIELD_NAMES, FirstSight, FormTemplate, GuardConfig, HttpConfig, LogConfig,
-    LogFormat, OauthConfig, OnDrift, OnMissing, Overlap, ReconcileConfig, RetentionConfig,
-    RetryConfig, ScheduleConfig, SecretsEndpoint, SourceConfig, StateConfig, VercelConfig,
+    ClearNotification, FirstSight, FormTemplate, GuardConfig, HttpConfig, LogConfig, LogFormat,
+    OauthConfig, OnDrift, OnMissing, Overlap, ReconcileConfig, RetentionConfig, RetryConfig,
+    ScheduleConfig, SecretsEndpoint, SourceConfig, StateConfig, VercelConfig,
 };
 pub use url::{DatabaseScheme, DatabaseUrl, HttpUrl, ProxyUrl, UrlError};
 

@@ -16,10 +16,11 @@ use super::problem::code;
 use super::read::{Fault, Reader, written};
 use super::secret_file;
 use super::section::{
-    FIELD_NAMES, FormTemplate, GuardConfig, HttpConfig, LogConfig, OauthConfig, ReconcileConfig,
+    FormTemplate, GuardConfig, HttpConfig, LogConfig, OauthConfig, ReconcileConfig,
     RetentionConfig, RetryConfig, ScheduleConfig, SourceConfig, StateConfig, VercelConfig,
 };
 use super::url::{DatabaseScheme, DatabaseUrl};
+use crate::model::{Field, FieldSet};
 
 /// Reads every section; none when an error was recorded.
 pub(crate) fn config(reader: &mut Reader<'_>) -> Option<Config> {
@@ -256,35 +257,37 @@ fn reconcile(reader: &mut Reader<'_>) -> Option<ReconcileConfig> {
     })
 }
 
-fn ignore(reader: &mut Reader<'_>) -> Option<Vec<String>> {
+fn ignore(reader: &mut Reader<'_>) -> Option<FieldSet> {
     let key = "reconcile.ignore";
-    let mut known: Vec<String> = Vec::new();
+    let mut fields = FieldSet::EMPTY;
     let mut usable = true;
     for name in reader.list(key)? {
-        if !FIELD_NAMES.contains(&name.as_str()) {
-            let what = format!(
-                "names a field that does not exist: {}",
-                super::problem::quoted(&name)
-            );
-            reader.refuse(key, Fault::new(code::FIELD, what, field_help(&name)));
-            usable = false;
-        } else if !known.contains(&name) {
-            known.push(name);
+        if let Some(field) = Field::from_wire_name(&name) {
+            fields = fields.with(field);
+            continue;
         }
+        let what = format!(
+            "names a field that does not exist: {}",
+            super::problem::quoted(&name)
+        );
+        reader.refuse(key, Fault::new(code::FIELD, what, field_help(&name)));
+        usable = false;
     }
-    usable.then_some(known)
+    usable.then_some(fields)
 }
 
 fn field_help(name: &str) -> String {
+    let names = Field::ALL.map(Field::wire_name);
     let plain = |text: &str| text.replace(['_', '-'], "").to_lowercase();
-    let near = FIELD_NAMES
-        .iter()
-        .min_by_key(|field| strsim::damerau_levenshtein(&plain(field), &plain(name)));
-    let near = near.filter(|field| strsim::damerau_levenshtein(&plain(field), &plain(name)) <= 2);
+    let distance = |field: &&str| strsim::damerau_levenshtein(&plain(field), &plain(name));
+    let near = names
+        .into_iter()
+        .min_by_key(distance)
+        .filter(|field| distance(field) <= 2);
     let near = near
         .map(|field| format!("did you mean \"{field}\"? "))
         .unwrap_or_default();
-    format!("{near}fields: {}", FIELD_NAMES.join(", "))
+    format!("{near}fields: {}", names.join(", "))
 }
 
 fn guard(reader: &mut Reader<'_>) -> Option<GuardConfig> {
@@ -319,14 +322,18 @@ fn schedule(reader: &mut Reader<'_>) -> Option<ScheduleConfig> {
     Some(schedule)
 }
 
+/// Longest wait that may be configured. An attempt due further away than some minutes is taken for the trace of a clock that was
+/// set back, and made at once (`plan::claim::DUE_HORIZON`); every wait stays well below.
+const WAIT_MAX: Duration = minutes(15);
+
 fn retry(reader: &mut Reader<'_>) -> Option<RetryConfig> {
-    let initial_interval = reader.duration("retry.initial_interval", milliseconds(1)..=hours(1));
+    let initial_interval = reader.duration("retry.initial_interval", milliseconds(1)..=WAIT_MAX);
     let multiplier = reader.number("retry.multiplier", 1.0..=100.0);
-    let max_interval = reader.duration("retry.max_interval", milliseconds(1)..=days(7));
+    let max_interval = reader.duration("retry.max_interval", milliseconds(1)..=WAIT_MAX);
     let max_elapsed = reader.duration_or_none("retry.max_elapsed", seconds(1)..=years(10));
     let max_conflicts = positive(reader, "retry.max_conflicts", 1_000);
-    let lease = reader.duration("retry.lease", milliseconds(10)..=days(1));
-    let late_apply = reader.duration("retry.late_apply", Duration::ZERO..=days(1));
+    let lease = reader.duration("retry.lease", milliseconds(10)..=hours(1));
+    let late_apply = reader.duration("retry.late_apply", Duration::ZERO..=WAIT_MAX);
     if let (Some(initial), Some(max)) = (initial_interval, max_interval)
         && max < initial
     {

@@ -14,6 +14,7 @@ use secrecy::SecretString;
 
 use super::cron::Cron;
 use super::url::{DatabaseUrl, HttpUrl, ProxyUrl};
+use crate::model::FieldSet;
 
 /// `[source]`: the provider's own database, only ever read.
 #[derive(Debug, Clone)]
@@ -162,23 +163,9 @@ pub struct ReconcileConfig {
     pub on_missing: OnMissing,
     /// What happens when Vercel shows a field otherwise.
     pub on_drift: OnDrift,
-    /// Wire names of fields left to Vercel; each one of [`FIELD_NAMES`], none twice.
-    pub ignore: Vec<String>,
+    /// Fields left to Vercel.
+    pub ignore: FieldSet,
 }
-
-/// The names of the fields that `ignore` accepts, as on the wire.
-///
-/// From the body of the operation `update-resource` of Vercel's published OpenAPI.
-pub const FIELD_NAMES: &[&str] = &[
-    "ownership",
-    "name",
-    "status",
-    "metadata",
-    "billingPlan",
-    "notification",
-    "extras",
-    "secrets",
-];
 
 /// `[guard]`: how much one pass may change before a person must agree.
 #[derive(Debug, Clone, PartialEq, Eq)]

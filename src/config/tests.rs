@@ -127,7 +127,7 @@ fn defaults_are_those_of_the_contract() {
         first_sight: FirstSight::Push,
         on_missing: OnMissing::Ignore,
         on_drift: OnDrift::Log,
-        ignore: vec![],
+        ignore: crate::model::FieldSet::EMPTY,
     };
     assert_eq!(config.reconcile, reconcile);
     assert_eq!(config.guard.destructive_max.map(|max| max.get()), Some(100));
@@ -287,7 +287,17 @@ fn higher_layers_win_and_text_becomes_what_its_key_is() {
     assert_eq!(config.source.max_connections.get(), 7);
     assert_eq!(config.source.overlap, Overlap::Units(100));
     assert!(config.source.allow_replica);
-    assert_eq!(config.reconcile.ignore, ["name", "status"]);
+    let ignored: Vec<_> = config
+        .reconcile
+        .ignore
+        .iter()
+        .map(crate::model::Field::wire_name)
+        .collect();
+    assert_eq!(ignored.len(), 2);
+    assert!(
+        ignored.contains(&"name") && ignored.contains(&"status"),
+        "{ignored:?}"
+    );
     assert_eq!(config.retry.multiplier, 3.0);
     assert_eq!(
         (config.log.filter.as_str(), config.log.format),

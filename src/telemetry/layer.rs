@@ -70,13 +70,21 @@ where
             }
         }
         let metadata = event.metadata();
-        let time = SystemTime::now();
         let line = Line {
-            time,
+            time: written_at(),
             level: *metadata.level(),
             target: metadata.target(),
             fields,
         };
         self.write(&line.render(self.style));
     }
+}
+
+/// The wall clock, which log lines tell whatever clock the program runs on.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a log line tells real time, also in a simulation"
+)]
+fn written_at() -> SystemTime {
+    SystemTime::now()
 }

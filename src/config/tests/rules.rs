@@ -77,11 +77,11 @@ listen = "localhost:9464"
 
     error[C015]: `reconcile.ignore` names a field that does not exist: "billing_plan"
       --> reconciled.toml:20
-       = help: did you mean "billingPlan"? fields: ownership, name, status, metadata, billingPlan, notification, extras, secrets
+       = help: did you mean "billingPlan"? fields: secrets, status, billingPlan, name, notification, metadata, ownership, extras
 
     error[C015]: `reconcile.ignore` names a field that does not exist: "colour"
       --> reconciled.toml:20
-       = help: fields: ownership, name, status, metadata, billingPlan, notification, extras, secrets
+       = help: fields: secrets, status, billingPlan, name, notification, metadata, ownership, extras
 
     error[C014]: `schedule.poll` is no cron expression: "*/5 * * * *"
       --> reconciled.toml:22
@@ -242,4 +242,22 @@ fn filter_accepts_levels_and_exceptions_only() {
         let report = report_on(&format!("[log]\nfilter = \"{filter}\""));
         assert!(report.starts_with("error[C017]"), "{filter}: {report}");
     }
+}
+
+#[test]
+fn every_wait_stays_below_what_is_taken_for_a_clock_set_back() {
+    for key in ["initial_interval", "max_interval", "late_apply"] {
+        let load = |text: &str| {
+            let others = if key == "initial_interval" {
+                "max_interval = \"15m\"\n"
+            } else {
+                ""
+            };
+            Config::from_toml(&least(&format!("[retry]\n{others}{key} = \"{text}\"")))
+        };
+        assert!(load("15m").is_ok(), "{key}");
+        assert!(load("16m").is_err(), "{key}");
+    }
+    let longest = Duration::from_secs(15 * 60);
+    assert!(longest < crate::plan::claim::DUE_HORIZON);
 }
