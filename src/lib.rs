@@ -1,10 +1,14 @@
 //! Keeps Vercel's view of a Marketplace provider's resources equal to the provider's own database.
 
 pub mod clock;
+pub mod config;
 pub mod dispatch;
+pub mod hardening;
 pub mod model;
 pub mod plan;
 pub mod reconcile;
+pub mod shutdown;
 pub mod source;
 pub mod store;
+pub mod telemetry;
 pub mod vercel;

@@ -287,7 +287,7 @@ fn detail(item: &mut Value) -> Result<(), &'static str> {
 }
 
 fn notification(mut notification: Map<String, Value>) -> Result<Json, InvalidValue> {
-    const ACCEPTED: &str = "level (info, warn or error) and title as text; message as text and href as an absolute URI; NULL for none";
+    const ACCEPTED: &str = "level (info, warn or error) and title as text; message as text and href as an http, https or sso link; NULL for none";
     drop_nulls(&mut notification, &["message", "href"]);
     for name in ["level", "title"] {
         required_text(&notification, name, ACCEPTED)?;
@@ -301,9 +301,9 @@ fn notification(mut notification: Map<String, Value>) -> Result<Json, InvalidVal
     if notification
         .get("href")
         .and_then(Value::as_str)
-        .is_some_and(|href| !is_absolute_uri(href))
+        .is_some_and(|href| !is_link(href))
     {
-        return Err(invalid("has an `href` that is no absolute URI", ACCEPTED));
+        return Err(invalid("has an `href` that is no link", ACCEPTED));
     }
     Ok(Json::from_value(&Value::Object(notification)))
 }
@@ -483,7 +483,7 @@ mod tests {
             (
                 Field::Notification,
                 r#"{"level":"info","title":"t","href":"not a uri"}"#,
-                "has an `href` that is no absolute URI",
+                "has an `href` that is no link",
             ),
             (Field::Notification, "\"text\"", "is a JSON string"),
         ];
