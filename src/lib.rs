@@ -4,6 +4,7 @@ pub mod clock;
 pub mod model;
 pub mod plan;
 pub mod reconcile;
+pub mod simulator;
 pub mod source;
 pub mod store;
 pub mod vercel;
