@@ -90,10 +90,7 @@ impl Answer {
             _ => "error",
         };
         let message = message.into();
-        Self::new(
-            status,
-            json!({"error": {"code": code, "message": message}}),
-        )
+        Self::new(status, json!({"error": {"code": code, "message": message}}))
     }
 
     pub(super) fn header(mut self, name: &str, value: impl ToString) -> Self {

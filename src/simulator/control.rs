@@ -141,8 +141,7 @@ impl Call<'_> {
                 .collect::<Map<_, _>>()
                 .into()
         } else {
-            self.remote
-                .with_world(|world| world.fingerprinted(secrets))
+            self.remote.with_world(|world| world.fingerprinted(secrets))
         };
         json!({
             "installation_id": key.installation_id,

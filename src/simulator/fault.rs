@@ -191,9 +191,7 @@ impl Matcher {
             field,
         } = self;
         let is = |wanted: &Option<String>, found: Option<&str>| {
-            wanted
-                .as_deref()
-                .is_none_or(|wanted| Some(wanted) == found)
+            wanted.as_deref().is_none_or(|wanted| Some(wanted) == found)
         };
         is(method, Some(subject.method))
             && operation.is_none_or(|operation| Some(operation) == subject.operation)

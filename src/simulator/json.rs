@@ -183,7 +183,10 @@ mod tests {
     fn a_property_named_twice_is_refused_at_any_depth() {
         assert!(parse(br#"{"a":{"b":1.50,"c":[true,null,"x",-3]}}"#).is_ok());
         assert_eq!(parse(br#"{"a":1,"a":1}"#), Err(ParseError::Repeated));
-        assert_eq!(parse(br#"[{"a":{"b":1,"b":2}}]"#), Err(ParseError::Repeated));
+        assert_eq!(
+            parse(br#"[{"a":{"b":1,"b":2}}]"#),
+            Err(ParseError::Repeated)
+        );
         assert!(matches!(parse(b"{"), Err(ParseError::Malformed { .. })));
     }
 }

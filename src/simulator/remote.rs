@@ -486,8 +486,7 @@ impl Settings {
     /// Whether the token endpoint accepts this client; without a configured one it accepts all.
     pub(super) fn accepts_client(&self, id: &str, secret: &SecretString) -> bool {
         self.oauth.as_ref().is_none_or(|client| {
-            client.client_id == id
-                && client.client_secret.expose_secret() == secret.expose_secret()
+            client.client_id == id && client.client_secret.expose_secret() == secret.expose_secret()
         })
     }
 }

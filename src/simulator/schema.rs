@@ -274,10 +274,7 @@ fn notification(value: &Value, rules: Rules) -> Result<(), Refusal> {
                 required(path, notification, "level")?,
                 &LEVELS,
             )?;
-            text(
-                "notification.title",
-                required(path, notification, "title")?,
-            )?;
+            text("notification.title", required(path, notification, "title")?)?;
             if let Some(value) = notification.get("message") {
                 text("notification.message", value)?;
             }
@@ -496,8 +493,12 @@ mod tests {
             json!({"ownership": "linked", "name": "", "status": "uninstalled"}),
             json!({"metadata": {}, "extras": {"any": [1, null, {"deep": true}]}}),
             plan(json!({})),
-            plan(json!({"description": "d", "paymentMethodRequired": false, "cost": "$10", "effectiveDate": "2026-01-01"})),
-            plan(json!({"details": [{"label": "l"}, {"label": "l", "value": "v"}], "highlightedDetails": []})),
+            plan(
+                json!({"description": "d", "paymentMethodRequired": false, "cost": "$10", "effectiveDate": "2026-01-01"}),
+            ),
+            plan(
+                json!({"details": [{"label": "l"}, {"label": "l", "value": "v"}], "highlightedDetails": []}),
+            ),
             plan(json!({"disabled": true, "quota": {"further": null}})),
             json!({"notification": {"level": "warn", "title": "t"}}),
             json!({"notification": {"level": "info", "title": "t", "message": "m", "href": "https://example.com/a%20b?c=d#e"}}),
@@ -533,24 +534,66 @@ mod tests {
             (json!({"metadata": []}), "metadata"),
             (json!({"extras": "x"}), "extras"),
             (json!({"billingPlan": "pro"}), "billingPlan"),
-            (json!({"billingPlan": {"type": "subscription", "name": "n"}}), "billingPlan.id"),
-            (json!({"billingPlan": {"id": "i", "name": "n"}}), "billingPlan.type"),
-            (json!({"billingPlan": {"id": "i", "type": "subscription"}}), "billingPlan.name"),
+            (
+                json!({"billingPlan": {"type": "subscription", "name": "n"}}),
+                "billingPlan.id",
+            ),
+            (
+                json!({"billingPlan": {"id": "i", "name": "n"}}),
+                "billingPlan.type",
+            ),
+            (
+                json!({"billingPlan": {"id": "i", "type": "subscription"}}),
+                "billingPlan.name",
+            ),
             (plan(json!({"type": "gift"})), "billingPlan.type"),
             (plan(json!({"cost": 10})), "billingPlan.cost"),
-            (plan(json!({"description": null})), "billingPlan.description"),
-            (plan(json!({"effectiveDate": 5})), "billingPlan.effectiveDate"),
-            (plan(json!({"paymentMethodRequired": "yes"})), "billingPlan.paymentMethodRequired"),
+            (
+                plan(json!({"description": null})),
+                "billingPlan.description",
+            ),
+            (
+                plan(json!({"effectiveDate": 5})),
+                "billingPlan.effectiveDate",
+            ),
+            (
+                plan(json!({"paymentMethodRequired": "yes"})),
+                "billingPlan.paymentMethodRequired",
+            ),
             (plan(json!({"details": {}})), "billingPlan.details"),
-            (plan(json!({"details": [{"value": "v"}]})), "billingPlan.details[0].label"),
-            (plan(json!({"details": [{"label": "l", "hint": "h"}]})), "billingPlan.details[0].hint"),
-            (plan(json!({"highlightedDetails": [{"label": "l"}, {"label": 1}]})), "billingPlan.highlightedDetails[1].label"),
-            (plan(json!({"highlightedDetails": [{"label": "l", "value": 1}]})), "billingPlan.highlightedDetails[0].value"),
+            (
+                plan(json!({"details": [{"value": "v"}]})),
+                "billingPlan.details[0].label",
+            ),
+            (
+                plan(json!({"details": [{"label": "l", "hint": "h"}]})),
+                "billingPlan.details[0].hint",
+            ),
+            (
+                plan(json!({"highlightedDetails": [{"label": "l"}, {"label": 1}]})),
+                "billingPlan.highlightedDetails[1].label",
+            ),
+            (
+                plan(json!({"highlightedDetails": [{"label": "l", "value": 1}]})),
+                "billingPlan.highlightedDetails[0].value",
+            ),
             (json!({"notification": 1}), "notification"),
-            (json!({"notification": {"title": "t"}}), "notification.level"),
-            (json!({"notification": {"level": "fatal", "title": "t"}}), "notification.level"),
-            (json!({"notification": {"level": "info"}}), "notification.title"),
-            (json!({"notification": {"level": "info", "title": "t", "message": 1}}), "notification.message"),
+            (
+                json!({"notification": {"title": "t"}}),
+                "notification.level",
+            ),
+            (
+                json!({"notification": {"level": "fatal", "title": "t"}}),
+                "notification.level",
+            ),
+            (
+                json!({"notification": {"level": "info"}}),
+                "notification.title",
+            ),
+            (
+                json!({"notification": {"level": "info", "title": "t", "message": 1}}),
+                "notification.message",
+            ),
             (notification("/relative"), "notification.href"),
             (notification("https://"), "notification.href"),
             (notification("https://a/b c"), "notification.href"),
@@ -559,17 +602,42 @@ mod tests {
             (notification("mailto:a@example.com"), "notification.href"),
             (json!({"secrets": "A=1"}), "secrets"),
             (json!({"secrets": {"partial": true}}), "secrets.secrets"),
-            (json!({"secrets": {"secrets": [], "partial": "yes"}}), "secrets.partial"),
-            (json!({"secrets": {"secrets": [], "replace": true}}), "secrets.replace"),
+            (
+                json!({"secrets": {"secrets": [], "partial": "yes"}}),
+                "secrets.partial",
+            ),
+            (
+                json!({"secrets": {"secrets": [], "replace": true}}),
+                "secrets.replace",
+            ),
             (secret(json!("A")), "secrets[0]"),
             (secret(json!({"value": "v"})), "secrets[0].name"),
             (secret(json!({"name": "A"})), "secrets[0].value"),
             (secret(json!({"name": "A", "value": 1})), "secrets[0].value"),
-            (secret(json!({"name": "A", "value": "v", "type": "x"})), "secrets[0].type"),
-            (secret(json!({"name": "A", "value": "v", "prefix": null})), "secrets[0].prefix"),
-            (secret(json!({"name": "A", "value": "v", "environmentOverrides": {"staging": "s"}})), "secrets[0].environmentOverrides.staging"),
-            (secret(json!({"name": "A", "value": "v", "environmentOverrides": {"preview": null}})), "secrets[0].environmentOverrides.preview"),
-            (json!({"secrets": {"secrets": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}], "partial": true}}), "secrets.secrets[1].name"),
+            (
+                secret(json!({"name": "A", "value": "v", "type": "x"})),
+                "secrets[0].type",
+            ),
+            (
+                secret(json!({"name": "A", "value": "v", "prefix": null})),
+                "secrets[0].prefix",
+            ),
+            (
+                secret(
+                    json!({"name": "A", "value": "v", "environmentOverrides": {"staging": "s"}}),
+                ),
+                "secrets[0].environmentOverrides.staging",
+            ),
+            (
+                secret(
+                    json!({"name": "A", "value": "v", "environmentOverrides": {"preview": null}}),
+                ),
+                "secrets[0].environmentOverrides.preview",
+            ),
+            (
+                json!({"secrets": {"secrets": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}], "partial": true}}),
+                "secrets.secrets[1].name",
+            ),
         ] {
             match update(&body, Rules::default()) {
                 Ok(_) => panic!("{body} was accepted"),

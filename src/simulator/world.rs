@@ -581,7 +581,10 @@ impl World {
                 shown.insert(field.as_str().to_owned(), value.clone());
             }
         }
-        if let Some(id) = fields.get(&Field::BillingPlan).and_then(|plan| plan.get("id")) {
+        if let Some(id) = fields
+            .get(&Field::BillingPlan)
+            .and_then(|plan| plan.get("id"))
+        {
             shown.insert("billingPlanId".to_owned(), id.clone());
         }
         shown
