@@ -145,7 +145,7 @@ impl Default for Options {
             weather: None,
             reveal_secrets: false,
             journal_limit: 100_000,
-            overlap_grace: Duration::from_millis(500),
+            overlap_grace: Duration::from_secs(2),
             user_agent: "reconciled/".to_owned(),
         }
     }

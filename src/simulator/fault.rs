@@ -42,7 +42,8 @@ pub enum Fault {
     DropAfter,
     /// No answer ever comes; nothing is applied. `Remote::release` closes the connection.
     Hang,
-    /// The request waits, then is treated as usual. `Remote::release` ends the wait.
+    /// The request waits, then is treated as usual; a client that leaves meanwhile leaves it undone. `Remote::release`
+    /// ends the wait.
     Delay(#[serde(with = "span")] Duration),
     /// The connection is closed at once, and the request takes effect later. `Remote::release` ends the wait.
     ApplyLate(#[serde(with = "span")] Duration),

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -22,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{Body, Cut};
 use super::remote::Remote;
 use super::{api, control};
+
+/// The pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Listens on an address and serves until stopped.
 #[derive(Debug)]
@@ -71,7 +75,7 @@ async fn accept(remote: Remote, listener: TcpListener, stopped: CancellationToke
                 connections.spawn(serve(remote.clone(), stream, stopped.clone()));
             }
             // Out of file descriptors or a connection reset in the queue: others may still come.
-            Err(_) => tokio::task::yield_now().await,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
     drop(listener);

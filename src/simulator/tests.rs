@@ -38,6 +38,19 @@ impl Bench {
         violations.iter().map(|violation| violation.kind).collect()
     }
 
+    /// A PATCH that is under way until it is aborted.
+    async fn hold_one(&self) -> tokio::task::JoinHandle<reqwest::Result<Response>> {
+        let hour = Duration::from_secs(3600);
+        self.remote().fault(Fault::Delay(hour), Matcher::patch());
+        let client = self.client.clone();
+        let request = tokio::spawn(async move { client.patch(json!({"name": "first"})).await });
+        self.remote()
+            .wait_until(|remote| remote.held() == 1)
+            .await
+            .expect("it is held");
+        request
+    }
+
     fn status_of_res_1(&self) -> Option<Value> {
         let resource = self.remote().resource(INSTALLATION, "res_1")?;
         resource.field(Field::Status).cloned()
@@ -419,21 +432,22 @@ async fn a_late_application_may_undo_a_newer_one_and_history_shows_it() {
 }
 
 #[tokio::test]
-async fn two_writes_at_once_are_a_violation_and_a_repeat_after_giving_up_is_none() {
-    let bench = Bench::start().await;
-    let hour = Duration::from_secs(3600);
-    let hold_one = || async {
-        bench.remote().fault(Fault::Delay(hour), Matcher::patch());
-        let client = bench.client.clone();
-        let request = tokio::spawn(async move { client.patch(json!({"name": "first"})).await });
-        bench
-            .remote()
-            .wait_until(|remote| remote.held() == 1)
-            .await
-            .expect("it is held");
-        request
-    };
-    let given_up = hold_one().await;
+async fn two_writes_at_once_are_a_violation() {
+    let bench = Bench::with(patient(Duration::ZERO)).await;
+    let waited_for = bench.hold_one().await;
+    bench
+        .client
+        .patch(json!({"name": "second"}))
+        .await
+        .expect("an answer");
+    assert_eq!(bench.kinds(), [ViolationKind::ConcurrentWrites]);
+    waited_for.abort();
+}
+
+#[tokio::test]
+async fn a_repeat_after_giving_up_is_no_violation() {
+    let bench = Bench::with(patient(Duration::from_secs(3600))).await;
+    let given_up = bench.hold_one().await;
     given_up.abort();
     bench
         .client
@@ -441,20 +455,23 @@ async fn two_writes_at_once_are_a_violation_and_a_repeat_after_giving_up_is_none
         .await
         .expect("an answer");
     assert_eq!(bench.kinds(), []);
-    let abandoned = bench
+    let outcomes: Vec<_> = bench
         .remote()
         .requests()
         .iter()
-        .any(|entry| entry.outcome == Outcome::Abandoned);
-    assert!(abandoned, "the first request was not answered");
-    let waited_for = hold_one().await;
-    bench
-        .client
-        .patch(json!({"name": "third"}))
-        .await
-        .expect("an answer");
-    assert_eq!(bench.kinds(), [ViolationKind::ConcurrentWrites]);
-    waited_for.abort();
+        .map(|entry| (entry.outcome, entry.applied))
+        .collect();
+    assert_eq!(
+        outcomes,
+        [(Outcome::Abandoned, false), (Outcome::Answered(200), true)]
+    );
+}
+
+fn patient(overlap_grace: Duration) -> Options {
+    Options {
+        overlap_grace,
+        ..Options::creating()
+    }
 }
 
 #[tokio::test]
