@@ -27,7 +27,9 @@ mod answer;
 mod api;
 mod control;
 pub mod fault;
+pub mod fingerprint;
 mod flight;
+pub mod history;
 pub mod journal;
 mod json;
 mod judge;
@@ -49,12 +51,13 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub use self::fault::{Fault, Matcher, RetryAfter, Rule};
+pub use self::history::{Applied, Regression};
 pub use self::journal::{Entry, Outcome, Violation, ViolationKind};
 pub use self::remote::{NotReached, Remote, WAIT_LIMIT};
 pub use self::route::Operation;
 pub use self::schema::{Field, Refusal, Rules};
 pub use self::weather::{Weather, WeatherError};
-pub use self::world::{Absence, Applied, Behaviour, ObjectUpdate, RemoteResource, ResourceKey};
+pub use self::world::{Absence, Behaviour, ObjectUpdate, RemoteResource, ResourceKey};
 
 /// A simulator that listens, until it is shut down or dropped.
 #[derive(Debug)]

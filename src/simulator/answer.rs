@@ -149,7 +149,9 @@ impl Answer {
         };
         let body = stream::unfold(pieces, move |mut slow| async move {
             if slow.bytes.is_empty() {
-                slow.flight.take().map(Flight::land);
+                if let Some(flight) = slow.flight.take() {
+                    flight.land();
+                }
                 return None;
             }
             slow.hold.wait(Some(pause)).await;

@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::flight::Flight;
 use super::journal::{Outcome, ViolationKind};
 use super::judge::{Command, judge};
-use super::remote::{Record, Remote, random_token};
+use super::remote::{Record, Remote, random_token, wall_clock};
 use super::route::Route;
 use super::world::Absence;
 
@@ -108,7 +108,7 @@ impl Exchange {
                 Ok(answer(plain, record, flight))
             }
             Fault::RateLimited { retry_after } => {
-                let limited = Answer::rate_limited(retry_after, SystemTime::now());
+                let limited = Answer::rate_limited(retry_after, wall_clock());
                 Ok(answer(limited, record, flight))
             }
             Fault::Conflict => {
@@ -178,7 +178,7 @@ impl Exchange {
 
     /// Does what the request asks for, within the rate limit; says whether it wrote.
     fn perform(&self) -> (Answer, bool) {
-        let now = SystemTime::now();
+        let now = wall_clock();
         let quota = self.installation.as_deref().and_then(|installation| {
             self.remote
                 .with_world(|world| world.count_request(installation, now))

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::fingerprint::Fingerprints;
 use super::route::Operation;
-use super::world::{Fingerprints, ResourceKey};
+use super::world::ResourceKey;
 
 /// One request, as far as it got.
 #[derive(Clone, Debug, Serialize)]

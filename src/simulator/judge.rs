@@ -2,8 +2,6 @@
 //!
 //! Every violation is recorded before any fault strikes: what the client did wrong does not depend on the answer.
 
-use std::time::SystemTime;
-
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, USER_AGENT};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
@@ -11,7 +9,7 @@ use serde_json::Value;
 use super::answer::Answer;
 use super::journal::{ViolationKind, redacted, secret_names};
 use super::json::{self, ParseError};
-use super::remote::{Record, Remote};
+use super::remote::{Record, Remote, wall_clock};
 use super::route::{Operation, Route};
 use super::schema::{self, Import, Refusal, SecretsUpdate, Update};
 use super::tokens::Denial;
@@ -86,7 +84,7 @@ fn admit(
     record: &mut Record,
 ) -> Result<(), Answer> {
     let token = bearer(headers);
-    let now = SystemTime::now();
+    let now = wall_clock();
     let verdict = remote.with_world(|world| world.authorize(installation, token.as_ref(), now));
     let Err(denial) = verdict else {
         return Ok(());

@@ -12,14 +12,14 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::fault::{Fault, Matcher, Rule, Script, Subject};
+use super::fingerprint::Fingerprints;
 use super::flight::Airspace;
+use super::history::{Applied, Regression};
 use super::journal::{Entry, Outcome, Violation, ViolationKind};
 use super::route::Route;
 use super::schema::{self, Field, Refusal, Rules};
 use super::weather::{Weather, WeatherError};
-use super::world::{
-    Absence, Applied, Fingerprints, Regression, RemoteResource, ResourceKey, World,
-};
+use super::world::{Absence, RemoteResource, ResourceKey, World};
 use super::{OauthClient, Options};
 
 /// How long `wait_until` waits before it gives up.
@@ -243,7 +243,7 @@ impl Remote {
     pub fn seed(&self, installation: &str, resource: &str, body: &Value) -> Result<(), Refusal> {
         let mut update = schema::update(body, self.shared.settings.rules)?;
         let key = ResourceKey::new(installation, resource);
-        let now = SystemTime::now();
+        let now = wall_clock();
         let mut state = self.lock();
         if state.world.resource(&key).is_some() {
             let seeded = state.world.update(&key, &update, None, now);
@@ -330,7 +330,7 @@ impl Remote {
         drop(state);
         let entry = Entry {
             number,
-            at: SystemTime::now(),
+            at: wall_clock(),
             vercel_id: format!("sim1::{}-{number}", self.shared.run),
             method: method.to_owned(),
             path: path.to_owned(),
@@ -551,6 +551,15 @@ impl Drop for Hold {
         self.remote.lock().held -= 1;
         self.remote.announce();
     }
+}
+
+/// What this simulated machine's clock says.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the simulator stands for another machine, whose clock nobody passes in"
+)]
+pub(super) fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
 
 /// A token nobody can guess.
