@@ -8,6 +8,7 @@ pub mod model;
 pub mod plan;
 pub mod reconcile;
 pub mod shutdown;
+pub mod simulator;
 pub mod source;
 pub mod store;
 pub mod telemetry;
