@@ -9,7 +9,7 @@ mod report;
 mod token;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -26,8 +26,9 @@ use crate::vercel::Marketplace;
 
 pub use deliver::{Delivery, Effect};
 pub use pace::Pace;
-pub use report::{Report, Totals};
-pub use token::Tokens;
+pub use report::{SharedTotals, Totals};
+use report::Report;
+pub use token::{InstallationsQuery, TokenError, TokenSource, Tokens};
 
 use deliver::Worker;
 
@@ -140,10 +141,10 @@ impl Dispatcher {
         }
     }
 
-    /// What has been done since the start, for the summary.
+    /// What has been done since the start, as it grows.
     #[must_use]
-    pub fn report(&self) -> Report {
-        self.report.clone()
+    pub fn totals(&self) -> SharedTotals {
+        self.report.shared()
     }
 
     /// Sends until told to stop, or until idle; requests in flight always end first.
@@ -159,7 +160,7 @@ impl Dispatcher {
                 self.fill(&mut running).await
             };
             if running.is_empty() && (stopping || self.is_idle(until).await) {
-                return self.report.totals();
+                return *self.totals().lock().unwrap_or_else(PoisonError::into_inner);
             }
             tokio::select! {
                 biased;
@@ -310,14 +311,8 @@ impl Dispatcher {
         if delivery.wants_recheck() {
             self.signals.recheck.notify_one();
         }
-        self.report.transition(transition);
+        self.report.transition(transition, self.outage.since());
         self.report
             .delivery(&delivery, self.outage.since().is_some(), now);
-    }
-
-    /// Since when the API as a whole fails.
-    #[must_use]
-    pub fn outage_since(&self) -> Option<Timestamp> {
-        self.outage.since()
     }
 }

@@ -1,5 +1,6 @@
 //! What dispatch tells: one log line per delivery or failure, two per outage, and totals for the summary.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
@@ -8,6 +9,7 @@ use crate::model::{EntryState, FieldSet, Timestamp};
 use crate::plan::Outcome;
 use crate::plan::outage::Transition;
 use crate::store::{Advanced, PauseKind, StoreError};
+use crate::telemetry::JsonList;
 
 use super::{Delivery, Effect};
 
@@ -24,30 +26,38 @@ pub struct Totals {
     pub lag_sum: Duration,
     /// The longest of them.
     pub lag_max: Duration,
+    /// Since when the API as a whole fails, if it does.
+    pub outage_since: Option<Timestamp>,
 }
 
+/// The totals as they grow, shared with whoever tells of them.
+pub type SharedTotals = Arc<Mutex<Totals>>;
+
 /// Keeps the totals and writes the lines.
-#[derive(Debug, Clone, Default)]
-pub struct Report {
-    totals: Totals,
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    shared: SharedTotals,
 }
 
 impl Report {
-    /// The totals so far.
-    #[must_use]
-    pub const fn totals(&self) -> Totals {
-        self.totals
+    pub(super) fn shared(&self) -> SharedTotals {
+        Arc::clone(&self.shared)
     }
 
-    pub(super) fn state_failed(&mut self, problem: &StoreError) {
+    fn count(&self, change: impl FnOnce(&mut Totals)) {
+        change(&self.shared.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn state_failed(&self, problem: &StoreError) {
         error!(event = "state.outage_began", error = %problem, "Cannot use the state: nothing is sent until it works again");
     }
 
-    pub(super) fn state_recovered(&mut self) {
+    pub(super) fn state_recovered(&self) {
         warn!(event = "state.outage_ended", "The state works again");
     }
 
-    pub(super) fn transition(&mut self, transition: Option<Transition>) {
+    pub(super) fn transition(&self, transition: Option<Transition>, since: Option<Timestamp>) {
+        self.count(|totals| totals.outage_since = since);
         match transition {
             Some(Transition::Began) => error!(
                 event = "vercel.outage_began",
@@ -65,13 +75,13 @@ impl Report {
     }
 
     /// Writes the line of a delivery that ended at `now`; failures during an outage are its part and only counted.
-    pub(super) fn delivery(&mut self, delivery: &Delivery, outage: bool, now: Timestamp) {
+    pub(super) fn delivery(&self, delivery: &Delivery, outage: bool, now: Timestamp) {
         match &delivery.effect {
             Effect::Settled { outcome, advanced } => {
                 self.settled(delivery, outcome, *advanced, outage, now)
             }
             Effect::Paused { kind, .. } => {
-                self.totals.failed += 1;
+                self.count(|totals| totals.failed += 1);
                 paused(delivery, *kind);
             }
             Effect::Resumed { kind } => {
@@ -92,7 +102,7 @@ impl Report {
                 );
             }
             Effect::Unrecorded => {
-                self.totals.failed += 1;
+                self.count(|totals| totals.failed += 1);
                 let (installation_id, resource_id) = ids(delivery);
                 error!(
                     event = "delivery.unrecorded",
@@ -106,7 +116,7 @@ impl Report {
     }
 
     fn settled(
-        &mut self,
+        &self,
         delivery: &Delivery,
         outcome: &Outcome,
         advanced: Option<Advanced>,
@@ -137,10 +147,10 @@ impl Report {
                 line_debug(delivery, "delivery.released", advanced, "Sent nothing for");
             }
             _ => {
-                self.totals.failed += 1;
+                self.count(|totals| totals.failed += 1);
                 match advanced.state {
                     EntryState::Dead => {
-                        self.totals.died += 1;
+                        self.count(|totals| totals.died += 1);
                         line_dead(delivery, advanced);
                     }
                     _ if outage && is_part_of_outage(outcome) => {
@@ -152,20 +162,22 @@ impl Report {
         }
     }
 
-    fn acknowledged(&mut self, delivery: &Delivery, advanced: Option<Advanced>, now: Timestamp) {
-        self.totals.acknowledged += 1;
+    fn acknowledged(&self, delivery: &Delivery, advanced: Option<Advanced>, now: Timestamp) {
         let Some(claimed) = &delivery.claimed else {
             return;
         };
         let lag = now.since(claimed.created_at);
-        self.totals.lag_sum += lag;
-        self.totals.lag_max = self.totals.lag_max.max(lag);
+        self.count(|totals| {
+            totals.acknowledged += 1;
+            totals.lag_sum += lag;
+            totals.lag_max = totals.lag_max.max(lag);
+        });
         let Shown {
             installation_id,
             resource_id,
             entry,
-            fields,
-            secret_names,
+            %fields,
+            %secret_names,
             attempt,
             status,
             vercel_id,
@@ -179,8 +191,8 @@ impl Report {
             installation_id,
             resource_id,
             entry,
-            fields,
-            secret_names,
+            %fields,
+            %secret_names,
             attempt,
             status,
             vercel_id,
@@ -205,8 +217,8 @@ struct Shown<'a> {
     installation_id: &'a str,
     resource_id: &'a str,
     entry: i64,
-    fields: String,
-    secret_names: String,
+    fields: JsonList,
+    secret_names: JsonList,
     attempt: u32,
     status: Option<u16>,
     error_code: &'a str,
@@ -234,8 +246,8 @@ impl<'a> Shown<'a> {
             installation_id,
             resource_id,
             entry: claimed.map_or(0, |claimed| claimed.entry_id.0),
-            fields: json_list(&fields),
-            secret_names: json_list(&names),
+            fields: JsonList::new(fields),
+            secret_names: JsonList::new(names),
             attempt: claimed.map_or(0, |claimed| claimed.attempt),
             status: attempt.and_then(|attempt| attempt.status),
             error_code: attempt
@@ -261,8 +273,8 @@ fn line_retrying(delivery: &Delivery, outcome: &Outcome, advanced: Advanced, now
         installation_id,
         resource_id,
         entry,
-        fields,
-        secret_names,
+        %fields,
+        %secret_names,
         attempt,
         status,
         error_code,
@@ -276,8 +288,8 @@ fn line_retrying(delivery: &Delivery, outcome: &Outcome, advanced: Advanced, now
         installation_id,
         resource_id,
         entry,
-        fields,
-        secret_names,
+        %fields,
+        %secret_names,
         attempt,
         status,
         error_code,
@@ -298,8 +310,8 @@ fn line_dead(delivery: &Delivery, advanced: Advanced) {
         installation_id,
         resource_id,
         entry,
-        fields,
-        secret_names,
+        %fields,
+        %secret_names,
         attempt,
         status,
         error_code,
@@ -312,8 +324,8 @@ fn line_dead(delivery: &Delivery, advanced: Advanced) {
         installation_id,
         resource_id,
         entry,
-        fields,
-        secret_names,
+        %fields,
+        %secret_names,
         attempt,
         status,
         error_code,
@@ -364,10 +376,6 @@ fn ids(delivery: &Delivery) -> (&str, &str) {
         delivery.key.installation_id.as_str(),
         delivery.key.resource_id.as_str(),
     )
-}
-
-fn json_list(items: &[&str]) -> String {
-    serde_json::to_string(items).unwrap_or_default()
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,0 +1,103 @@
+//! One poll or sweep, and deliveries until the outbox is idle: for cron and jobs.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::{Dispatcher, Signals, Totals, Until};
+use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
+use crate::store::{Counts, StoreError};
+
+use super::build::Parts;
+use super::watch::{tell_quarantined, tell_sweep};
+
+/// The most rows that are read again at once.
+const RECHECKS_MAX: u32 = 200;
+
+/// What one run is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct OnceOptions {
+    /// Read every row, not only what changed.
+    pub sweep: bool,
+    /// Stop waiting for deliveries after this long.
+    pub timeout: Duration,
+}
+
+/// What one run did.
+#[derive(Debug, Clone)]
+pub struct OnceReport {
+    /// Rows that were read by the poll or the sweep.
+    pub rows: u64,
+    /// Requests and dead letters of this run.
+    pub totals: Totals,
+    /// The state afterwards.
+    pub counts: Counts,
+    /// The sweep's account, if there was one.
+    pub sweep: Option<SweepReport>,
+}
+
+impl OnceReport {
+    /// Whether everything that was to be delivered was.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.counts.waiting == 0 && self.totals.died == 0
+    }
+}
+
+/// Reads once and delivers until idle, or until `stop`.
+///
+/// # Errors
+/// The source or the state failed.
+pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken) -> Result<OnceReport, PassError> {
+    let reconciler = parts.reconciler();
+    let now = parts.worlds.clock.now();
+    parts.recover(now).await?;
+    let (rows, sweep) = read(&reconciler, options.sweep).await?;
+    let signals = Signals { stop: stop.clone(), ..Signals::default() };
+    let recheck = signals.recheck.clone();
+    let work = signals.work.clone();
+    let mut dispatcher = Dispatcher::new(
+        parts.worlds.clone(),
+        parts.key.clone(),
+        parts.tokens(),
+        parts.dispatch_settings(),
+        signals,
+    );
+    let deadline = now.plus(options.timeout);
+    let totals = {
+        let mut run = pin!(dispatcher.run(Until::Idle { deadline }));
+        loop {
+            tokio::select! {
+                totals = &mut run => break totals,
+                () = recheck.notified() => {
+                    reconciler.recheck(RECHECKS_MAX).await?;
+                    work.notify_one();
+                }
+            }
+        }
+    };
+    let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await.map_err(StoreError::into)?;
+    Ok(OnceReport { rows, totals, counts, sweep })
+}
+
+async fn read(reconciler: &Reconciler, sweep: bool) -> Result<(u64, Option<SweepReport>), PassError> {
+    reconciler.recheck(RECHECKS_MAX).await?;
+    if !sweep && let Some(report) = reconciler.poll().await? {
+        tell_quarantined(&report.notices);
+        if report.needs_sweep.is_none() {
+            return Ok((report.counts.rows, None));
+        }
+    }
+    let mut sweep = reconciler.begin_sweep().await?;
+    loop {
+        match reconciler.step(&mut sweep).await? {
+            SweepStep::Page { notices } => tell_quarantined(&notices),
+            SweepStep::Complete { notices, report } => {
+                tell_quarantined(&notices);
+                tell_sweep(&report);
+                return Ok((report.account.rows, Some(*report)));
+            }
+        }
+    }
+}
