@@ -1,1 +1,4 @@
-//! Integration tests.
+//! Integration tests: one binary, so that its tests share the database servers that it starts.
+
+mod harness;
+mod support;
