@@ -1,7 +1,8 @@
 //! One test's own database, the same to use whichever engine holds it.
 
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection};
-use tempfile::TempDir;
+
+use super::directory::Directory;
 
 /// An empty database that no other test sees.
 #[derive(Debug)]
@@ -12,7 +13,7 @@ pub(crate) struct TestDatabase {
     /// The database's name on its server; the file's path for SQLite.
     pub(crate) name: String,
     /// Held for its end: SQLite's file goes with the test.
-    pub(crate) _directory: Option<TempDir>,
+    pub(crate) _directory: Option<Directory>,
 }
 
 /// The kinds of database that the daemon reads.

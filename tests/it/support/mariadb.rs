@@ -7,10 +7,10 @@ use std::{
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
-use tempfile::TempDir;
 
 use super::{
     database::{Engine, TestDatabase, unique_name},
+    directory::Directory,
     server::{self, Durability, Launch, Server},
 };
 
@@ -19,7 +19,7 @@ use super::{
 pub(crate) struct MariaDb {
     /// `None` while it is stopped.
     server: Option<Server>,
-    directory: TempDir,
+    directory: Directory,
     durability: Durability,
     port: u16,
 }
@@ -88,7 +88,7 @@ impl MariaDb {
     }
 
     fn create(durability: Durability) -> Self {
-        let directory = server::directory(user());
+        let directory = Directory::new(user());
         let arguments = [
             "--no-defaults".to_owned(),
             format!("--datadir={}", data(directory.path()).display()),
@@ -146,7 +146,6 @@ fn launch(directory: &Path, durability: Durability, port: u16) -> Result<Server,
         program: &server::find_program("mariadbd", &[]),
         arguments,
         user: user(),
-        directory,
         ready: "ready for connections",
         end: "KILL",
     })

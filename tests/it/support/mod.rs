@@ -4,6 +4,7 @@
 //! started it, however that ended. Nothing here touches a service that runs on the machine.
 
 pub(crate) mod database;
+pub(crate) mod directory;
 pub(crate) mod mariadb;
 pub(crate) mod pgbouncer;
 pub(crate) mod port;

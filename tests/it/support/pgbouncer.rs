@@ -2,9 +2,8 @@
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
-use tempfile::TempDir;
-
 use super::{
+    directory::Directory,
     postgres::Postgres,
     server::{self, Launch, Server},
 };
@@ -13,14 +12,14 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct PgBouncer {
     server: Option<Server>,
-    _directory: TempDir,
+    _directory: Directory,
     port: u16,
 }
 
 impl PgBouncer {
     /// Starts a pooler in transaction mode in front of `postgres`, for `roles`.
     pub(crate) fn in_front_of(postgres: &Postgres, roles: &[&str]) -> Self {
-        let directory = server::directory(user());
+        let directory = Directory::new(user());
         let (server, port) = server::start_on_free_port(|port| {
             launch(directory.path(), postgres.port(), roles, port)
         });
@@ -85,7 +84,6 @@ ignore_startup_parameters = extra_float_digits,options
         program: &server::find_program("pgbouncer", &[]),
         arguments: vec![file.display().to_string()],
         user: user(),
-        directory,
         ready: "process up",
         end: "KILL",
     })

@@ -7,10 +7,10 @@ use std::{
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tempfile::TempDir;
 
 use super::{
     database::{Engine, TestDatabase, unique_name},
+    directory::Directory,
     server::{self, Durability, Launch, Server},
 };
 
@@ -19,7 +19,7 @@ use super::{
 pub(crate) struct Postgres {
     /// `None` while it is stopped.
     server: Option<Server>,
-    directory: TempDir,
+    directory: Directory,
     durability: Durability,
     port: u16,
 }
@@ -91,7 +91,7 @@ impl Postgres {
     }
 
     fn create(durability: Durability) -> Self {
-        let directory = server::directory(user());
+        let directory = Directory::new(user());
         let arguments = [
             format!("--pgdata={}", data(directory.path()).display()),
             "--username=postgres".into(),
@@ -149,7 +149,6 @@ fn launch(directory: &Path, durability: Durability, port: u16) -> Result<Server,
         program: &program("postgres"),
         arguments,
         user: user(),
-        directory,
         ready: "database system is ready to accept connections",
         end: "QUIT",
     })

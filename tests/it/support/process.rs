@@ -11,7 +11,6 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
@@ -20,12 +19,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::HUNG;
+use super::{HUNG, directory::Directory};
 
 /// One installation of the binary: a directory with a configuration file, in which its state may live too.
 #[derive(Debug)]
 pub(crate) struct Installation {
-    directory: TempDir,
+    directory: Directory,
     environment: Vec<(String, String)>,
 }
 
@@ -33,7 +32,7 @@ impl Installation {
     /// Writes `configuration` as the file that every command of this installation reads.
     pub(crate) fn new(configuration: &str) -> Self {
         let installation = Self {
-            directory: super::server::directory(None),
+            directory: Directory::new(None),
             environment: Vec::new(),
         };
         installation.configure(configuration);
@@ -156,7 +155,8 @@ impl Process {
         }
     }
 
-    /// The next line that `wanted` accepts; lines before it are passed over for good.
+    /// The next line that `wanted` accepts; lines before it are passed over for good. Lines of one stream come in their
+    /// order; between the two streams there is none.
     ///
     /// # Panics
     ///

@@ -1,7 +1,7 @@
 //! Starts, kills and stops one server process under a guard.
 //!
 //! The guard is a small shell that waits for the end of a pipe which only the test process holds. When that process is
-//! gone, by whatever way, the guard ends the server and removes its directory: no server outlives its tests.
+//! gone, by whatever way, the guard ends the server: none outlives its tests.
 //! Readiness and the end of all of a server's processes are read from its log pipe; nothing here polls.
 
 use std::{
@@ -15,10 +15,8 @@ use std::{
     thread::JoinHandle,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-
 use super::{HUNG, port};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Lines of a server's log that are kept for the message of a failed test.
 const LOG_LINES: usize = 200;
@@ -26,20 +24,24 @@ const LOG_LINES: usize = 200;
 /// Attempts to start a server whose port another process took first.
 const START_ATTEMPTS: usize = 8;
 
-/// Arguments: the signal that ends the server, the directory to remove, the server's command line.
+/// Arguments: the signal that ends the server, the server's command line.
 ///
-/// It keeps no end of the log pipe open, so that the log ends when the last of the server's own processes does.
+/// It keeps no end of the log pipe open, so that the log ends when the last of the server's own processes does. The word
+/// `ended` says that this happened; it still has to be waited for, or its process id would stay taken. A server that was
+/// only just starting may miss the signal: it is killed a little later.
 const GUARD: &str = r#"
-signal=$1 directory=$2
-shift 2
+signal=$1
+shift
 "$@" >&2 </dev/null &
 server=$!
 exec 2>/dev/null
 echo "$server"
 read -r word
-kill -s "$signal" "$server"
+if [ "$word" != ended ]; then
+    kill -s "$signal" "$server"
+    { sleep 5; kill -s KILL "$server"; } &
+fi
 wait "$server"
-[ "$word" = keep ] || rm -rf "$directory"
 "#;
 
 /// A running server process and the guard over it.
@@ -59,8 +61,6 @@ pub(crate) struct Launch<'a> {
     pub(crate) arguments: Vec<String>,
     /// Who runs it when the tests run as root, which none of these servers likes.
     pub(crate) user: Option<&'a str>,
-    /// What the guard removes when the test process is gone.
-    pub(crate) directory: &'a Path,
     /// A part of the log line that says the server answers.
     pub(crate) ready: &'static str,
     /// What the guard sends: it need not leave usable data behind.
@@ -87,13 +87,11 @@ impl Server {
             program,
             arguments,
             user,
-            directory,
             ready,
             end,
         } = launch;
         let mut guard = Command::new("sh")
             .args(["-c", GUARD, "guard", end])
-            .arg(directory)
             .args(as_user(user))
             .arg(program)
             .args(arguments)
@@ -177,7 +175,8 @@ impl Server {
         } = self;
         // The reader panics in no case of its own; a poisoned log is read all the same.
         let _ = reader.join();
-        let _ = lifeline.write_all(b"keep\n");
+        // A guard that somebody killed reads nothing.
+        let _ = lifeline.write_all(b"ended\n");
         drop(lifeline);
         guard.wait().expect("the guard is this process's child");
     }
@@ -220,18 +219,6 @@ pub(crate) fn start_on_free_port(
     panic!("{START_ATTEMPTS} ports in a row were taken: {last}");
 }
 
-/// A directory that `user` owns, and so a server run as that user can write.
-pub(crate) fn directory(user: Option<&str>) -> TempDir {
-    let directory = tempfile::Builder::new()
-        .prefix("reconciled-test-")
-        .tempdir()
-        .expect("the temporary directory is writable");
-    if let Some(user) = user {
-        run(Command::new("chown").arg(user).arg(directory.path()));
-    }
-    directory
-}
-
 /// The first of `candidates` that exists, when the tests run as root; otherwise nobody but ourselves.
 pub(crate) fn unprivileged(candidates: [&'static str; 2]) -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
@@ -251,12 +238,19 @@ pub(crate) fn unprivileged(candidates: [&'static str; 2]) -> Option<&'static str
     )
 }
 
-/// Runs a preparing command as `user` to its end.
+/// Runs a preparing command as `user` to its end; it is killed if this process ends first.
 pub(crate) fn prepare(program: &Path, arguments: &[String], user: Option<&str>) {
-    let mut words = as_user(user);
-    words.push(program.display().to_string());
-    words.extend_from_slice(arguments);
-    run(Command::new(&words[0]).args(&words[1..]).current_dir("/"));
+    let mut command = Command::new("setpriv");
+    // With the change of user, not before it: that would clear the setting.
+    command.args(["--pdeathsig", "KILL"]);
+    if let Some(user) = user {
+        command.args(credentials(user));
+    }
+    run(command
+        .arg("--")
+        .arg(program)
+        .args(arguments)
+        .current_dir("/"));
 }
 
 /// The program called `name` in one of `directories` or on the PATH.
@@ -275,7 +269,8 @@ pub(crate) fn find_program(name: &str, directories: &[PathBuf]) -> PathBuf {
         })
 }
 
-fn run(command: &mut Command) {
+/// Runs `command` to its end, which must be a success.
+pub(super) fn run(command: &mut Command) {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -289,18 +284,14 @@ fn run(command: &mut Command) {
     );
 }
 
-fn as_user(user: Option<&str>) -> Vec<String> {
-    let Some(user) = user else { return Vec::new() };
-    let words = [
-        "setpriv",
-        "--reuid",
-        user,
-        "--regid",
-        group_of(user),
-        "--clear-groups",
-        "--",
-    ];
-    words.map(String::from).to_vec()
+/// The words before a command line that make it run as `user`.
+fn as_user(user: Option<&str>) -> Vec<&str> {
+    user.map(|user| [&["setpriv"], &credentials(user)[..], &["--"]].concat())
+        .unwrap_or_default()
+}
+
+fn credentials(user: &str) -> [&str; 5] {
+    ["--reuid", user, "--regid", group_of(user), "--clear-groups"]
 }
 
 /// Debian's name for the group of `user`.

@@ -1,10 +1,13 @@
 //! SQLite databases in directories of their own.
 
-use super::database::{Engine, TestDatabase};
+use super::{
+    database::{Engine, TestDatabase},
+    directory::Directory,
+};
 
 /// An empty SQLite file, removed with the value.
 pub(crate) fn database() -> TestDatabase {
-    let directory = super::server::directory(None);
+    let directory = Directory::new(None);
     let path = directory.path().join("provider.db");
     std::fs::File::create_new(&path).expect("the directory is new and writable");
     let name = path
