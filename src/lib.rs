@@ -9,6 +9,8 @@ pub mod plan;
 mod planted;
 pub mod reconcile;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod simulator;
 pub mod source;
 pub mod store;
