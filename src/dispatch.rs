@@ -26,8 +26,8 @@ use crate::vercel::Marketplace;
 
 pub use deliver::{Delivery, Effect};
 pub use pace::Pace;
-pub use report::{SharedTotals, Totals};
 use report::Report;
+pub use report::{SharedTotals, Totals};
 pub use token::{InstallationsQuery, TokenError, TokenSource, Tokens};
 
 use deliver::Worker;

@@ -1,9 +1,25 @@
 //! Vercel's Marketplace API, as the dispatcher sees it.
+//!
+//! One call is one HTTP request: nothing here retries, follows a redirect, or decides what an answer means. No token and no
+//! secret's value leaves but in the request itself.
+
+mod answer;
+mod client;
+mod exchange;
+mod oauth;
+mod scrub;
+mod settings;
+mod wire;
 
 use async_trait::async_trait;
 
 use crate::model::{AccessToken, InstallationId, Observed, Patch, ResourceKey, SecretSet};
 use crate::plan::Answer;
+
+pub use client::{HttpMarketplace, RequestError};
+pub use oauth::{Grant, GrantError, OauthSettings, TokenEndpoint};
+pub use settings::{ClearNotification, ClientError, SecretsEndpoint, Settings, USER_AGENT};
+pub use wire::BodyError;
 
 /// Sends single requests; never retries, never follows a redirect, never decides what an answer means.
 #[async_trait]

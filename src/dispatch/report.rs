@@ -45,7 +45,7 @@ impl Report {
     }
 
     fn count(&self, change: impl FnOnce(&mut Totals)) {
-        change(&self.shared.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn state_failed(&self, problem: &StoreError) {
@@ -176,8 +176,8 @@ impl Report {
             installation_id,
             resource_id,
             entry,
-            %fields,
-            %secret_names,
+            fields,
+            secret_names,
             attempt,
             status,
             vercel_id,
@@ -273,8 +273,8 @@ fn line_retrying(delivery: &Delivery, outcome: &Outcome, advanced: Advanced, now
         installation_id,
         resource_id,
         entry,
-        %fields,
-        %secret_names,
+        fields,
+        secret_names,
         attempt,
         status,
         error_code,
@@ -310,8 +310,8 @@ fn line_dead(delivery: &Delivery, advanced: Advanced) {
         installation_id,
         resource_id,
         entry,
-        %fields,
-        %secret_names,
+        fields,
+        secret_names,
         attempt,
         status,
         error_code,

@@ -273,6 +273,7 @@ impl Reconciler {
 
     fn quarantine(&self, row: &RawRow, unusable: &Unusable, row_hash: RowHash) -> Quarantined {
         Quarantined {
+            key: row.key().ok(),
             installation_id: row.installation_id.shown_id(),
             resource_id: row.resource_id.shown_id(),
             column: unusable.column.to_owned(),
