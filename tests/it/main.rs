@@ -3,3 +3,4 @@
 mod deploy;
 mod harness;
 mod support;
+mod vercel;
