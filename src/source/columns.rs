@@ -35,6 +35,8 @@ pub(super) struct Described {
     pub(super) name: String,
     /// The database's own name of its type.
     pub(super) type_name: String,
+    /// Whether the type was concluded from less than it takes, so that it has to be asked again.
+    pub(super) is_guess: bool,
 }
 
 /// A column that has a meaning, with its type.
@@ -83,7 +85,11 @@ pub(super) struct InstallationsLayout {
 impl Layout {
     pub(super) fn shape(&self) -> Shape {
         Shape {
-            managed: self.fields.iter().map(|(field, _)| *field).collect::<FieldSet>(),
+            managed: self
+                .fields
+                .iter()
+                .map(|(field, _)| *field)
+                .collect::<FieldSet>(),
             cursor: self.cursor.as_ref().map(|cursor| cursor.kind),
         }
     }
@@ -161,7 +167,10 @@ fn recognise(
         return Err(refuse("yields no columns".into(), "one SELECT".into()));
     }
     let mut columns: Vec<Column> = Vec::with_capacity(described.len());
-    for Described { name, type_name } in described {
+    for Described {
+        name, type_name, ..
+    } in described
+    {
         let Some(known) = allowed.iter().find(|allowed| *allowed == name) else {
             let shown: String = name.chars().take(64).collect();
             return Err(refuse(
@@ -199,7 +208,13 @@ fn nearest(name: &str, allowed: &[&'static str]) -> Option<&'static str> {
     let name = name.to_lowercase();
     allowed
         .iter()
-        .map(|allowed| (strsim::damerau_levenshtein(&name, &allowed.replace('_', "")).min(strsim::damerau_levenshtein(&name, allowed)), *allowed))
+        .map(|allowed| {
+            (
+                strsim::damerau_levenshtein(&name, &allowed.replace('_', ""))
+                    .min(strsim::damerau_levenshtein(&name, allowed)),
+                *allowed,
+            )
+        })
         .min()
         .filter(|(distance, near)| *distance <= near.len() / 3)
         .map(|(_, near)| near)
@@ -263,7 +278,11 @@ fn cursor(
 fn micros(duration: Duration) -> Reach {
     /// A hundred years: more would only leave the range of the databases' types.
     const MOST: i64 = 100 * 366 * 86_400 * 1_000_000;
-    Reach::Micros(i64::try_from(duration.as_micros()).unwrap_or(MOST).min(MOST))
+    Reach::Micros(
+        i64::try_from(duration.as_micros())
+            .unwrap_or(MOST)
+            .min(MOST),
+    )
 }
 
 #[cfg(test)]
@@ -278,6 +297,7 @@ mod tests {
                 Described {
                     name: name.to_owned(),
                     type_name: type_name.to_owned(),
+                    is_guess: false,
                 }
             })
             .collect();
@@ -299,7 +319,13 @@ mod tests {
     #[test]
     fn columns_are_recognised_in_any_order() {
         let layout = layout(
-            &["secrets", "resource_id", "cursor BIGINT", "billing_plan", "installation_id"],
+            &[
+                "secrets",
+                "resource_id",
+                "cursor BIGINT",
+                "billing_plan",
+                "installation_id",
+            ],
             Overlap::Unset,
         )
         .expect("a usable query");
@@ -314,7 +340,10 @@ mod tests {
             ("sttaus", "did you mean `status`?"),
             ("billingPlan", "did you mean `billing_plan`?"),
             ("installationid", "did you mean `installation_id`?"),
-            ("updated_at", "the columns are installation_id, resource_id, cursor"),
+            (
+                "updated_at",
+                "the columns are installation_id, resource_id, cursor",
+            ),
         ] {
             let refusal = refusal(&["installation_id", "resource_id", name], Overlap::Unset);
             assert!(
@@ -326,8 +355,14 @@ mod tests {
 
     #[test]
     fn missing_and_repeated_columns_are_refused() {
-        assert!(refusal(&["resource_id"], Overlap::Unset).starts_with("has no column `installation_id`"));
-        assert!(refusal(&["installation_id"], Overlap::Unset).starts_with("has no column `resource_id`"));
+        assert!(
+            refusal(&["resource_id"], Overlap::Unset)
+                .starts_with("has no column `installation_id`")
+        );
+        assert!(
+            refusal(&["installation_id"], Overlap::Unset)
+                .starts_with("has no column `resource_id`")
+        );
         assert!(refusal(&[], Overlap::Unset).starts_with("yields no columns"));
         let twice = ["installation_id", "resource_id", "name", "name"];
         assert!(refusal(&twice, Overlap::Unset).starts_with("has the column `name` twice"));
@@ -341,12 +376,20 @@ mod tests {
             layout.map(|layout| layout.cursor.expect("there is one").reach)
         };
         let cases = [
-            ("cursor TIMESTAMP", Overlap::Unset, Reach::Micros(30_000_000)),
+            (
+                "cursor TIMESTAMP",
+                Overlap::Unset,
+                Reach::Micros(30_000_000),
+            ),
             ("cursor TIMESTAMP", second, Reach::Micros(1_000_000)),
             ("cursor BIGINT", Overlap::Unset, Reach::None),
             ("cursor BIGINT", Overlap::Units(7), Reach::Units(7)),
             ("cursor TEXT", Overlap::Unset, Reach::None),
-            ("cursor TEXT", Overlap::Duration(Duration::ZERO), Reach::None),
+            (
+                "cursor TEXT",
+                Overlap::Duration(Duration::ZERO),
+                Reach::None,
+            ),
         ];
         for (cursor, overlap, expected) in cases {
             assert_eq!(reach(cursor, overlap).expect(cursor), expected);

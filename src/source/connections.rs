@@ -170,6 +170,11 @@ impl<D: Dialect> Session<D> {
         self.connections.statement_timeout + GRACE
     }
 
+    /// Which query errors are of.
+    pub(super) fn statement(&self) -> &'static str {
+        self.statement
+    }
+
     /// Says in later errors that another query is being read.
     pub(super) fn reading(&mut self, statement: &'static str) {
         self.statement = statement;

@@ -61,8 +61,6 @@ pub(super) trait Dialect: Send + Sync + 'static {
     async fn begin(&self, connection: &mut Self::Connection) -> Result<Began, sqlx::Error>;
     /// Ends the transaction.
     async fn end(&self, connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
-    /// Says goodbye.
-    async fn close(&self, connection: Self::Connection);
     /// The columns of a query, without running it.
     async fn describe(
         &self,
@@ -132,6 +130,7 @@ pub(super) struct Limits {
 pub(super) type Cell = Option<Zeroizing<Vec<u8>>>;
 
 /// What a statement yielded.
+#[derive(Default)]
 pub(super) struct Rows {
     pub(super) rows: Vec<Vec<Cell>>,
     /// Whether reading stopped at the limit on bytes; the connection must not be used any more.

@@ -171,7 +171,13 @@ fn said(code: &str, message: &str) -> String {
 fn clipped(message: &str) -> String {
     message
         .chars()
-        .map(|character| if character.is_control() { ' ' } else { character })
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
         .take(200)
         .collect()
 }

@@ -13,7 +13,6 @@ use sqlx::PgConnection;
 use super::columns::CursorColumn;
 
 /// What the open sessions say.
-#[derive(sqlx::FromRow)]
 struct Sessions {
     /// Whether some session's transaction is hidden from us.
     has_hidden: bool,
@@ -40,7 +39,9 @@ pub(super) async fn horizon(
         return Ok(Some(sessions.oldest));
     }
     // Asked after the sessions: a transaction that is prepared in between is in the first answer or in the second.
-    with_prepared(connection, &sessions.oldest, from).await.map(Some)
+    with_prepared(connection, &sessions.oldest, from)
+        .await
+        .map(Some)
 }
 
 /// Whether a poll could see all open transactions now.
@@ -49,7 +50,7 @@ pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool,
 }
 
 async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
-    sqlx::query_as(
+    let (has_hidden, oldest, can_prepare) = sqlx::query_as(
         "SELECT
             -- Without the right to see it a session has no state; a server process has no user either.
             COALESCE(bool_or(
@@ -69,7 +70,12 @@ async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error
     )
     .persistent(false)
     .fetch_one(connection)
-    .await
+    .await?;
+    Ok(Sessions {
+        has_hidden,
+        oldest,
+        can_prepare,
+    })
 }
 
 /// Lowers the horizon for prepared transactions, which do not say when they began.

@@ -56,8 +56,12 @@ pub(super) struct Inspection {
 pub(super) fn bounded(kind: CursorKind) -> (Guarantee, Option<String>) {
     let advice = match kind {
         CursorKind::Timestamp => "keep `overlap` above the longest transaction that writes",
-        CursorKind::Integer => "set `overlap` above the span of numbers that open transactions hold",
-        CursorKind::Text => "use a timestamp or integer as cursor, which can be read with an overlap",
+        CursorKind::Integer => {
+            "set `overlap` above the span of numbers that open transactions hold"
+        }
+        CursorKind::Text => {
+            "use a timestamp or integer as cursor, which can be read with an overlap"
+        }
     };
     (Guarantee::BoundedByOverlap, Some(advice.to_owned()))
 }

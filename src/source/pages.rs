@@ -81,7 +81,9 @@ impl<D: Dialect> Pages<'_, D> {
         let keys = self.poll_keys();
         let operand = self.dialect.operand(super::columns::CURSOR);
         let mut statement = self.select(&keys, horizon.map(|horizon| (&*operand, horizon)));
-        statement.push("\nWHERE ").push(&self.dialect.cursor_filter(cursor));
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
         self.push_start(&mut statement, cursor, start, &keys);
         if let Some(upper) = upper {
             statement.push(&format!("\nAND {operand} <= ")).param(upper);
@@ -106,7 +108,9 @@ impl<D: Dialect> Pages<'_, D> {
             .push("SELECT ")
             .push(&self.dialect.cursor_text(cursor));
         self.push_from(&mut statement);
-        statement.push("\nWHERE ").push(&self.dialect.cursor_filter(cursor));
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
         match start {
             PollStart::Beginning => {}
             PollStart::Cursor(from) => {
@@ -160,7 +164,9 @@ impl<D: Dialect> Pages<'_, D> {
         let [value, installation, resource] = at;
         let mut statement = self.select(&keys, None);
         let operand = self.dialect.operand(super::columns::CURSOR);
-        statement.push("\nWHERE ").push(&self.dialect.cursor_filter(cursor));
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
         statement.push(&format!("\nAND {operand} = ")).param(value);
         push_equal(&mut statement, &keys, installation, resource);
         statement
@@ -169,10 +175,7 @@ impl<D: Dialect> Pages<'_, D> {
     /// A sweep's page of rows whose ids can be ordered.
     pub(super) fn sweep(&self, keys: &Keys, after: Option<&[Param; 2]>, limit: u32) -> Statement {
         let mut statement = self.select(keys, None);
-        statement.push(&format!(
-            "\nWHERE NOT ({})",
-            self.irregular()
-        ));
+        statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
         if let Some([installation, resource]) = after {
             statement.push("\nAND ");
             statement.after(
@@ -199,7 +202,11 @@ impl<D: Dialect> Pages<'_, D> {
     }
 
     /// All rows of a sweep that are equal to a position.
-    pub(super) fn sweep_group(&self, keys: &Keys, [installation, resource]: &[Param; 2]) -> Statement {
+    pub(super) fn sweep_group(
+        &self,
+        keys: &Keys,
+        [installation, resource]: &[Param; 2],
+    ) -> Statement {
         let mut statement = self.select(keys, None);
         statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
         push_equal(&mut statement, keys, installation, resource);
@@ -235,8 +242,12 @@ impl<D: Dialect> Pages<'_, D> {
         statement.push("\nWHERE ");
         for (index, [installation, resource]) in params.iter().enumerate() {
             statement.push(if index == 0 { "(" } else { "\nOR (" });
-            statement.push(&format!("{} = ", keys.installation.order)).param(installation);
-            statement.push(&format!(" AND {} = ", keys.resource.order)).param(resource);
+            statement
+                .push(&format!("{} = ", keys.installation.order))
+                .param(installation);
+            statement
+                .push(&format!(" AND {} = ", keys.resource.order))
+                .param(resource);
             statement.push(")");
         }
         statement.push(&format!("\nLIMIT {MAX_FETCHED_ROWS}"));
@@ -458,4 +469,3 @@ pub(super) fn hex(id: &str) -> Bind {
     }
     Bind::Text(text)
 }
-

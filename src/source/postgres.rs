@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgRow, Postgres};
 use sqlx::query::Query as SqlxQuery;
 use sqlx::{
-    AssertSqlSafe, Column as _, ConnectOptions, Connection, Executor, PgConnection, Row, SqlSafeStr,
+    AssertSqlSafe, Column as _, ConnectOptions, Executor, PgConnection, Row, SqlSafeStr,
     Statement as _, TypeInfo, ValueRef,
 };
 use zeroize::Zeroizing;
@@ -19,7 +19,7 @@ use super::error::{self, Failure};
 use super::horizon;
 use super::inspect::{Inspection, bounded};
 use super::query::{Lexis, Query};
-use super::statement::{Bind, Comparison, Param, Placeholders, Statement};
+use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
 use super::{CursorKind, Guarantee};
 
 /// One PostgreSQL database. It has no `Debug`: the driver's options would print the password.
@@ -130,22 +130,30 @@ impl Dialect for PostgresDialect {
     }
 
     fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, param: &Param) {
-        statement.param(param);
         match cursor.reach {
-            Reach::None => {}
+            Reach::None => {
+                statement.param(param);
+            }
             Reach::Micros(micros) => {
                 statement
+                    .param(param)
                     .push(" - ")
                     .param(&Param::cast("", Bind::Integer(micros), "::int8"))
                     .push(" * interval '1 microsecond'");
             }
-            // As numeric: what is lower than the lowest integer is no error.
-            Reach::Units(units) => {
-                statement.push("::numeric - ").param(&Param::cast(
+            Reach::Units(units) if cursor.type_name == "NUMERIC" => {
+                statement.param(param).push(" - ").param(&Param::cast(
                     "",
                     Bind::Integer(units),
-                    "::int8::numeric",
+                    "::int8",
                 ));
+            }
+            Reach::Units(units) => {
+                let bind = lowered(&param.bind, units, i64::MIN.into());
+                statement.param(&Param {
+                    bind,
+                    ..param.clone()
+                });
             }
         }
     }
@@ -215,11 +223,6 @@ impl Dialect for PostgresDialect {
             .execute(&mut *connection)
             .await
             .map(drop)
-    }
-
-    async fn close(&self, connection: PgConnection) {
-        // It is given up in any case.
-        let _ = connection.close().await;
     }
 
     async fn describe(
@@ -378,9 +381,10 @@ impl Dialect for PostgresDialect {
             .collect();
         let has = |node: &str| plan.iter().any(|line| line.contains(node));
         // An incremental sort only orders ties.
-        let sorts_everything = plan
-            .iter()
-            .any(|line| line.trim_start_matches([' ', '-', '>']).starts_with("Sort "));
+        let sorts_everything = plan.iter().any(|line| {
+            line.trim_start_matches([' ', '-', '>'])
+                .starts_with("Sort ")
+        });
         Ok(Some(!has("Seq Scan") && !sorts_everything))
     }
 
@@ -460,7 +464,9 @@ fn is_timestamp(text: &str) -> bool {
     let date = text.split(' ').next().unwrap_or_default();
     date.len() >= 10
         && date.split('-').count() == 3
-        && date.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+        && date
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'-')
 }
 
 #[cfg(test)]

@@ -119,8 +119,7 @@ impl Scanner<'_> {
         let is_line_comment = match self.lexis {
             Lexis::MySql => {
                 self.starts_with(b"#")
-                    || (self.starts_with(b"--")
-                        && self.peek(2).is_none_or(|next| next <= b' '))
+                    || (self.starts_with(b"--") && self.peek(2).is_none_or(|next| next <= b' '))
             }
             Lexis::Postgres | Lexis::Sqlite => self.starts_with(b"--"),
         };
@@ -131,8 +130,8 @@ impl Scanner<'_> {
             return Ok(true);
         }
         // MySQL runs what stands in /*! … */: to the scanner that is part of the statement.
-        let is_executable = self.lexis == Lexis::MySql
-            && (self.starts_with(b"/*!") || self.starts_with(b"/*M!"));
+        let is_executable =
+            self.lexis == Lexis::MySql && (self.starts_with(b"/*!") || self.starts_with(b"/*M!"));
         if is_executable {
             return Err("holds an executable comment (/*! … */)");
         }
@@ -268,7 +267,10 @@ mod tests {
                 "-- first\nWITH a AS (SELECT 1) SELECT * FROM a;",
                 "-- first\nWITH a AS (SELECT 1) SELECT * FROM a",
             ),
-            ("SELECT ';', \";\" /* ; */ FROM t", "SELECT ';', \";\" /* ; */ FROM t"),
+            (
+                "SELECT ';', \";\" /* ; */ FROM t",
+                "SELECT ';', \";\" /* ; */ FROM t",
+            ),
             ("SELECT 'it''s; ' x", "SELECT 'it''s; ' x"),
             ("SELECT 'é;'", "SELECT 'é;'"),
         ];

@@ -102,13 +102,12 @@ impl Statement {
     ) -> &mut Self {
         let ([first, second], [low, high]) = (columns, params);
         match comparison {
-            Comparison::RowValues => {
-                self.push(&format!("({first}, {second}) > ("))
-                    .param(low)
-                    .push(", ")
-                    .param(high)
-                    .push(")")
-            }
+            Comparison::RowValues => self
+                .push(&format!("({first}, {second}) > ("))
+                .param(low)
+                .push(", ")
+                .param(high)
+                .push(")"),
             // The form that the range optimiser of MySQL and MariaDB understands.
             Comparison::Expanded => self
                 .push(&format!("({first} > "))
@@ -119,6 +118,22 @@ impl Statement {
                 .param(high)
                 .push("))"),
         }
+    }
+}
+
+/// An integer less some units, not below `least`; the text itself when it is no integer.
+pub(super) fn lowered(bind: &Bind, units: i64, least: i128) -> Bind {
+    match bind {
+        Bind::Integer(integer) => Bind::Integer(integer.saturating_sub(units)),
+        Bind::Text(text) => match text.parse::<i128>() {
+            Ok(integer) => Bind::Text(
+                (integer.saturating_sub(i128::from(units)))
+                    .max(least)
+                    .to_string(),
+            ),
+            Err(_) => bind.clone(),
+        },
+        Bind::Bytes(_) => bind.clone(),
     }
 }
 
