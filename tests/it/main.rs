@@ -2,5 +2,6 @@
 
 mod deploy;
 mod harness;
+mod store;
 mod support;
 mod vercel;
