@@ -22,6 +22,7 @@ mod rules;
 pub mod sqlite;
 mod steps;
 
+pub use console::Console;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
