@@ -2,4 +2,5 @@
 
 mod deploy;
 mod harness;
+mod source;
 mod support;
