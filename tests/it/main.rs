@@ -1,5 +1,6 @@
 //! Integration tests: one binary, so that its tests share the database servers that it starts.
 
+mod delivery;
 mod deploy;
 mod harness;
 mod store;

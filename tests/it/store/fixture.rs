@@ -256,7 +256,12 @@ pub(super) async fn acknowledge(store: &dyn Store, claimed: &Claimed, now: Times
 }
 
 /// Reads a row and has Vercel acknowledge it.
-pub(super) async fn deliver(store: &dyn Store, now: Timestamp, key: &ResourceKey, desired: &Snapshot) {
+pub(super) async fn deliver(
+    store: &dyn Store,
+    now: Timestamp,
+    key: &ResourceKey,
+    desired: &Snapshot,
+) {
     read(store, now, vec![row(key, desired)]).await;
     let claimed = claim(store, now).await;
     let claimed = claimed.iter().find(|claimed| claimed.key == *key);
