@@ -9,8 +9,8 @@ use crate::app::oauth::OauthTokens;
 use crate::model::{FingerprintKey, Timestamp};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, RetryPolicy};
-use crate::reconcile::{self, PAGE_ROWS, PassError, Reconciler};
+use crate::plan::{Policy, RetryPolicy, guard};
+use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
 use crate::source::{self, Inspect, Source, SourceError};
 use crate::store::sqlite::{Access, SqliteStore};
 use crate::store::console::Console;
@@ -179,7 +179,22 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
         config::FirstSight::Compare => FirstSight::Compare,
         config::FirstSight::Adopt => FirstSight::Adopt,
     };
-    reconcile::Settings { policy: Policy { first_sight }, ignored: config.reconcile.ignore, page_rows: PAGE_ROWS }
+    let config::GuardConfig { destructive_max, changes_max } = config.guard;
+    let guard = guard::Limits {
+        destructive_max: destructive_max.map(Into::into),
+        changes_max: changes_max.map(Into::into),
+    };
+    let on_missing = match config.reconcile.on_missing {
+        config::OnMissing::Ignore => OnMissing::Ignore,
+        config::OnMissing::Uninstall => OnMissing::Uninstall,
+    };
+    reconcile::Settings {
+        policy: Policy { first_sight },
+        ignored: config.reconcile.ignore,
+        guard,
+        on_missing,
+        page_rows: PAGE_ROWS,
+    }
 }
 
 /// The source of this configuration; nothing is connected yet.

@@ -9,6 +9,7 @@ use reconciled::model::{
     ResourceKey, RowHash, SecretName, Snapshot, Timestamp,
 };
 use reconciled::plan::backoff::Backoff;
+use reconciled::plan::guard::Limits;
 use reconciled::plan::{Claimed, Outcome, Policy, RetryPolicy};
 use reconciled::store::sqlite::Access;
 use reconciled::store::{
@@ -131,6 +132,9 @@ pub(super) fn batch(now: Timestamp, observations: Vec<Observation>) -> Batch {
         missing: Vec::new(),
         poll: None,
         sweep: None,
+        guard: Limits::default(),
+        ends_pass: true,
+        uninstall_missing_since: None,
     }
 }
 
