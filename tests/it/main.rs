@@ -3,6 +3,7 @@
 mod delivery;
 mod deploy;
 mod harness;
+mod source;
 mod store;
 mod support;
 mod vercel;
