@@ -194,8 +194,8 @@ async fn a_source_describes_itself(bed: Bed) {
     bed.database
         .execute(
             "CREATE INDEX by_cursor ON resource (updated_at);
-             CREATE INDEX by_id ON resource (installation_id, resource_id);
-             INSERT INTO resource (installation_id, resource_id) VALUES ('i', 'r'), ('i', 's')",
+             INSERT INTO resource (installation_id, resource_id, updated_at)
+             VALUES ('i', 'r', '2026-01-31 12:00:00'), ('i', 's', NULL)",
         )
         .await;
     let mut settings = bed.settings(&bed.query());
