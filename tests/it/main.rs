@@ -1,5 +1,9 @@
 //! Integration tests: one binary, so that its tests share the database servers that it starts.
 
+mod delivery;
 mod deploy;
 mod harness;
+mod source;
+mod store;
 mod support;
+mod vercel;
