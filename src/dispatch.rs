@@ -207,11 +207,14 @@ impl Dispatcher {
     }
 
     async fn start_due(&mut self, running: &mut Running<'_>) -> Result<Duration, StoreError> {
-        self.start_probes(running).await?;
+        if self.outage.since().is_none() {
+            self.start_probes(running, PROBES_MAX).await?;
+        }
         let now = self.worlds.clock.now();
         let busy: u32 = self.in_flight.values().sum();
         let free = self.settings.max_in_flight.saturating_sub(busy);
-        let allowed = self.outage.allowance(now, busy as usize, free as usize);
+        let under_way = busy as usize + self.probing.len();
+        let allowed = self.outage.allowance(now, under_way, free as usize);
         if allowed > 0 {
             let claimed = self
                 .claim(now, u32::try_from(allowed).unwrap_or(u32::MAX))
@@ -224,6 +227,11 @@ impl Dispatcher {
                 self.last_served = Some(installation_id);
                 let worker = Arc::clone(&self.worker);
                 running.push(Box::pin(async move { worker.deliver(claim).await }));
+            }
+            if count == 0 && self.outage.since().is_some() {
+                // All that waits may belong to paused installations: then one of their probes finds out whether the API
+                // answers again, or nothing ever would.
+                self.start_probes(running, 1).await?;
             }
             if count == allowed && count < free as usize {
                 return Ok(LOOK_AGAIN);
@@ -271,9 +279,14 @@ impl Dispatcher {
         Ok(if wait.is_zero() { LOOK_AGAIN } else { wait })
     }
 
-    async fn start_probes(&mut self, running: &mut Running<'_>) -> Result<(), StoreError> {
-        let free = PROBES_MAX.saturating_sub(self.probing.len());
-        if free == 0 || self.outage.since().is_some() || is_planted(Bug::PauseNeverProbed) {
+    /// Starts probes of paused installations, so that at most `limit` are under way.
+    async fn start_probes(
+        &mut self,
+        running: &mut Running<'_>,
+        limit: usize,
+    ) -> Result<(), StoreError> {
+        let free = limit.saturating_sub(self.probing.len());
+        if free == 0 || is_planted(Bug::PauseNeverProbed) {
             return Ok(());
         }
         let now = self.worlds.clock.now();
