@@ -81,7 +81,6 @@ impl Laws {
         patch: &Patch,
         secrets: Option<&SecretSet>,
         key: &FingerprintKey,
-        histories: &Histories,
         now: Timestamp,
     ) {
         if patch.is_empty() {
@@ -100,8 +99,18 @@ impl Laws {
             let what = format!("a request for {} carries {problem}", record.key);
             self.broken(Law::NothingSecretAstray, now, what);
         }
-        for (item, version) in written(patch, &record.key, histories) {
-            let id = (record.key.clone(), item);
+    }
+
+    /// Checks that a request sends nothing older than what was acknowledged.
+    pub(super) fn no_regress(
+        &mut self,
+        key: &ResourceKey,
+        patch: &Patch,
+        histories: &Histories,
+        now: Timestamp,
+    ) {
+        for (item, version) in written(patch, key, histories) {
+            let id = (key.clone(), item);
             let floor = self.acknowledged.get(&id).copied().unwrap_or(0);
             let newest = histories
                 .get(&id)

@@ -106,8 +106,13 @@ impl World {
     ) -> (usize, Reply) {
         let now = self.now();
         self.check_sender(token, &key.installation_id);
+        let usable = self.provider.has_usable(key);
         let (laws, histories) = (&mut self.laws, &self.provider.history);
-        laws.leaving(record, patch, secrets, &self.key, histories, now);
+        laws.leaving(record, patch, secrets, &self.key, now);
+        if usable {
+            // Without a usable row the resource may be given back the status that it had.
+            laws.no_regress(key, patch, histories, now);
+        }
         if let Some((other, until)) = self.remote.in_flight.get(key)
             && *until > now
         {
@@ -237,6 +242,9 @@ impl World {
             .filter(|_| status_of(&reply.kind) == Some(200))
             .map(super::remote::Held::observed);
         let what = status(&reply.kind);
+        if let Some(gone @ (404 | 410)) = status_of(&reply.kind) {
+            self.remote.last_status.insert(key.clone(), gone);
+        }
         self.say(format_args!("GET {key}: {what}"));
         (reply, observed)
     }
