@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Field, Patch, SecretName, SecretsPatch, Snapshot, Timestamp};
 
 /// Why an item is in doubt and until when a late application is possible.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// A request whose answer was lost may still be applied until this instant: only a 2xx to a request that was sent
     /// after it settles the item. `None`: any 2xx settles it.
@@ -20,7 +20,7 @@ pub struct Mark {
 }
 
 /// The items of one resource that are in doubt.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Doubt {
     /// Whole fields, secrets apart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
