@@ -6,6 +6,7 @@ pub mod dispatch;
 pub mod hardening;
 pub mod model;
 pub mod plan;
+mod planted;
 pub mod reconcile;
 pub mod shutdown;
 pub mod simulator;

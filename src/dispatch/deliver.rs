@@ -9,6 +9,7 @@ use crate::model::{
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::{Answer, AnswerKind, Claimed, Outcome, Verdict, classify};
+use crate::planted::{Bug, is_planted};
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind, Settlement, StoreError};
 
 use super::token::{Renewed, TokenError, Tokens};
@@ -179,7 +180,9 @@ impl Worker {
             Err(attempted) => return attempted,
         };
         let sent_at = self.worlds.clock.now();
-        if sent_at.plus(self.settings.request_timeout + LEASE_MARGIN) >= claimed.lease_expires_at {
+        let left = claimed.lease_expires_at.since(sent_at);
+        if left <= self.settings.request_timeout + LEASE_MARGIN && !is_planted(Bug::LeaseMayRunOut)
+        {
             return Attempted::unsent(Outcome::Released, None);
         }
         if claimed.mode == Mode::Compare {
@@ -212,7 +215,7 @@ impl Worker {
                 .iter()
                 .all(|(name, print)| fingerprints.get(name) == Some(print)),
         };
-        if same {
+        if same || is_planted(Bug::MovedSecretsSent) {
             Ok(Some(held))
         } else {
             Err(Attempted::unsent(Outcome::SourceMoved, None))

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{Bug, is_planted};
+
 use super::{Field, Patch, SecretName, SecretsPatch, Snapshot, Timestamp};
 
 /// Why an item is in doubt and until when a late application is possible.
@@ -62,6 +64,10 @@ impl Doubt {
     /// Records that the answer to a request was lost: what was in its patch may still be applied until `until`.
     pub fn extend(&mut self, patch: &Patch, until: Timestamp) {
         self.touched(patch).for_each(|mark| {
+            if is_planted(Bug::ConfirmationOutlivesLoss) && mark.uncertain_until.is_some() {
+                mark.confirmed = true;
+                return;
+            }
             mark.uncertain_until = mark.uncertain_until.max(Some(until));
             mark.confirmed = false;
         });

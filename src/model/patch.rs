@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{Bug, is_planted};
+
 use super::{Field, FieldSet, Fingerprint, Json, SecretName, Snapshot};
 
 /// A partial update of one resource, without a secret's value.
@@ -102,8 +104,10 @@ impl Patch {
                 .map(|(field, value)| (*field, value.clone())),
         );
         match &self.secrets {
-            Some(SecretsPatch::Complete(named)) => acknowledged.secrets = Some(named.clone()),
-            Some(SecretsPatch::Partial(named)) => {
+            Some(SecretsPatch::Complete(named)) if !is_planted(Bug::CompleteArrayAdds) => {
+                acknowledged.secrets = Some(named.clone());
+            }
+            Some(SecretsPatch::Complete(named) | SecretsPatch::Partial(named)) => {
                 let held = acknowledged.secrets.get_or_insert_default();
                 held.extend(
                     named

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::model::{
-    Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record, Rejection,
-    Timestamp,
+    Doubt, Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record,
+    Rejection, Timestamp,
 };
+use crate::planted::{Bug, is_planted};
 
 use super::backoff::Backoff;
 use super::decide::{die, just_after, wait};
@@ -78,7 +79,10 @@ pub enum Outcome {
 
 impl Outcome {
     /// Whether the answer, or its absence, proves that this attempt changed nothing.
-    const fn changed_nothing(&self) -> bool {
+    fn changed_nothing(&self) -> bool {
+        if is_planted(Bug::ServerErrorProvesNothing) && matches!(self, Self::Failed) {
+            return true;
+        }
         !matches!(self, Self::Acknowledged { .. } | Self::Lost | Self::Failed)
     }
 
@@ -148,6 +152,11 @@ pub fn advance(
     entry.attempts += u32::from(outcome.counts());
     if outcome.changed_nothing() {
         record.doubt = in_flight.doubt_before.clone();
+        if is_planted(Bug::DoubtClearedBy4xx) && outcome.counts() {
+            record.doubt = Doubt::default();
+        }
+    } else if is_planted(Bug::DoubtMarkedAfterSending) {
+        record.doubt.mark(&in_flight.patch, &record.acknowledged);
     }
     let retry = Retry {
         policy,
@@ -155,11 +164,21 @@ pub fn advance(
         jitter,
     };
     match outcome {
+        Outcome::Acknowledged { .. } if is_planted(Bug::NewerTargetAcknowledged) => {
+            let desired = entry.desired.clone();
+            let (patch, _) = pending(record, &desired);
+            acknowledge(record, &patch, now, now);
+        }
+        Outcome::Acknowledged { .. } if is_planted(Bug::UncertaintyJudgedAtAnswer) => {
+            acknowledge(record, &in_flight.patch, now, now);
+        }
         Outcome::Acknowledged { sent_at } => acknowledge(record, &in_flight.patch, *sent_at, now),
         Outcome::Lost => {
-            record
-                .doubt
-                .extend(&in_flight.patch, now.plus(policy.late_apply));
+            if !is_planted(Bug::LostNotLate) {
+                record
+                    .doubt
+                    .extend(&in_flight.patch, now.plus(policy.late_apply));
+            }
             retry.back_off(entry, Reason::Backoff);
         }
         Outcome::Failed => retry.back_off(entry, Reason::Backoff),
@@ -232,6 +251,10 @@ fn reject(
     entry.conflicts = 0;
     wait(entry, now, Reason::Due);
     let fields: Vec<Field> = in_flight.patch.fields().iter().collect();
+    if is_planted(Bug::RejectedFieldBlocksOthers) && fields.len() > 1 {
+        die(entry, Reason::Rejected);
+        return;
+    }
     if let [field] = fields[..] {
         if let Some(digest) = in_flight.digests.get(&field) {
             // If the source has moved on meanwhile the digest matches nothing and the newer value is sent.
@@ -268,7 +291,7 @@ fn conflict(record: &mut Record, observed: Option<&Observed>, retry: Retry<'_>) 
     let Some(entry) = &record.entry else { return };
     let (patch, _) = pending(record, &entry.desired);
     let agrees = observed.is_some_and(|observed| {
-        patch.secrets.is_none()
+        (patch.secrets.is_none() || is_planted(Bug::ConflictAcknowledgesUnseen))
             && patch
                 .values
                 .iter()
@@ -320,6 +343,9 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
             if entry.state == EntryState::Waiting && entry.reason == Reason::Due =>
         {
             wait(entry, just_after(until), Reason::LateApply);
+        }
+        Pending::Now if acknowledged && moved_on && is_planted(Bug::FollowupForgotten) => {
+            entry.state = EntryState::Delivered;
         }
         Pending::Now if acknowledged && moved_on => {
             let rejected = std::mem::take(&mut entry.rejected);

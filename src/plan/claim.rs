@@ -6,6 +6,7 @@ use crate::model::{
     Entry, EntryId, EntryState, Field, InFlight, Lease, LeaseToken, Mode, Patch, Reason, Record,
     ResourceKey, Snapshot, Timestamp,
 };
+use crate::planted::{Bug, is_planted};
 
 use super::decide::{die, just_after, wait};
 use super::diff::{Pending, pending};
@@ -57,7 +58,10 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
         return Claim::NotNow;
     };
     let is_due = entry.due_at <= now || entry.due_at > now.plus(DUE_HORIZON);
-    if entry.state != EntryState::Waiting || entry.lease.is_some() || !is_due {
+    if entry.state != EntryState::Waiting
+        || (entry.lease.is_some() && !is_planted(Bug::TwoInFlight))
+        || !is_due
+    {
         return Claim::NotNow;
     }
     if entry.mode == Mode::Compare {
@@ -65,6 +69,7 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
     }
     let (patch, pending) = pending(record, &entry.desired);
     match pending {
+        Pending::Nothing if is_planted(Bug::EmptyPatchSent) => take(record, patch, now, lease),
         Pending::Nothing => close_or_die(record),
         Pending::After(until) if until >= now => {
             let entry = record
@@ -90,7 +95,9 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
 
 fn take(record: &mut Record, patch: Patch, now: Timestamp, lease: &Lease) -> Claim {
     let doubt_before = record.doubt.clone();
-    record.doubt.mark(&patch, &record.acknowledged);
+    if !is_planted(Bug::NoDoubtMark) && !is_planted(Bug::DoubtMarkedAfterSending) {
+        record.doubt.mark(&patch, &record.acknowledged);
+    }
     let key = record.key.clone();
     let entry = record.entry.as_mut().expect("only an open entry is taken");
     let digest = |field: Field| entry.desired.digest(field).map(|digest| (field, digest));
@@ -151,6 +158,7 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
     }
     if let Some(in_flight) = entry.in_flight.take()
         && !in_flight.patch.is_empty()
+        && !is_planted(Bug::ExpiredLeaseNotLate)
     {
         record.doubt.extend(&in_flight.patch, now.plus(late_apply));
         entry.attempts += 1;

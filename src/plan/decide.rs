@@ -1,6 +1,7 @@
 //! What a row that was read means for its resource: nothing, a new entry, a newer target for the open one, or its withdrawal.
 
 use crate::model::{Entry, EntryState, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp};
+use crate::planted::{Bug, is_planted};
 
 use super::diff::{Pending, pending};
 
@@ -95,9 +96,9 @@ pub fn decide(
     }
     entry.desired = desired.clone();
     entry.generation += 1;
-    entry
-        .rejected
-        .retain(|field, rejection| desired.digest(*field) == Some(rejection.digest));
+    entry.rejected.retain(|field, rejection| {
+        desired.digest(*field) == Some(rejection.digest) || is_planted(Bug::RejectionOutlivesValue)
+    });
     if entry.in_flight.is_some() {
         // The outcome of what is in flight decides what is left.
         return open(Decision::Folded);
@@ -115,6 +116,8 @@ pub fn decide(
 fn retarget(record: &mut Record, now: Timestamp) -> Option<Entry> {
     let entry = record.entry.as_ref()?;
     let (_, pending) = pending(record, &entry.desired);
+    let back = is_planted(Bug::WithdrawnInDoubt) && record.acknowledged == entry.desired;
+    let pending = if back { Pending::Nothing } else { pending };
     let entry = record.entry.as_mut()?;
     let due_at = match pending {
         Pending::Nothing if entry.rejected.is_empty() => {

@@ -1,6 +1,7 @@
 //! What is left to send, and when.
 
 use crate::model::{Doubt, Field, FieldSet, Patch, Record, SecretsPatch, Snapshot, Timestamp};
+use crate::planted::{Bug, is_planted};
 
 /// The smallest patch that turns `acknowledged` into `desired`: the managed fields that differ, and those in doubt.
 ///
@@ -12,7 +13,9 @@ pub fn diff(desired: &Snapshot, acknowledged: &Snapshot, doubt: &Doubt) -> Patch
         .values
         .iter()
         .filter(|(field, value)| {
-            acknowledged.values.get(field) != Some(value) || doubt.fields.contains_key(field)
+            acknowledged.values.get(field) != Some(value)
+                || (doubt.fields.contains_key(field) && !is_planted(Bug::DoubtNotSent))
+                || is_planted(Bug::WholeRowSent)
         })
         .map(|(field, value)| (*field, value.clone()))
         .collect();
@@ -33,9 +36,14 @@ fn diff_secrets(
     };
     let removed = held
         .keys()
-        .chain(doubt.secrets.keys())
+        .chain(
+            doubt
+                .secrets
+                .keys()
+                .filter(|_| !is_planted(Bug::DoubtfulSecretForgotten)),
+        )
         .any(|name| !desired.contains_key(name));
-    if removed {
+    if removed && !is_planted(Bug::PartialAfterRemoval) {
         return Some(SecretsPatch::Complete(desired.clone()));
     }
     let changed: std::collections::BTreeMap<_, _> = desired
@@ -81,7 +89,9 @@ pub fn left_out(record: &Record, desired: &Snapshot) -> FieldSet {
         .flat_map(|entry| entry.rejected.iter().map(|(field, r)| (*field, r.digest)));
     dismissed
         .chain(rejected)
-        .filter(|(field, digest)| desired.digest(*field) == Some(*digest))
+        .filter(|(field, digest)| {
+            desired.digest(*field) == Some(*digest) || is_planted(Bug::RejectionOutlivesValue)
+        })
         .map(|(f, _)| f)
         .collect()
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Unusable};
 use crate::plan::Decision;
+use crate::planted::{Bug, is_planted};
 use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
 
 use super::{PassError, Reconciler};
@@ -132,7 +133,10 @@ impl Reconciler {
         duplicates: Duplicates,
         position: Position,
     ) -> Result<PageReport, PassError> {
-        let sorted = self.sort(rows, duplicates).await?;
+        let mut sorted = self.sort(rows, duplicates).await?;
+        if is_planted(Bug::PoisonTakesPage) && !sorted.quarantined.is_empty() {
+            sorted.observations.clear();
+        }
         let Sorted {
             observations,
             quarantined,
@@ -156,6 +160,14 @@ impl Reconciler {
             poll: position.poll,
             sweep: position.sweep,
         };
+        if is_planted(Bug::CursorCommittedFirst) {
+            let position = Batch {
+                observations: Vec::new(),
+                quarantined: Vec::new(),
+                ..batch.clone()
+            };
+            self.store.reconcile(position).await?;
+        }
         let reconciled = self.store.reconcile(batch).await?;
         for (decision, before) in reconciled.decisions.iter().zip(states) {
             tally(&mut counts, *decision, before);
