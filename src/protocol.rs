@@ -34,6 +34,7 @@ fn one_field() -> Setting {
         interchangeable: true,
         first_sight: false,
         alone: false,
+        explicit: false,
         budget: Budget {
             changes: 3,
             crashes: 2,
@@ -118,7 +119,198 @@ fn check(name: &str, setting: Setting, states_min: usize) {
     );
 }
 
+/// Fields of which one may be rejected while the other is not.
+fn two_fields() -> Setting {
+    let values = [("ready", "a"), ("suspended", "b"), ("ready", "b")];
+    Setting {
+        values: values
+            .map(|(status, name)| fields(&[(Field::Status, status), (Field::Name, name)]))
+            .to_vec(),
+        interchangeable: false,
+        ..one_field()
+    }
+}
+
+/// A set of secrets that gains a name, loses one, and has a value replaced.
+fn secret_set() -> Setting {
+    Setting {
+        values: vec![
+            secrets(&[("A", 1)]),
+            secrets(&[("A", 1), ("B", 1)]),
+            secrets(&[("A", 2)]),
+        ],
+        interchangeable: false,
+        ..one_field()
+    }
+}
+
+fn with_budget(setting: Setting, changes: u8, crashes: u8, lost: u8, refusals: u8) -> Setting {
+    Setting {
+        budget: Budget {
+            changes,
+            crashes,
+            lost,
+            refusals,
+        },
+        ..setting
+    }
+}
+
 #[test]
-fn every_state_of_one_field_obeys_the_laws() {
-    check("one field", one_field(), 1);
+fn every_state_with_four_values_two_crashes_and_two_lost_answers_obeys_the_laws() {
+    check("four values", with_budget(one_field(), 3, 2, 2, 0), 1);
+}
+
+#[test]
+fn every_state_with_refusals_obeys_the_laws() {
+    check("refusals", with_budget(one_field(), 2, 1, 1, 1), 1);
+}
+
+#[test]
+fn every_state_of_two_fields_obeys_the_laws() {
+    check("two fields", with_budget(two_fields(), 1, 0, 1, 2), 1);
+}
+
+#[test]
+fn every_state_of_a_secret_set_obeys_the_laws() {
+    check("secrets", with_budget(secret_set(), 2, 1, 1, 0), 1);
+}
+
+#[test]
+fn every_state_of_one_process_that_starts_again_obeys_the_laws() {
+    let setting = Setting {
+        alone: true,
+        ..one_field()
+    };
+    check("one process", with_budget(setting, 2, 2, 1, 0), 1);
+}
+
+#[test]
+fn every_state_from_the_first_sight_obeys_the_laws() {
+    let setting = Setting {
+        first_sight: true,
+        ..one_field()
+    };
+    check("first sight", with_budget(setting, 1, 1, 1, 1), 1);
+}
+
+#[test]
+fn every_state_of_workers_that_wake_late_obeys_the_laws() {
+    let setting = Setting {
+        explicit: true,
+        ..one_field()
+    };
+    check("late workers", with_budget(setting, 1, 1, 1, 0), 1);
+}
+
+/// The bugs of the protocol that the model has to find, each in the smallest setting that shows it.
+fn planted() -> Vec<(Bug, Setting)> {
+    let explicit = |setting| Setting {
+        explicit: true,
+        ..setting
+    };
+    vec![
+        (Bug::NoDoubtMark, with_budget(one_field(), 1, 0, 0, 0)),
+        (
+            Bug::DoubtMarkedAfterSending,
+            with_budget(one_field(), 1, 0, 0, 0),
+        ),
+        (Bug::DoubtClearedBy4xx, with_budget(one_field(), 2, 0, 1, 1)),
+        (
+            Bug::UncertaintyJudgedAtAnswer,
+            with_budget(one_field(), 2, 0, 1, 0),
+        ),
+        (Bug::LostNotLate, with_budget(one_field(), 2, 0, 1, 0)),
+        (
+            Bug::ExpiredLeaseNotLate,
+            with_budget(one_field(), 2, 1, 0, 0),
+        ),
+        (
+            Bug::ConfirmationOutlivesLoss,
+            with_budget(one_field(), 2, 0, 2, 0),
+        ),
+        (
+            Bug::ServerErrorProvesNothing,
+            with_budget(one_field(), 1, 0, 0, 1),
+        ),
+        (Bug::DoubtNotSent, with_budget(one_field(), 2, 0, 1, 0)),
+        (Bug::WithdrawnInDoubt, with_budget(one_field(), 2, 0, 1, 0)),
+        (
+            Bug::LeaseTokenNotChecked,
+            explicit(with_budget(one_field(), 1, 0, 0, 0)),
+        ),
+        (
+            Bug::LeaseTokenReused,
+            explicit(with_budget(one_field(), 1, 0, 0, 0)),
+        ),
+        (
+            Bug::LeaseMayRunOut,
+            explicit(with_budget(one_field(), 2, 0, 0, 0)),
+        ),
+        (
+            Bug::TwoInFlight,
+            explicit(with_budget(one_field(), 1, 0, 0, 0)),
+        ),
+        (Bug::FollowupForgotten, with_budget(one_field(), 2, 0, 0, 0)),
+        (
+            Bug::NewerTargetAcknowledged,
+            with_budget(one_field(), 2, 0, 0, 0),
+        ),
+        (
+            Bug::PartialAfterRemoval,
+            with_budget(secret_set(), 2, 0, 0, 0),
+        ),
+        (
+            Bug::DoubtfulSecretForgotten,
+            with_budget(secret_set(), 2, 0, 1, 0),
+        ),
+        (
+            Bug::CompleteArrayAdds,
+            with_budget(secret_set(), 2, 0, 0, 0),
+        ),
+        (
+            Bug::ConflictAcknowledgesUnseen,
+            with_budget(secret_set(), 1, 0, 0, 1),
+        ),
+        (
+            Bug::RejectedFieldBlocksOthers,
+            with_budget(two_fields(), 1, 0, 0, 1),
+        ),
+        (
+            Bug::RejectionOutlivesValue,
+            with_budget(one_field(), 2, 0, 0, 1),
+        ),
+    ]
+}
+
+#[test]
+fn every_planted_bug_of_the_protocol_is_found() {
+    let mut missed = Vec::new();
+    for (bug, setting) in planted() {
+        let checker = Protocol::new(Setting {
+            bug: Some(bug),
+            ..setting
+        })
+        .checker()
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+        let broken = checker
+            .model()
+            .properties()
+            .into_iter()
+            .filter(|property| property.expectation.discovery_is_failure())
+            .find_map(|property| Some((property.name, checker.discovery(property.name)?)));
+        let Some((law, path)) = broken else {
+            missed.push(bug);
+            continue;
+        };
+        let steps = path.into_vec();
+        let length = steps.len() - 1;
+        let tale = tale::tell(checker.model(), steps);
+        say(&format!(
+            "{bug:?} is found in {length} steps: not so: {law}\n{tale}"
+        ));
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }

@@ -5,13 +5,13 @@
 //! keeps the states of the model small.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::model::{
-    Doubt, EntryState, Fingerprint, Lease, LeaseToken, Mark, Observed, Origin, Patch, Record,
-    ResourceKey, RowHash, SecretsPatch, Snapshot, Timestamp,
+    Doubt, EntryState, Fingerprint, Lease, LeaseToken, Mark, Observed, Origin, Patch, Reason,
+    Record, ResourceKey, RowHash, SecretsPatch, Snapshot, Timestamp,
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::claim::{Claim, abandon};
@@ -49,6 +49,51 @@ pub(super) type RecordId = Id<'r'>;
 pub(super) type PatchId = Id<'p'>;
 /// The number of what Vercel holds.
 pub(super) type HeldId = Id<'h'>;
+
+/// The hasher of small keys: quick also without optimisation.
+#[derive(Default)]
+pub(super) struct Mix(u64);
+
+/// Builds [`Mix`].
+pub(super) type Mixed = BuildHasherDefault<Mix>;
+
+impl Mix {
+    fn mix(&mut self, word: u64) {
+        // The multiplier of splitmix64; the rotation keeps the order of the words.
+        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 ^= self.0 >> 29;
+    }
+}
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.mix((*byte).into()));
+    }
+
+    fn write_u8(&mut self, word: u8) {
+        self.mix(word.into());
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.mix(word.into());
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.mix(word);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.mix(word as u64);
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.mix(word.unsigned_abs() as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Gives equal things equal numbers.
 struct Numbered<T, const KIND: char>(RwLock<(HashMap<Arc<T>, u32>, Vec<Arc<T>>)>);
@@ -164,8 +209,8 @@ pub(super) struct Book {
     records: Numbered<Record, 'r'>,
     patches: Numbered<Patch, 'p'>,
     held: Numbered<Snapshot, 'h'>,
-    done: RwLock<HashMap<(RecordId, Step), Done>>,
-    answers: RwLock<HashMap<Question, bool>>,
+    done: RwLock<HashMap<(RecordId, Step), Done, Mixed>>,
+    answers: RwLock<HashMap<Question, bool, Mixed>>,
 }
 
 impl Book {
@@ -227,6 +272,15 @@ impl Book {
             .entry
             .as_ref()
             .is_some_and(|entry| entry.lease.is_some())
+    }
+
+    /// Whether the entry waits for its row to be read again.
+    pub(super) fn is_to_be_read_again(&self, record: RecordId) -> bool {
+        let record = self.record(record);
+        record
+            .entry
+            .as_ref()
+            .is_some_and(|entry| entry.reason == Reason::SourceMoved)
     }
 
     /// Vercel's side: what it holds once it has applied a patch.

@@ -41,8 +41,8 @@ pub(super) fn properties() -> Vec<Property<Protocol>> {
         Property::always(REST_IS_EQUALITY, rest_is_equality),
         Property::always(CONVERGENCE, Protocol::converges),
         Property::sometimes(
-            "a frozen worker's request may be applied under another's lease",
-            frozen_request,
+            "an earlier request may be applied while the next is out",
+            overtaken,
         ),
         Property::sometimes("two requests may be applied late", |_, state: &State| {
             state.late.len() > 1
@@ -110,18 +110,12 @@ fn rest_is_equality(model: &Protocol, state: &State) -> bool {
     !model.is_at_rest(state) || model.is_settled(state)
 }
 
-fn frozen_request(model: &Protocol, state: &State) -> bool {
-    let record = model.book.record(state.record);
-    record
-        .entry
-        .as_ref()
-        .is_some_and(|entry| entry.lease.is_some())
-        && state.workers.iter().any(|worker| match worker {
-            Worker::Waiting(claim, sent) => {
-                !claim.token_matches && matches!(sent.at_vercel, AtVercel::Pending(_))
-            }
-            _ => false,
-        })
+fn overtaken(model: &Protocol, state: &State) -> bool {
+    let waits = state
+        .workers
+        .iter()
+        .any(|worker| matches!(worker, Worker::Waiting(claim, _) if claim.token_matches));
+    waits && may_be_applied(state).count() > 1 && model.book.is_leased(state.record)
 }
 
 fn waits_for_late(model: &Protocol, state: &State) -> bool {

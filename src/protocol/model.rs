@@ -4,15 +4,15 @@
 //! changes of the source, crashes, lost answers and refusals are counted, and each is spent wherever it does most harm.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::hash::BuildHasher as _;
 use std::sync::{Mutex, PoisonError};
 
 use stateright::{Model, Property};
 
-use crate::model::Snapshot;
+use crate::model::{EntryState, Field, Snapshot};
 use crate::planted::Bug;
 
-use super::book::{Book, HeldId, PatchId, RecordId, Said, Step, Terms};
+use super::book::{Book, HeldId, Mixed, PatchId, RecordId, Said, Step, Terms};
 use super::laws;
 
 /// How long calm weather may take to bring both sides together, in steps.
@@ -42,6 +42,9 @@ pub(super) struct Setting {
     pub(super) first_sight: bool,
     /// One process holds the state alone, and ends every lease when it starts again; otherwise there are two.
     pub(super) alone: bool,
+    /// Workers whose token no longer matches are kept as such. Otherwise one of them is what it amounts to: idle, and a
+    /// request of its own one without a sender. This is exact while the store checks tokens and dispatch its leases.
+    pub(super) explicit: bool,
     pub(super) budget: Budget,
     pub(super) terms: Terms,
     /// The bug that is planted.
@@ -59,7 +62,7 @@ pub(super) struct State {
     pub(super) used: u8,
     /// What Vercel holds.
     pub(super) held: HeldId,
-    pub(super) workers: Vec<Worker>,
+    pub(super) workers: [Worker; 2],
     /// Requests without a sender that Vercel may still apply, sorted.
     pub(super) late: Vec<Late>,
     pub(super) budget: Budget,
@@ -72,6 +75,8 @@ pub(super) struct State {
 pub(super) enum Worker {
     /// Nothing.
     Idle,
+    /// There is no such process.
+    Absent,
     /// Nothing: the process is gone and has not started again.
     Down,
     /// It has claimed and sent nothing yet.
@@ -80,6 +85,18 @@ pub(super) enum Worker {
     Waiting(Claim, Sent),
     /// It knows how the attempt ended and has not recorded it.
     Answered(Claim, Answer),
+}
+
+impl Worker {
+    /// What it has claimed.
+    pub(super) const fn claim(&self) -> Option<&Claim> {
+        match self {
+            Self::Idle | Self::Absent | Self::Down => None,
+            Self::Claimed(claim) | Self::Waiting(claim, _) | Self::Answered(claim, _) => {
+                Some(claim)
+            }
+        }
+    }
 }
 
 /// What a worker keeps in memory of its claim.
@@ -174,7 +191,7 @@ pub(super) struct Protocol {
     pub(super) setting: Setting,
     pub(super) book: Book,
     /// Hashes of states from which calm weather is known to bring both sides together.
-    converging: Mutex<HashSet<u64>>,
+    converging: Mutex<HashSet<u64, Mixed>>,
 }
 
 impl Protocol {
@@ -191,15 +208,23 @@ impl Protocol {
         self.setting.bug == Some(bug)
     }
 
-    /// Whether nothing is left to do, and Vercel holds what the source says or a person was called.
+    /// Whether nothing is left to do, and Vercel holds what the source says, fields that it rejected by themselves apart.
     pub(super) fn is_settled(&self, state: &State) -> bool {
+        self.is_at_rest(state) && self.is_equal(state)
+    }
+
+    fn is_equal(&self, state: &State) -> bool {
         let record = self.book.record(state.record);
-        let dead = record
-            .entry
-            .as_ref()
-            .is_some_and(|entry| entry.state == crate::model::EntryState::Dead);
-        self.is_at_rest(state)
-            && (dead || (record.entry.is_none() && state.held == self.book.holding(state.source)))
+        let Some(dead) = &record.entry else {
+            return state.held == self.book.holding(state.source);
+        };
+        let held = self.book.held(state.held);
+        let Snapshot { values, secrets } = &self.setting.values[usize::from(state.source)];
+        let rejected = |field: &Field| dead.rejected.contains_key(field);
+        values
+            .iter()
+            .all(|(field, value)| held.values.get(field) == Some(value) || rejected(field))
+            && (held.secrets == *secrets || rejected(&Field::Secrets))
     }
 
     /// Whether no worker works, the row was read, and no entry waits.
@@ -208,14 +233,17 @@ impl Protocol {
         let waits = record
             .entry
             .as_ref()
-            .is_some_and(|entry| entry.state != crate::model::EntryState::Dead);
-        let busy = state.workers.iter().any(|worker| *worker != Worker::Idle);
+            .is_some_and(|entry| entry.state != EntryState::Dead);
+        let busy = state
+            .workers
+            .iter()
+            .any(|worker| !matches!(worker, Worker::Idle | Worker::Absent));
         !busy && !waits && self.book.is_polled(state.record, state.source)
     }
 
     /// Whether both sides come together when nothing else goes wrong: law 1.
     pub(super) fn converges(&self, state: &State) -> bool {
-        let hasher = BuildHasherDefault::<DefaultHasher>::new();
+        let hasher = Mixed::default();
         let mut trail = Vec::new();
         let mut state = state.clone();
         for _ in 0..CALM_STEPS_MAX {
@@ -249,7 +277,7 @@ impl Protocol {
             .iter()
             .enumerate()
             .map(|(index, worker)| match worker {
-                Worker::Idle => None,
+                Worker::Idle | Worker::Absent => None,
                 Worker::Down => Some(Action::Restart(index)),
                 Worker::Claimed(_) => Some(Action::Send(index)),
                 Worker::Waiting(_, sent) => Some(match sent.at_vercel {
@@ -259,9 +287,13 @@ impl Protocol {
                 }),
                 Worker::Answered(..) => Some(Action::Record(index)),
             });
+        let unread = !self.book.is_polled(state.record, state.source);
+        let polled =
+            (unread || self.book.is_to_be_read_again(state.record)).then_some(Action::Poll);
         workers
             .flatten()
-            .chain([Action::Poll, Action::Claim(0), Action::Tick])
+            .chain(polled)
+            .chain([Action::Claim(0), Action::Tick])
             .find_map(|action| self.next_state(state, action))
     }
 
@@ -315,25 +347,15 @@ impl Protocol {
         sent: Sent,
         reply: Reply,
     ) -> Option<()> {
-        let applied = sent.at_vercel == AtVercel::Applied;
-        let budget = &mut state.budget;
-        let cost = match reply {
-            Reply::Accepted | Reply::TimedOut => None,
-            Reply::Lost => Some(&mut budget.lost),
-            _ => Some(&mut budget.refusals),
-        };
-        if let Some(left) = cost {
-            *left = left.checked_sub(1)?;
-        }
-        let possible = match reply {
-            Reply::Accepted => applied,
-            Reply::TimedOut => sent.at_vercel == AtVercel::Gone,
-            Reply::Lost => sent.at_vercel != AtVercel::Gone,
-            Reply::Failed => true,
-            Reply::RateLimited | Reply::Rejected | Reply::Conflict => !applied,
-        };
-        if !possible {
+        if !replies(sent, state.budget).any(|possible| possible == reply) {
             return None;
+        }
+        match reply {
+            Reply::Accepted | Reply::TimedOut => {}
+            Reply::Lost => state.budget.lost -= 1,
+            Reply::Failed | Reply::RateLimited | Reply::Rejected | Reply::Conflict => {
+                state.budget.refusals -= 1
+            }
         }
         if let (Reply::Lost, AtVercel::Pending(left)) = (reply, sent.at_vercel) {
             let left = left.min(self.setting.terms.late_apply);
@@ -383,11 +405,39 @@ impl Protocol {
         state.record = after;
     }
 
+    /// Brings states that cannot behave differently into one form.
+    fn reduce(&self, state: &mut State) {
+        let State { workers, late, .. } = state;
+        if !self.setting.explicit {
+            for worker in &mut *workers {
+                let Some(claim) = worker.claim().filter(|claim| !claim.token_matches) else {
+                    continue;
+                };
+                if let Worker::Waiting(
+                    _,
+                    Sent {
+                        at_vercel: AtVercel::Pending(left),
+                        ..
+                    },
+                ) = *worker
+                {
+                    late.push(Late {
+                        patch: claim.patch,
+                        left,
+                    });
+                }
+                *worker = Worker::Idle;
+            }
+            if workers[0] == Worker::Idle {
+                workers.reverse();
+            }
+        }
+        late.sort_unstable();
+    }
+
     fn crash(&self, state: &mut State, index: usize) -> Option<()> {
         let worker = state.workers[index];
-        if matches!(worker, Worker::Idle | Worker::Down) {
-            return None;
-        }
+        worker.claim()?;
         state.budget.crashes = state.budget.crashes.checked_sub(1)?;
         if let Worker::Waiting(
             Claim { patch, .. },
@@ -413,7 +463,7 @@ impl Protocol {
         state.record = self.book.step(state.record, Step::Tick).record;
         for worker in &mut state.workers {
             match worker {
-                Worker::Idle | Worker::Down => {}
+                Worker::Idle | Worker::Absent | Worker::Down => {}
                 Worker::Claimed(claim) | Worker::Answered(claim, _) => {
                     claim.age = oldest.min(claim.age + 1)
                 }
@@ -493,6 +543,24 @@ impl Protocol {
     }
 }
 
+/// What may come back, by what has become of the request and what may still go wrong.
+fn replies(sent: Sent, budget: Budget) -> impl Iterator<Item = Reply> {
+    let applied = sent.at_vercel == AtVercel::Applied;
+    let gone = sent.at_vercel == AtVercel::Gone;
+    let refused = budget.refusals > 0;
+    [
+        (Reply::Accepted, applied),
+        (Reply::TimedOut, gone),
+        (Reply::Lost, !gone && budget.lost > 0),
+        (Reply::Failed, refused),
+        (Reply::RateLimited, refused && !applied),
+        (Reply::Rejected, refused && !applied),
+        (Reply::Conflict, refused && !applied),
+    ]
+    .into_iter()
+    .filter_map(|(reply, possible)| possible.then_some(reply))
+}
+
 /// After the record's lease ended or passed to another, no token matches any more.
 fn forget_tokens(state: &mut State) {
     for worker in &mut state.workers {
@@ -514,13 +582,17 @@ impl Model for Protocol {
         } else {
             self.book.settled()
         };
-        let workers = if self.setting.alone { 1 } else { 2 };
+        let second = if self.setting.alone {
+            Worker::Absent
+        } else {
+            Worker::Idle
+        };
         vec![State {
             record,
             source: 0,
             used: 1,
             held: self.book.holding(0),
-            workers: vec![Worker::Idle; workers],
+            workers: [Worker::Idle, second],
             late: Vec::new(),
             budget: self.setting.budget,
             intruded: false,
@@ -541,28 +613,30 @@ impl Model for Protocol {
                     .map(Action::Change),
             );
         }
-        actions.push(Action::Poll);
+        if !self.book.is_polled(state.record, state.source)
+            || self.book.is_to_be_read_again(state.record)
+        {
+            actions.push(Action::Poll);
+        }
+        let may_crash = state.budget.crashes > 0;
         for (index, worker) in state.workers.iter().enumerate() {
+            if may_crash && worker.claim().is_some() {
+                actions.push(Action::Crash(index));
+            }
             match worker {
                 Worker::Idle => actions.push(Action::Claim(index)),
+                Worker::Absent => {}
                 Worker::Down => actions.push(Action::Restart(index)),
-                Worker::Claimed(_) => actions.extend([Action::Send(index), Action::Crash(index)]),
-                Worker::Waiting(..) => {
-                    actions.extend([Action::Apply(index), Action::Crash(index)]);
-                    let replies = [
-                        Reply::Accepted,
-                        Reply::Lost,
-                        Reply::TimedOut,
-                        Reply::Failed,
-                        Reply::RateLimited,
-                        Reply::Rejected,
-                        Reply::Conflict,
-                    ];
-                    actions.extend(replies.map(|reply| Action::Answer(index, reply)));
+                Worker::Claimed(_) => actions.push(Action::Send(index)),
+                Worker::Waiting(_, sent) => {
+                    if matches!(sent.at_vercel, AtVercel::Pending(_)) {
+                        actions.push(Action::Apply(index));
+                    }
+                    actions.extend(
+                        replies(*sent, state.budget).map(|reply| Action::Answer(index, reply)),
+                    );
                 }
-                Worker::Answered(..) => {
-                    actions.extend([Action::Record(index), Action::Crash(index)])
-                }
+                Worker::Answered(..) => actions.push(Action::Record(index)),
             }
         }
         actions.extend((0..state.late.len()).map(Action::ApplyLate));
@@ -575,7 +649,7 @@ impl Model for Protocol {
         if !self.book.is_leased(state.record) && !self.has(Bug::LeaseTokenReused) {
             forget_tokens(&mut state);
         }
-        state.late.sort_unstable();
+        self.reduce(&mut state);
         (state != *last_state).then_some(state)
     }
 

@@ -23,11 +23,9 @@ pub(super) fn tell(model: &Protocol, path: Vec<(State, Option<Action>)>) -> Stri
 }
 
 fn sentence(model: &Protocol, before: &State, action: Action, after: &State) -> String {
-    let patch_of = |index: usize| match before.workers[index] {
-        Worker::Claimed(claim) | Worker::Waiting(claim, _) | Worker::Answered(claim, _) => {
-            patch(&model.book.patch(claim.patch))
-        }
-        Worker::Idle | Worker::Down => String::new(),
+    let patch_of = |index: usize| {
+        let claim = before.workers[index].claim();
+        claim.map_or_else(String::new, |claim| patch(&model.book.patch(claim.patch)))
     };
     match action {
         Action::Change(value) => format!(
