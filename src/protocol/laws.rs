@@ -8,38 +8,42 @@ use super::book::{PatchId, Question};
 use super::model::{AtVercel, Claim, Protocol, Sent, State, Worker};
 
 /// Law 2: what a request may change is in doubt in the state before it leaves and for as long as it may be applied.
-pub(super) const DOUBT_FIRST: &str =
+const DOUBT_FIRST: &str =
     "what a request may change is in doubt before it leaves and while it may be applied";
 /// Law 2: acknowledged is never wrong, doubt apart.
-pub(super) const ACKNOWLEDGED_IS_HELD: &str =
-    "Vercel holds what was acknowledged, or it is in doubt";
+const ACKNOWLEDGED_IS_HELD: &str = "Vercel holds what was acknowledged, or it is in doubt";
 /// Law 2: what is settled stays settled.
-pub(super) const SETTLED_STAYS: &str =
-    "no request that may still be applied changes what is not in doubt";
+const SETTLED_STAYS: &str = "no request that may still be applied changes what is not in doubt";
 /// Law 4.
-pub(super) const ONE_AT_A_TIME: &str =
-    "under leases that have not expired at most one request is out";
+const ONE_AT_A_TIME: &str = "under leases that have not expired at most one request is out";
 /// Section 9.
-pub(super) const STALE_TOKEN: &str = "an outcome whose token does not match changes nothing";
+const STALE_TOKEN: &str = "an outcome whose token does not match changes nothing";
 /// Law 2.
-pub(super) const NO_WITHDRAWAL_IN_DOUBT: &str = "what is in doubt has an open entry";
+const NO_WITHDRAWAL_IN_DOUBT: &str = "what is in doubt has an open entry";
 /// Law 1, at rest.
-pub(super) const REST_IS_EQUALITY: &str =
-    "with nothing left to do Vercel holds what the source says";
+const REST_IS_EQUALITY: &str = "with nothing left to do Vercel holds what the source says";
 /// Law 1.
-pub(super) const CONVERGENCE: &str = "calm weather brings both sides together";
+const CONVERGENCE: &str = "calm weather brings both sides together";
 
 /// All laws, and the signs that the model is not trivial.
 pub(super) fn properties() -> Vec<Property<Protocol>> {
+    /// A property of a law; a macro, since a property holds a function that captures nothing.
+    macro_rules! law {
+        ($name:ident, $law:path) => {
+            Property::always($name, |model: &Protocol, state: &State| {
+                model.holds_or_was_broken($law(model, state))
+            })
+        };
+    }
     vec![
-        Property::always(DOUBT_FIRST, doubt_first),
-        Property::always(ACKNOWLEDGED_IS_HELD, acknowledged_is_held),
-        Property::always(SETTLED_STAYS, settled_stays),
-        Property::always(ONE_AT_A_TIME, one_at_a_time),
-        Property::always(STALE_TOKEN, |_, state: &State| !state.intruded),
-        Property::always(NO_WITHDRAWAL_IN_DOUBT, no_withdrawal_in_doubt),
-        Property::always(REST_IS_EQUALITY, rest_is_equality),
-        Property::always(CONVERGENCE, Protocol::converges),
+        law!(DOUBT_FIRST, doubt_first),
+        law!(ACKNOWLEDGED_IS_HELD, acknowledged_is_held),
+        law!(SETTLED_STAYS, settled_stays),
+        law!(ONE_AT_A_TIME, one_at_a_time),
+        law!(STALE_TOKEN, stale_token),
+        law!(NO_WITHDRAWAL_IN_DOUBT, no_withdrawal_in_doubt),
+        law!(REST_IS_EQUALITY, rest_is_equality),
+        law!(CONVERGENCE, Protocol::converges),
         Property::sometimes(
             "an earlier request may be applied while the next is out",
             overtaken,
@@ -99,6 +103,10 @@ fn one_at_a_time(model: &Protocol, state: &State) -> bool {
         _ => false,
     });
     out.count() <= 1
+}
+
+fn stale_token(_: &Protocol, state: &State) -> bool {
+    !state.intruded
 }
 
 fn no_withdrawal_in_doubt(model: &Protocol, state: &State) -> bool {

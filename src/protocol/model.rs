@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::hash::BuildHasher as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use stateright::{Model, Property};
@@ -192,6 +193,8 @@ pub(super) struct Protocol {
     pub(super) book: Book,
     /// Hashes of states from which calm weather is known to bring both sides together.
     converging: Mutex<HashSet<u64, Mixed>>,
+    /// Whether a law was broken already.
+    broken: AtomicBool,
 }
 
 impl Protocol {
@@ -201,7 +204,13 @@ impl Protocol {
             setting,
             book,
             converging: Mutex::default(),
+            broken: AtomicBool::new(false),
         }
+    }
+
+    /// Lets only the first broken law through: the checker keeps the last path that it was given, which is a longer one.
+    pub(super) fn holds_or_was_broken(&self, holds: bool) -> bool {
+        holds || self.broken.swap(true, Ordering::Relaxed)
     }
 
     fn has(&self, bug: Bug) -> bool {

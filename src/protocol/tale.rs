@@ -35,17 +35,31 @@ fn sentence(model: &Protocol, before: &State, action: Action, after: &State) -> 
         Action::Poll => "The row is read and decided on.".to_owned(),
         Action::Tick => "A tick passes.".to_owned(),
         Action::Expire => "The expired lease is ended.".to_owned(),
-        Action::Claim(index) => match after.workers[index] {
-            Worker::Claimed(claim) => {
-                format!(
-                    "Worker {index} claims, to send {}.",
-                    patch(&model.book.patch(claim.patch))
-                )
-            }
-            _ => format!(
-                "Worker {index} finds nothing to claim, and the entry is put off or closed."
-            ),
-        },
+        Action::Claim(_) => {
+            let claimed =
+                after
+                    .workers
+                    .iter()
+                    .enumerate()
+                    .find_map(|(index, worker)| match worker {
+                        Worker::Claimed(claim) if claim.age == 0 && claim.token_matches => {
+                            Some((index, claim.patch))
+                        }
+                        _ => None,
+                    });
+            claimed.map_or_else(
+                || {
+                    "Nothing is claimed; the lease is ended, or the entry is put off or closed."
+                        .to_owned()
+                },
+                |(index, claimed)| {
+                    format!(
+                        "Worker {index} claims, to send {}.",
+                        patch(&model.book.patch(claimed))
+                    )
+                },
+            )
+        }
         Action::Send(index) => match after.workers[index] {
             Worker::Waiting(..) => format!("Worker {index} sends {}.", patch_of(index)),
             _ => format!(
