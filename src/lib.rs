@@ -11,6 +11,8 @@ mod planted;
 mod protocol;
 pub mod reconcile;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod simulator;
 pub mod source;
 pub mod store;

@@ -9,6 +9,7 @@ pub mod claim;
 pub mod classify;
 pub mod decide;
 pub mod diff;
+pub mod guard;
 pub mod manual;
 pub mod outage;
 

@@ -15,6 +15,16 @@ use crate::model::{
 };
 use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy};
 
+pub mod console;
+pub mod memory;
+mod migrate;
+mod rules;
+pub mod sqlite;
+mod steps;
+
+pub use memory::MemoryStore;
+pub use sqlite::SqliteStore;
+
 /// What the daemon's two loops need of the state.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -36,7 +46,9 @@ pub trait Store: Send + Sync {
     /// Claims due entries, fairly between installations; records their doubt in the same transaction.
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError>;
 
-    /// When the earliest waiting entry that could be claimed is due; `None` when none waits.
+    /// When the earliest waiting entry could be claimed: when it is due, its installation's rate limit has passed and a manual
+    /// pause that ends by itself has ended, or when a lease expires. `None` when nothing waits but what only an act or a probe
+    /// can set free.
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError>;
 
     /// Records how an attempt ended. `None`: the lease's token no longer matched, and nothing was changed.
@@ -51,10 +63,10 @@ pub trait Store: Send + Sync {
         owner_gone: bool,
     ) -> Result<u64, StoreError>;
 
-    /// Pauses an installation, or changes the reason of its pause.
+    /// Pauses an installation, or replaces what is said of its pause of that kind; a pause in effect keeps its `since`.
     async fn pause(&self, pause: &Pause) -> Result<(), StoreError>;
 
-    /// Ends a pause of that kind, if there is one; true if there was.
+    /// Ends a pause of that kind; true if one was in effect at `now`.
     async fn resume(
         &self,
         installation_id: &InstallationId,
@@ -65,7 +77,7 @@ pub trait Store: Send + Sync {
     /// The automatic pauses whose next probe is due at `now`, the longest waiting first, at most `limit`.
     async fn probes_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Pause>, StoreError>;
 
-    /// Resources of the state that the last complete sweep may not have met, a page at a time in byte order of the key.
+    /// The resources of the state and those of unusable rows, a page at a time in byte order of the key.
     async fn keys_after(
         &self,
         after: Option<&ResourceKey>,
@@ -82,7 +94,8 @@ pub trait Store: Send + Sync {
     /// Leaves a sign of life for `status`: cheap, without a transaction in the state database, lost without harm.
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError>;
 
-    /// Deletes closed entries and attempts past their retention, at most `limit` of each; returns how many.
+    /// Deletes closed entries (their attempts with them) and attempts past their retention, at most `limit` of each, the oldest
+    /// first; returns how many of both were past it.
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
 }
 
@@ -110,7 +123,7 @@ pub struct Batch {
     pub policy: Policy,
     /// Usable rows; each also ends its resource's quarantine.
     pub observations: Vec<Observation>,
-    /// Unusable rows.
+    /// Unusable rows. Those without a key must all be given, known or not: a complete sweep forgets the ones it did not meet.
     pub quarantined: Vec<Quarantined>,
     /// Resources whose rows are gone from the source (sweeps only).
     pub missing: Vec<ResourceKey>,
@@ -134,6 +147,8 @@ pub struct Observation {
 /// An unusable row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
+    /// The resource, if both ids are usable. Shown ids cannot tell: an unusable one may look usable once it is shown.
+    pub key: Option<ResourceKey>,
     /// The column `installation_id` as far as it can be shown (cut short, control characters replaced); empty for NULL.
     pub installation_id: String,
     /// The column `resource_id`, likewise.

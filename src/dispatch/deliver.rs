@@ -23,8 +23,8 @@ const PROBES: Backoff = Backoff {
 };
 /// How long to wait before an outcome is written again after the state could not be written.
 const SETTLE_RETRY: Duration = Duration::from_millis(500);
-/// How much time a request needs besides its timeout until its outcome is recorded.
-const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// How much time a request may need besides its timeout until its outcome is recorded, where the lease has that much.
+const RECORDING_TIME: Duration = Duration::from_secs(1);
 
 /// Whether a delivery says something about the API as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,14 @@ struct Attempted {
     reached: Reached,
 }
 
+impl Settings {
+    /// What must be left of a lease when a request is sent.
+    fn time_to_deliver(&self) -> Duration {
+        let spare = self.lease.saturating_sub(self.request_timeout);
+        self.request_timeout + RECORDING_TIME.min(spare / 2)
+    }
+}
+
 impl Attempted {
     fn unsent(outcome: Outcome, problem: Option<String>) -> Self {
         Self {
@@ -180,9 +188,8 @@ impl Worker {
             Err(attempted) => return attempted,
         };
         let sent_at = self.worlds.clock.now();
-        let left = claimed.lease_expires_at.since(sent_at);
-        if left <= self.settings.request_timeout + LEASE_MARGIN && !is_planted(Bug::LeaseMayRunOut)
-        {
+        let is_short = sent_at.plus(self.settings.time_to_deliver()) >= claimed.lease_expires_at;
+        if is_short && !is_planted(Bug::LeaseMayRunOut) {
             return Attempted::unsent(Outcome::Released, None);
         }
         if claimed.mode == Mode::Compare {

@@ -1,5 +1,6 @@
 //! What a row that was read means for its resource: nothing, a new entry, a newer target for the open one, or its withdrawal.
 
+use crate::model::record::Missing;
 use crate::model::{Entry, EntryState, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp};
 use crate::planted::{Bug, is_planted};
 
@@ -61,7 +62,9 @@ pub fn decide(
 ) -> Decided {
     let first_sight = record.is_first_sight();
     record.row_hash = Some(row_hash);
-    record.missing = None;
+    if origin != Origin::Missing {
+        record.missing = None;
+    }
     record
         .dismissed
         .retain(|field, digest| desired.digest(*field) == Some(*digest));
@@ -110,6 +113,17 @@ pub fn decide(
         },
         None => open(Decision::Folded),
     }
+}
+
+/// Records that the source has no row for the resource; true when it had one until now.
+pub fn missing(record: &mut Record, now: Timestamp) -> bool {
+    let (since, sweeps) = record.missing.map_or((now, 0), |m| (m.since, m.sweeps));
+    let newly = record.missing.is_none();
+    record.missing = Some(Missing {
+        since,
+        sweeps: sweeps.saturating_add(1),
+    });
+    newly
 }
 
 /// Decides what an open entry that is not in flight does after its target changed; returns it when it is to be closed.

@@ -9,6 +9,9 @@ use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepP
 
 use super::{PassError, Reconciler};
 
+/// How many rows are read to find one with a usable key.
+const WITNESSES_MAX: u32 = 10;
+
 /// What a page held, by what became of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageCounts {
@@ -285,6 +288,7 @@ impl Reconciler {
 
     fn quarantine(&self, row: &RawRow, unusable: &Unusable, row_hash: RowHash) -> Quarantined {
         Quarantined {
+            key: row.key().ok(),
             installation_id: row.installation_id.shown_id(),
             resource_id: row.resource_id.shown_id(),
             column: unusable.column.to_owned(),
@@ -310,6 +314,31 @@ impl Reconciler {
         RowHash::from_hasher(&hasher)
     }
 
+    /// The rows of these resources, such that those without a row are truly absent; `None` when the source shows nothing.
+    ///
+    /// Law 9: an answer without any row proves nothing, unless a row that is there was asked for in the same statement.
+    pub(super) async fn fetch_or_prove_absent(
+        &self,
+        keys: &[ResourceKey],
+    ) -> Result<Option<Vec<RawRow>>, PassError> {
+        let rows = self.source.fetch(keys).await?;
+        if !rows.is_empty() || is_planted(Bug::EmptySourceDeletes) {
+            return Ok(Some(rows));
+        }
+        let page = self.source.sweep_page(None, WITNESSES_MAX).await?;
+        let Some(witness) = page.rows.iter().find_map(|row| row.key().ok()) else {
+            return Ok(None);
+        };
+        let asked: Vec<ResourceKey> = keys.iter().chain([&witness]).cloned().collect();
+        let mut rows = self.source.fetch(&asked).await?;
+        let is_witness = |row: &RawRow| row.key().is_ok_and(|key| key == witness);
+        if !rows.iter().any(is_witness) {
+            return Ok(None);
+        }
+        rows.retain(|row| !is_witness(row) || keys.contains(&witness));
+        Ok(Some(rows))
+    }
+
     /// Reads single resources again, on behalf of dispatch; returns how many there were.
     ///
     /// # Errors
@@ -319,7 +348,9 @@ impl Reconciler {
         if keys.is_empty() {
             return Ok(0);
         }
-        let rows = self.source.fetch(&keys).await?;
+        let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
+            return Ok(0);
+        };
         let found: HashSet<ResourceKey> = rows.iter().filter_map(|row| row.key().ok()).collect();
         let missing = keys
             .iter()

@@ -179,7 +179,10 @@ impl Reconciler {
             let Some(last) = keys.last().cloned() else {
                 return Ok((missing, newly_missing));
             };
-            let rows = self.source.fetch(&keys).await?;
+            after = Some(last);
+            let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
+                continue;
+            };
             let found: HashSet<ResourceKey> =
                 rows.iter().filter_map(|row| row.key().ok()).collect();
             let gone: Vec<ResourceKey> = keys
@@ -194,7 +197,6 @@ impl Reconciler {
                     .await?
                     .newly_missing;
             }
-            after = Some(last);
         }
     }
 

@@ -1,1 +1,5 @@
-//! Integration tests.
+//! Integration tests: one binary, so that its tests share the database servers that it starts.
+
+mod deploy;
+mod harness;
+mod support;

@@ -1,0 +1,255 @@
+//! What people ask of a state and do to it: the command line's side of a store.
+//!
+//! Reading changes nothing. Every act is one transaction with the row that tells who did it, when and why.
+
+use async_trait::async_trait;
+
+use crate::model::{
+    Entry, EntryId, EntryState, Field, FieldSet, InstallationId, Record, ResourceId, ResourceKey,
+    Timestamp,
+};
+use crate::plan::manual::Refusal;
+
+use super::{Heartbeat, Pause, Quarantined, Store, StoreError};
+
+/// A store as the command line sees it.
+#[async_trait]
+pub trait Console: Store {
+    /// Entries that fit the filter, by number.
+    async fn entries(&self, filter: &EntryFilter) -> Result<EntryPage, StoreError>;
+
+    /// One entry with its resource and its newest attempts, at most `attempts` of them, oldest first.
+    async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError>;
+
+    /// Everything about one resource; of its closed entries, attempts and acts the newest `limit` of each, oldest first.
+    async fn story(&self, key: &ResourceKey, limit: u32) -> Result<Story, StoreError>;
+
+    /// Unusable rows, the longest quarantined first, at most `limit`, and how many there are.
+    async fn quarantined(&self, limit: u32) -> Result<(Vec<Quarantined>, u64), StoreError>;
+
+    /// All pauses, also manual ones that have ended by themselves, by installation and kind.
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError>;
+
+    /// One line per installation, by id.
+    async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError>;
+
+    /// The daemon that works on the state, or the last one that did.
+    async fn daemon(&self) -> Result<Daemon, StoreError>;
+
+    /// How many attempts that ended at or after `since` had to be repeated.
+    async fn retries_since(&self, since: Timestamp) -> Result<u64, StoreError>;
+
+    /// Does the same to each of these entries, in one transaction; one answer per entry, in order.
+    async fn act(
+        &self,
+        ids: &[EntryId],
+        order: &Order,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Answer>, StoreError>;
+
+    /// Ends a manual pause on a person's behalf; true if one was in effect.
+    async fn resume_manually(
+        &self,
+        installation_id: &InstallationId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+}
+
+/// Which entries to list; an absent condition admits all.
+#[derive(Debug, Clone, Default)]
+pub struct EntryFilter {
+    /// In one of these states; empty: open.
+    pub states: Vec<EntryState>,
+    /// Of this installation.
+    pub installation_id: Option<InstallationId>,
+    /// With this field to send, rejected, or sent.
+    pub field: Option<Field>,
+    /// Found at or after this instant.
+    pub since: Option<Timestamp>,
+    /// With one of these numbers.
+    pub ids: Option<Vec<EntryId>>,
+    /// At most this many.
+    pub limit: u32,
+}
+
+/// A page of entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryPage {
+    /// The entries.
+    pub entries: Vec<ListedEntry>,
+    /// How many fit the filter; the rest was cut.
+    pub total: u64,
+}
+
+impl EntryPage {
+    /// How many entries fit the filter but are not in the page.
+    #[must_use]
+    pub fn cut(&self) -> u64 {
+        self.total.saturating_sub(self.entries.len() as u64)
+    }
+}
+
+/// An entry and what it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedEntry {
+    /// The resource.
+    pub key: ResourceKey,
+    /// The entry.
+    pub entry: Entry,
+    /// Open: what is to be sent or was rejected. Closed: what was sent.
+    pub fields: FieldSet,
+    /// When it was closed.
+    pub closed_at: Option<Timestamp>,
+}
+
+/// One entry with its surroundings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryDetail {
+    /// The entry.
+    pub listed: ListedEntry,
+    /// The resource as it stands now.
+    pub record: Record,
+    /// The entry's newest attempts, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Everything about one resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Story {
+    /// The resource as it stands; [`Record::new`] when it was never seen.
+    pub record: Record,
+    /// Its row, if that cannot be used.
+    pub quarantined: Option<Quarantined>,
+    /// Its newest closed entries, oldest first.
+    pub closed: Vec<ListedEntry>,
+    /// Its newest attempts, oldest first.
+    pub attempts: Vec<Attempt>,
+    /// What people did to it last, oldest first.
+    pub acts: Vec<Act>,
+    /// The pauses of its installation.
+    pub pauses: Vec<Pause>,
+    /// Until when Vercel limits the installation, as last announced; may be past.
+    pub limited_until: Option<Timestamp>,
+}
+
+/// One request in the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Its entry.
+    pub entry_id: EntryId,
+    /// Its number within the entry, from 1; attempts that do not count share theirs with the next.
+    pub number: u32,
+    /// When it was sent.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The method and kind.
+    pub method: String,
+    /// The fields that it carried.
+    pub fields: Vec<Field>,
+    /// The names of the secrets that it carried.
+    pub secret_names: Vec<String>,
+    /// The stable name of how it ended.
+    pub outcome: String,
+    /// The status of the answer.
+    pub status: Option<u16>,
+    /// A stable code of what went wrong.
+    pub error_code: Option<String>,
+    /// What Vercel said, in safe words.
+    pub message: Option<String>,
+    /// `X-Vercel-Id` of the answer.
+    pub vercel_id: Option<String>,
+}
+
+/// Something that a person did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Act {
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub actor: String,
+    /// What: retry, discard, release, pause or resume.
+    pub act: String,
+    /// To which installation.
+    pub installation_id: InstallationId,
+    /// To which resource, unless to the whole installation.
+    pub resource_id: Option<ResourceId>,
+    /// To which entry.
+    pub entry_id: Option<EntryId>,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// One installation at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstallationSummary {
+    /// The installation.
+    pub installation_id: InstallationId,
+    /// Its resources in the state.
+    pub resources: u64,
+    /// Entries that wait, those in flight included.
+    pub waiting: u64,
+    /// Entries held by the guard.
+    pub held: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// When the change of its oldest open entry was found.
+    pub oldest: Option<Timestamp>,
+    /// Its pauses.
+    pub pauses: Vec<Pause>,
+    /// Until when Vercel limits it, as last announced; may be past.
+    pub limited_until: Option<Timestamp>,
+}
+
+/// A daemon, running or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Whether it works on the state now.
+    pub running: bool,
+    /// Its last sign of life, if there ever was one. Of an earlier daemon, when the running one has given none yet.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// What a person wants done to an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Try it at once, and forget what made it wait or die.
+    Retry,
+    /// Close it for good: what it wanted is not sent until the source changes it.
+    Discard {
+        /// Why.
+        reason: String,
+    },
+    /// Let a held entry go.
+    Release,
+}
+
+impl Order {
+    /// The stable name in the history.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Discard { .. } => "discard",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It was carried out.
+    Done {
+        /// The entry's resource.
+        key: ResourceKey,
+        /// The entry's state now.
+        state: EntryState,
+    },
+    /// The entry's state does not allow it.
+    Refused(Refusal),
+    /// There is no such entry.
+    Unknown,
+}

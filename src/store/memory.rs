@@ -1,0 +1,613 @@
+//! A state that lives in memory, for simulations and tests: the same steps as the others, nothing durable.
+//!
+//! It never waits for anything but its own lock, and equal calls give equal results.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use crate::model::{
+    Entry, EntryId, EntryState, FingerprintKey, InstallationId, Record, ResourceKey, RowHash,
+    Timestamp,
+};
+use crate::plan::Claimed;
+use crate::planted::{Bug, is_planted};
+
+use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
+use super::steps::{self, AttemptRow, Change, DueRequest, Rows};
+use super::{
+    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Pause,
+    PauseKind, PollProgress, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
+    SweepProgress,
+};
+
+/// A state in memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    key: FingerprintKey,
+    state: Mutex<State>,
+}
+
+/// An attempt as it was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptAttempt {
+    /// Its entry.
+    pub entry_id: EntryId,
+    /// Its number within the entry, from 1.
+    pub number: u32,
+    /// The resource.
+    pub key: ResourceKey,
+    /// The stable name of how it ended.
+    pub outcome: &'static str,
+    /// The request.
+    pub record: AttemptRecord,
+}
+
+/// An entry that was closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedEntry {
+    /// The resource.
+    pub key: ResourceKey,
+    /// The entry.
+    pub entry: Entry,
+    /// When it was closed.
+    pub closed_at: Timestamp,
+}
+
+type QuarantineId = (String, String, Vec<u8>);
+
+#[derive(Debug, Default)]
+struct State {
+    records: BTreeMap<ResourceKey, Record>,
+    /// The resources with an open entry.
+    open: BTreeSet<ResourceKey>,
+    closed: BTreeMap<EntryId, ClosedEntry>,
+    last_entry: i64,
+    attempts: Vec<KeptAttempt>,
+    pauses: BTreeMap<(InstallationId, &'static str), Pause>,
+    limits: BTreeMap<InstallationId, Timestamp>,
+    quarantine: BTreeMap<QuarantineId, (Quarantined, Option<u64>)>,
+    rechecks: BTreeSet<ResourceKey>,
+    progress: Progress,
+    heartbeat: Option<Heartbeat>,
+}
+
+impl MemoryStore {
+    /// An empty state.
+    #[must_use]
+    pub fn new(key: FingerprintKey) -> Self {
+        Self {
+            key,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The history of requests, oldest first.
+    pub async fn attempts(&self) -> Vec<KeptAttempt> {
+        self.state.lock().await.attempts.clone()
+    }
+
+    /// The closed entries, by number.
+    pub async fn closed(&self) -> Vec<ClosedEntry> {
+        self.state.lock().await.closed.values().cloned().collect()
+    }
+
+    /// The last sign of life.
+    pub async fn last_heartbeat(&self) -> Option<Heartbeat> {
+        self.state.lock().await.heartbeat.clone()
+    }
+
+    /// Changes a record as a person would, through [`crate::plan::manual`]; keeps the entry that `change` returns as closed.
+    pub async fn edit<T>(
+        &self,
+        key: &ResourceKey,
+        now: Timestamp,
+        change: impl FnOnce(&mut Record) -> (T, Option<Entry>) + Send,
+    ) -> T {
+        let mut state = self.state.lock().await;
+        let before = state.record(key);
+        let mut after = before.clone();
+        let (result, closed) = change(&mut after);
+        state.keep(Change {
+            before: &before,
+            after: &mut after,
+            closed: closed.as_ref(),
+            now,
+        });
+        result
+    }
+}
+
+impl State {
+    fn record(&self, key: &ResourceKey) -> Record {
+        self.records
+            .get(key)
+            .cloned()
+            .unwrap_or_else(|| Record::new(key.clone()))
+    }
+
+    fn keep(&mut self, change: Change<'_>) {
+        let Change {
+            before,
+            after,
+            closed,
+            now,
+        } = change;
+        if let Some(entry) = closed {
+            let closed = ClosedEntry {
+                key: after.key.clone(),
+                entry: entry.clone(),
+                closed_at: now,
+            };
+            self.closed.insert(entry.id, closed);
+        }
+        if let Some(entry) = &mut after.entry
+            && entry.id == EntryId(0)
+        {
+            self.last_entry += 1;
+            entry.id = EntryId(self.last_entry);
+        }
+        if before == after {
+            return;
+        }
+        if after.entry.is_some() {
+            self.open.insert(after.key.clone());
+        } else {
+            self.open.remove(&after.key);
+        }
+        self.records.insert(after.key.clone(), after.clone());
+    }
+
+    /// The open entries by resource.
+    fn entries(&self) -> impl Iterator<Item = (&ResourceKey, &Entry)> {
+        self.open
+            .iter()
+            .filter_map(|key| Some((key, self.records.get(key)?.entry.as_ref()?)))
+    }
+
+    /// The waiting entries that nobody sends for.
+    fn claimable(&self) -> impl Iterator<Item = (&ResourceKey, &Entry)> {
+        self.entries()
+            .filter(|(_, entry)| entry.state == EntryState::Waiting)
+            .filter(|(_, entry)| entry.lease.is_none() || is_planted(Bug::TwoInFlight))
+    }
+
+    fn is_blocked(&self, installation_id: &InstallationId, now: Timestamp) -> bool {
+        let limited = self.limits.get(installation_id);
+        limited.is_some_and(|until| limit_holds(*until, now))
+            || self
+                .pauses_of(installation_id)
+                .any(|pause| pause_holds(pause, now))
+    }
+
+    fn pauses_of(&self, installation_id: &InstallationId) -> impl Iterator<Item = &Pause> {
+        self.pauses
+            .values()
+            .filter(move |pause| pause.installation_id == *installation_id)
+    }
+
+    /// When an entry that is due at `due_at` can be claimed at the earliest; `None`: not before an act or a probe.
+    fn claimable_at(
+        &self,
+        installation_id: &InstallationId,
+        due_at: Timestamp,
+    ) -> Option<Timestamp> {
+        let limited = self.limits.get(installation_id).copied();
+        self.pauses_of(installation_id)
+            .try_fold(due_at.max(limited.unwrap_or(due_at)), |at, pause| {
+                pause.until.map(|until| at.max(until))
+            })
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        let claimable = self
+            .claimable()
+            .filter_map(|(key, entry)| self.claimable_at(&key.installation_id, entry.due_at));
+        let leases = self
+            .entries()
+            .filter_map(|(_, entry)| Some(entry.lease.as_ref()?.expires_at));
+        claimable.chain(leases).min()
+    }
+
+    fn glance(&self, key: &ResourceKey) -> Glance {
+        let record = self.records.get(key);
+        Glance {
+            row_hash: record.and_then(|record| record.row_hash),
+            entry: record.and_then(|record| Some(record.entry.as_ref()?.state)),
+            quarantined: self.quarantined(key),
+            missing: record.is_some_and(|record| record.missing.is_some()),
+        }
+    }
+
+    fn quarantined(&self, key: &ResourceKey) -> Option<RowHash> {
+        let id = quarantine_id(key);
+        self.quarantine.get(&id).map(|(row, _)| row.row_hash)
+    }
+
+    fn counts(&self, now: Timestamp) -> Counts {
+        let of = |state| {
+            let entries = self.entries().filter(|(_, entry)| entry.state == state);
+            entries.count() as u64
+        };
+        let paused: BTreeSet<&InstallationId> = self
+            .pauses
+            .values()
+            .filter(|pause| pause_holds(pause, now))
+            .map(|pause| &pause.installation_id)
+            .collect();
+        let records = self.records.values();
+        Counts {
+            resources: self.records.len() as u64,
+            waiting: of(EntryState::Waiting),
+            in_flight: self.entries().filter(|(_, e)| e.lease.is_some()).count() as u64,
+            held: of(EntryState::Held),
+            dead: of(EntryState::Dead),
+            quarantined: self.quarantine.len() as u64,
+            paused: paused.len() as u64,
+            missing: records.clone().filter(|r| r.missing.is_some()).count() as u64,
+            oldest_waiting: self
+                .entries()
+                .filter(|(_, entry)| entry.state == EntryState::Waiting)
+                .map(|(_, entry)| entry.created_at)
+                .min(),
+            last_acknowledged: records.filter_map(|r| r.acknowledged_at).max(),
+        }
+    }
+
+    fn prune(&mut self, cutoffs: Cutoffs, limit: usize) -> u64 {
+        let mut old: Vec<(Timestamp, EntryId)> = self
+            .closed
+            .iter()
+            .filter(|(_, closed)| closed.closed_at < cutoffs.entries)
+            .map(|(id, closed)| (closed.closed_at, *id))
+            .collect();
+        old.sort_unstable();
+        old.truncate(limit);
+        let gone: BTreeSet<EntryId> = old.into_iter().map(|(_, id)| id).collect();
+        self.closed.retain(|id, _| !gone.contains(id));
+        self.attempts
+            .retain(|attempt| !gone.contains(&attempt.entry_id));
+        let mut ended: Vec<(Timestamp, usize)> = self
+            .attempts
+            .iter()
+            .enumerate()
+            .filter(|(_, attempt)| attempt.record.ended_at < cutoffs.attempts)
+            .map(|(index, attempt)| (attempt.record.ended_at, index))
+            .collect();
+        ended.sort_unstable();
+        ended.truncate(limit);
+        let ended: BTreeSet<usize> = ended.into_iter().map(|(_, index)| index).collect();
+        let mut index = 0..;
+        self.attempts
+            .retain(|_| index.next().is_some_and(|index| !ended.contains(&index)));
+        (gone.len() + ended.len()) as u64
+    }
+}
+
+fn quarantine_id(key: &ResourceKey) -> QuarantineId {
+    let installation_id = key.installation_id.as_str().to_owned();
+    let resource_id = key.resource_id.as_str().to_owned();
+    (installation_id, resource_id, Vec::new())
+}
+
+fn at_most(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// Takes the result of steps that cannot fail.
+fn sure<T>(result: Result<T, Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(never) => match never {},
+    }
+}
+
+impl Rows for State {
+    type Error = Infallible;
+
+    async fn records(&mut self, keys: &[ResourceKey]) -> Result<Vec<Record>, Infallible> {
+        Ok(keys.iter().map(|key| self.record(key)).collect())
+    }
+
+    async fn save(&mut self, change: Change<'_>) -> Result<(), Infallible> {
+        self.keep(change);
+        Ok(())
+    }
+
+    async fn due_installations(
+        &mut self,
+        request: DueRequest<'_>,
+    ) -> Result<Vec<InstallationId>, Infallible> {
+        let DueRequest {
+            now,
+            after,
+            up_to,
+            excluded,
+            limit,
+        } = request;
+        let due: BTreeSet<&InstallationId> = self
+            .claimable()
+            .filter(|(_, entry)| is_due(entry.due_at, now))
+            .map(|(key, _)| &key.installation_id)
+            .filter(|id| after.is_none_or(|after| *id > after))
+            .filter(|id| up_to.is_none_or(|up_to| *id <= up_to))
+            .filter(|id| !excluded.contains(*id))
+            .collect();
+        let free = due.into_iter().filter(|id| !self.is_blocked(id, now));
+        Ok(free.take(limit).cloned().collect())
+    }
+
+    async fn due_resources(
+        &mut self,
+        installations: &[InstallationId],
+        each: usize,
+        now: Timestamp,
+    ) -> Result<Vec<ResourceKey>, Infallible> {
+        let mut due: BTreeMap<&InstallationId, Vec<(Timestamp, EntryId, &ResourceKey)>> =
+            BTreeMap::new();
+        for (key, entry) in self.claimable() {
+            if is_due(entry.due_at, now) {
+                let of_installation = due.entry(&key.installation_id).or_default();
+                of_installation.push((entry.due_at, entry.id, key));
+            }
+        }
+        let mut keys = Vec::new();
+        for installation_id in installations {
+            let mut of_installation = due.remove(installation_id).unwrap_or_default();
+            of_installation.sort_unstable();
+            let taken = of_installation.into_iter().take(each);
+            keys.extend(taken.map(|(_, _, key)| key.clone()));
+        }
+        Ok(keys)
+    }
+
+    async fn leased(
+        &mut self,
+        now: Option<Timestamp>,
+        limit: u32,
+    ) -> Result<Vec<ResourceKey>, Infallible> {
+        let mut leased: Vec<(Timestamp, EntryId, &ResourceKey)> = self
+            .entries()
+            .filter_map(|(key, entry)| Some((entry.lease.as_ref()?.expires_at, entry.id, key)))
+            .filter(|(expires_at, ..)| now.is_none_or(|now| *expires_at <= now))
+            .collect();
+        leased.sort_unstable();
+        let taken = leased.into_iter().take(at_most(limit));
+        Ok(taken.map(|(_, _, key)| key.clone()).collect())
+    }
+
+    async fn add_attempt(&mut self, attempt: AttemptRow<'_>) -> Result<(), Infallible> {
+        let AttemptRow {
+            entry_id,
+            number,
+            key,
+            outcome,
+            record,
+        } = attempt;
+        self.attempts.push(KeptAttempt {
+            entry_id,
+            number,
+            key: key.clone(),
+            outcome,
+            record: record.clone(),
+        });
+        Ok(())
+    }
+
+    async fn limited_until(
+        &mut self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<Timestamp>, Infallible> {
+        Ok(self.limits.get(installation_id).copied())
+    }
+
+    async fn set_limited_until(
+        &mut self,
+        installation_id: &InstallationId,
+        until: Timestamp,
+    ) -> Result<(), Infallible> {
+        self.limits.insert(installation_id.clone(), until);
+        Ok(())
+    }
+
+    async fn find_pause(
+        &mut self,
+        installation_id: &InstallationId,
+        kind: PauseKind,
+    ) -> Result<Option<Pause>, Infallible> {
+        let id = (installation_id.clone(), kind.name());
+        Ok(self.pauses.get(&id).cloned())
+    }
+
+    async fn put_pause(&mut self, pause: &Pause) -> Result<(), Infallible> {
+        let id = (pause.installation_id.clone(), pause.kind.name());
+        self.pauses.insert(id, pause.clone());
+        Ok(())
+    }
+
+    async fn delete_pause(
+        &mut self,
+        installation_id: &InstallationId,
+        kind: PauseKind,
+    ) -> Result<(), Infallible> {
+        self.pauses.remove(&(installation_id.clone(), kind.name()));
+        Ok(())
+    }
+
+    async fn quarantine(
+        &mut self,
+        row: &Quarantined,
+        sweep: Option<u64>,
+    ) -> Result<bool, Infallible> {
+        let id = (
+            row.installation_id.clone(),
+            row.resource_id.clone(),
+            quarantine_slot(row),
+        );
+        let old = self.quarantine.get_mut(&id);
+        if let Some((old, met)) = old
+            && old.row_hash == row.row_hash
+        {
+            *met = sweep.or(*met);
+            return Ok(false);
+        }
+        self.quarantine.insert(id, (row.clone(), sweep));
+        Ok(true)
+    }
+
+    async fn end_quarantine(&mut self, keys: &[ResourceKey]) -> Result<u64, Infallible> {
+        let ended = keys
+            .iter()
+            .filter(|key| self.quarantine.remove(&quarantine_id(key)).is_some());
+        Ok(ended.count() as u64)
+    }
+
+    async fn forget_quarantined(&mut self, sweep: &SweepProgress) -> Result<(), Infallible> {
+        self.quarantine.retain(|_, (row, met)| {
+            row.key.is_some() || *met == Some(sweep.number) || row.since >= sweep.started_at
+        });
+        Ok(())
+    }
+
+    async fn add_recheck(&mut self, key: &ResourceKey) -> Result<(), Infallible> {
+        self.rechecks.insert(key.clone());
+        Ok(())
+    }
+
+    async fn end_rechecks(&mut self, keys: &[ResourceKey]) -> Result<(), Infallible> {
+        keys.iter().for_each(|key| {
+            self.rechecks.remove(key);
+        });
+        Ok(())
+    }
+
+    async fn put_poll(&mut self, poll: &PollProgress) -> Result<(), Infallible> {
+        self.progress.poll = Some(poll.clone());
+        Ok(())
+    }
+
+    async fn put_sweep(&mut self, sweep: &SweepProgress) -> Result<(), Infallible> {
+        self.progress.sweep = Some(sweep.clone());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn fingerprint_key(&self) -> Result<FingerprintKey, StoreError> {
+        Ok(self.key.clone())
+    }
+
+    async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError> {
+        let state = self.state.lock().await;
+        Ok(keys.iter().map(|key| state.glance(key)).collect())
+    }
+
+    async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError> {
+        let state = self.state.lock().await;
+        Ok(keys.iter().map(|key| state.record(key)).collect())
+    }
+
+    async fn reconcile(&self, batch: Batch) -> Result<Reconciled, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(steps::reconcile(&mut *state, &batch).await))
+    }
+
+    async fn progress(&self) -> Result<Progress, StoreError> {
+        Ok(self.state.lock().await.progress.clone())
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(steps::claim(&mut *state, request).await))
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.state.lock().await.next_due())
+    }
+
+    async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(steps::advance(&mut *state, &settlement).await))
+    }
+
+    async fn recover(
+        &self,
+        now: Timestamp,
+        late_apply: Duration,
+        owner_gone: bool,
+    ) -> Result<u64, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(
+            steps::recover(&mut *state, now, late_apply, owner_gone).await,
+        ))
+    }
+
+    async fn pause(&self, pause: &Pause) -> Result<(), StoreError> {
+        let mut state = self.state.lock().await;
+        sure(steps::pause(&mut *state, pause).await);
+        Ok(())
+    }
+
+    async fn resume(
+        &self,
+        installation_id: &InstallationId,
+        kind: PauseKind,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(
+            steps::resume(&mut *state, installation_id, kind, now).await,
+        ))
+    }
+
+    async fn probes_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Pause>, StoreError> {
+        let state = self.state.lock().await;
+        let mut due: Vec<&Pause> = state
+            .pauses
+            .values()
+            .filter(|pause| pause.probe_at.is_some_and(|at| is_due(at, now)))
+            .collect();
+        due.sort_by_key(|pause| (pause.probe_at, &pause.installation_id, pause.kind.name()));
+        Ok(due.into_iter().take(at_most(limit)).cloned().collect())
+    }
+
+    async fn keys_after(
+        &self,
+        after: Option<&ResourceKey>,
+        limit: u32,
+    ) -> Result<Vec<ResourceKey>, StoreError> {
+        let state = self.state.lock().await;
+        let unusable = state
+            .quarantine
+            .values()
+            .filter_map(|(row, _)| row.key.as_ref());
+        let keys: BTreeSet<&ResourceKey> = state.records.keys().chain(unusable).collect();
+        let further = keys
+            .into_iter()
+            .filter(|key| after.is_none_or(|after| *key > after));
+        Ok(further.take(at_most(limit)).cloned().collect())
+    }
+
+    async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
+        Ok(self.state.lock().await.counts(now))
+    }
+
+    async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {
+        let state = self.state.lock().await;
+        let wished = state.rechecks.iter().take(at_most(limit));
+        Ok(wished.cloned().collect())
+    }
+
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
+        self.state.lock().await.heartbeat = Some(heartbeat.clone());
+        Ok(())
+    }
+
+    async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {
+        Ok(self.state.lock().await.prune(cutoffs, at_most(limit)))
+    }
+}

@@ -1,0 +1,621 @@
+//! The command line's side of the SQLite state.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
+
+use crate::model::{
+    EntryId, EntryState, Field, FieldSet, InstallationId, Record, ResourceId, ResourceKey,
+    Timestamp,
+};
+use crate::plan::manual::{self, Refusal};
+use crate::plan::pending;
+use crate::store::console::{
+    Act, Answer, Attempt, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
+    InstallationSummary, ListedEntry, Order, Story,
+};
+use crate::store::steps::{self, Change, Rows as _};
+use crate::store::{Pause, PauseKind, Quarantined, StoreError};
+
+use super::codec::{self, json, number, parsed, time};
+use super::fault::Fault;
+use super::rows::SqliteRows;
+use super::{SqliteStore, file, read};
+
+/// A listed entry: itself, its resource, and the fields of its attempts.
+macro_rules! listed {
+    ($conditions:literal) => {
+        concat!(
+            "SELECT entry.installation_id, entry.resource_id, entry.closed_at, ",
+            codec::entry_columns!(),
+            ", ",
+            codec::resource_columns!(),
+            ", (SELECT json_group_array(DISTINCT field.value)
+                FROM attempt, json_each(attempt.fields) AS field
+                WHERE attempt.entry_id = entry.id) AS sent
+             FROM entry
+             JOIN resource USING (installation_id, resource_id)
+             WHERE ",
+            $conditions
+        )
+    };
+}
+
+const ATTEMPTS_BY_RESOURCE: &str = "
+    SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
+           vercel_id
+    FROM attempt
+    WHERE installation_id = ?1
+      AND resource_id = ?2
+    ORDER BY id DESC
+    LIMIT ?3";
+const ATTEMPTS_BY_ENTRY: &str = "
+    SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
+           vercel_id
+    FROM attempt
+    WHERE entry_id = ?1
+    ORDER BY id DESC
+    LIMIT ?2";
+
+#[async_trait]
+impl Console for SqliteStore {
+    async fn entries(&self, filter: &EntryFilter) -> Result<EntryPage, StoreError> {
+        let read = async { entries(&mut *self.reader().await?, filter).await };
+        read.await.map_err(|fault| fault.during("list entries"))
+    }
+
+    async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError> {
+        let read = async { entry(&mut *self.reader().await?, id, attempts).await };
+        read.await.map_err(|fault| fault.during("read an entry"))
+    }
+
+    async fn story(&self, key: &ResourceKey, limit: u32) -> Result<Story, StoreError> {
+        let read = async { story(&mut *self.reader().await?, key, limit).await };
+        read.await.map_err(|fault| fault.during("read a resource"))
+    }
+
+    async fn quarantined(&self, limit: u32) -> Result<(Vec<Quarantined>, u64), StoreError> {
+        let read = async { quarantined(&mut *self.reader().await?, limit).await };
+        read.await
+            .map_err(|fault| fault.during("list quarantined rows"))
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        let read = async { pauses(&mut *self.reader().await?, None).await };
+        read.await.map_err(|fault| fault.during("list pauses"))
+    }
+
+    async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError> {
+        let read = async { installations(&mut *self.reader().await?).await };
+        read.await
+            .map_err(|fault| fault.during("list installations"))
+    }
+
+    async fn daemon(&self) -> Result<Daemon, StoreError> {
+        let running = file::daemon_runs(&self.path).map_err(|error| StoreError::Failed {
+            operation: "see whether a daemon runs",
+            problem: error.kind().to_string(),
+            transient: false,
+        })?;
+        Ok(Daemon {
+            running,
+            heartbeat: file::read_heartbeat(&self.path),
+        })
+    }
+
+    async fn retries_since(&self, since: Timestamp) -> Result<u64, StoreError> {
+        let read = async {
+            let retries: i64 = sqlx::query_scalar(
+                "SELECT count(*)
+                 FROM attempt
+                 WHERE ended_at >= ?1
+                   AND outcome IN ('lost', 'failed', 'unreachable', 'rate_limited', 'conflict', 'token_refused')",
+            )
+            .bind(since.as_millis())
+            .fetch_one(&mut *self.reader().await?)
+            .await?;
+            number(retries, "retries")
+        };
+        read.await
+            .map_err(|fault: Fault| fault.during("count retries"))
+    }
+
+    async fn act(
+        &self,
+        ids: &[EntryId],
+        order: &Order,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Answer>, StoreError> {
+        let (ids, order, actor) = (ids.to_vec(), order.clone(), actor.to_owned());
+        self.writer
+            .write("carry out an order", move |rows| {
+                Box::pin(async move {
+                    let mut answers = Vec::with_capacity(ids.len());
+                    for id in ids {
+                        answers.push(carry_out(rows, id, &order, &actor, now).await?);
+                    }
+                    Ok(answers)
+                })
+            })
+            .await
+    }
+
+    async fn resume_manually(
+        &self,
+        installation_id: &InstallationId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let (installation_id, actor) = (installation_id.clone(), actor.to_owned());
+        self.writer
+            .write("resume an installation", move |rows| {
+                Box::pin(async move {
+                    let resumed =
+                        steps::resume(rows, &installation_id, PauseKind::Manual, now).await?;
+                    if resumed {
+                        note(
+                            rows,
+                            &Act {
+                                at: now,
+                                actor,
+                                act: "resume".to_owned(),
+                                installation_id,
+                                resource_id: None,
+                                entry_id: None,
+                                reason: None,
+                            },
+                        )
+                        .await?;
+                    }
+                    Ok(resumed)
+                })
+            })
+            .await
+    }
+}
+
+/// Leaves the row that tells of a person's pause; automatic ones are no acts.
+pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(), Fault> {
+    if pause.kind != PauseKind::Manual {
+        return Ok(());
+    }
+    let act = Act {
+        at: pause.since,
+        actor: pause.by.clone(),
+        act: "pause".to_owned(),
+        installation_id: pause.installation_id.clone(),
+        resource_id: None,
+        entry_id: None,
+        reason: Some(pause.reason.clone()),
+    };
+    note(rows, &act).await
+}
+
+async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
+    let Act {
+        at,
+        actor,
+        act,
+        installation_id,
+        resource_id,
+        entry_id,
+        reason,
+    } = act;
+    sqlx::query(
+        "INSERT INTO act (at, actor, act, installation_id, resource_id, entry_id, reason)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )
+    .bind(at.as_millis())
+    .bind(actor)
+    .bind(act)
+    .bind(installation_id.as_str())
+    .bind(resource_id.as_ref().map(ResourceId::as_str))
+    .bind(entry_id.map(|id| id.0))
+    .bind(reason)
+    .execute(&mut rows.0)
+    .await?;
+    Ok(())
+}
+
+async fn carry_out(
+    rows: &mut SqliteRows,
+    id: EntryId,
+    order: &Order,
+    actor: &str,
+    now: Timestamp,
+) -> Result<Answer, Fault> {
+    let row = sqlx::query(
+        "SELECT installation_id, resource_id, closed_at
+         FROM entry
+         WHERE id = ?1",
+    )
+    .bind(id.0)
+    .fetch_optional(&mut rows.0)
+    .await?;
+    let Some(row) = row else {
+        return Ok(Answer::Unknown);
+    };
+    if time(&row, "closed_at")?.is_some() {
+        return Ok(Answer::Refused(Refusal::Closed));
+    }
+    let key = codec::key(&row)?;
+    let Some(before) = rows.records(std::slice::from_ref(&key)).await?.pop() else {
+        return Ok(Answer::Unknown);
+    };
+    let mut after = before.clone();
+    let outcome = match order {
+        Order::Retry => manual::retry(&mut after, now).map(|()| None),
+        Order::Release => manual::release(&mut after, now).map(|()| None),
+        Order::Discard { .. } => manual::discard(&mut after).map(Some),
+    };
+    let closed = match outcome {
+        Ok(closed) => closed,
+        Err(refusal) => return Ok(Answer::Refused(refusal)),
+    };
+    rows.save(Change {
+        before: &before,
+        after: &mut after,
+        closed: closed.as_ref(),
+        now,
+    })
+    .await?;
+    let reason = match order {
+        Order::Discard { reason } => Some(reason.clone()),
+        Order::Retry | Order::Release => None,
+    };
+    let act = Act {
+        at: now,
+        actor: actor.to_owned(),
+        act: order.name().to_owned(),
+        installation_id: key.installation_id.clone(),
+        resource_id: Some(key.resource_id.clone()),
+        entry_id: Some(id),
+        reason,
+    };
+    note(rows, &act).await?;
+    let state = closed
+        .as_ref()
+        .or(after.entry.as_ref())
+        .map_or(EntryState::Waiting, |entry| entry.state);
+    Ok(Answer::Done { key, state })
+}
+
+async fn entries(
+    connection: &mut SqliteConnection,
+    filter: &EntryFilter,
+) -> Result<EntryPage, Fault> {
+    let EntryFilter {
+        states,
+        installation_id,
+        field,
+        since,
+        ids,
+        limit,
+    } = filter;
+    let open_only = states.iter().all(|state| state.is_open());
+    let names: Vec<&str> = EntryState::ALL
+        .into_iter()
+        .filter(|state| {
+            if states.is_empty() {
+                state.is_open()
+            } else {
+                states.contains(state)
+            }
+        })
+        .map(EntryState::name)
+        .collect();
+    let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
+    // The open ones have an index of their own, the closed ones may be many.
+    let query = if open_only {
+        listed!(
+            "entry.state IN (SELECT value FROM json_each(?1))
+             AND (?2 IS NULL OR entry.installation_id = ?2)
+             AND (?3 IS NULL OR entry.created_at >= ?3)
+             AND (?4 IS NULL OR entry.id IN (SELECT value FROM json_each(?4)))
+             AND entry.closed_at IS NULL
+             ORDER BY entry.id"
+        )
+    } else {
+        listed!(
+            "entry.state IN (SELECT value FROM json_each(?1))
+             AND (?2 IS NULL OR entry.installation_id = ?2)
+             AND (?3 IS NULL OR entry.created_at >= ?3)
+             AND (?4 IS NULL OR entry.id IN (SELECT value FROM json_each(?4)))
+             ORDER BY entry.id"
+        )
+    };
+    let mut rows = sqlx::query(query)
+        .bind(json(&names))
+        .bind(installation_id.as_ref().map(InstallationId::as_str))
+        .bind(since.map(Timestamp::as_millis))
+        .bind(ids.as_ref().map(json))
+        .fetch(connection);
+    let mut page = EntryPage {
+        entries: Vec::new(),
+        total: 0,
+    };
+    // The fields of an entry follow from its resource, so they are filtered here, row by row.
+    while let Some(row) = futures_util::TryStreamExt::try_next(&mut rows).await? {
+        let room = page.entries.len() < usize::try_from(*limit).unwrap_or(usize::MAX);
+        if field.is_none() && !room {
+            page.total += 1;
+            continue;
+        }
+        let (listed, _) = listed(&row)?;
+        if field.is_none_or(|field| listed.fields.contains(field)) {
+            page.total += 1;
+            if room {
+                page.entries.push(listed);
+            }
+        }
+    }
+    Ok(page)
+}
+
+async fn entry(
+    connection: &mut SqliteConnection,
+    id: EntryId,
+    attempts: u32,
+) -> Result<Option<EntryDetail>, Fault> {
+    let row = sqlx::query(listed!("entry.id = ?1"))
+        .bind(id.0)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let (listed, _) = listed(&row)?;
+    let record = read::records(&mut *connection, std::slice::from_ref(&listed.key))
+        .await?
+        .pop()
+        .unwrap_or_else(|| Record::new(listed.key.clone()));
+    let rows = sqlx::query(ATTEMPTS_BY_ENTRY)
+        .bind(id.0)
+        .bind(i64::from(attempts))
+        .fetch_all(connection)
+        .await?;
+    Ok(Some(EntryDetail {
+        listed,
+        record,
+        attempts: oldest_first(&rows, attempt)?,
+    }))
+}
+
+async fn story(
+    connection: &mut SqliteConnection,
+    key: &ResourceKey,
+    limit: u32,
+) -> Result<Story, Fault> {
+    let (installation_id, resource_id) = (key.installation_id.as_str(), key.resource_id.as_str());
+    let record = read::records(&mut *connection, std::slice::from_ref(key))
+        .await?
+        .pop()
+        .unwrap_or_else(|| Record::new(key.clone()));
+    let unusable = sqlx::query(
+        "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
+         FROM quarantine
+         WHERE installation_id = ?1
+           AND resource_id = ?2
+           AND slot = x''",
+    )
+    .bind(installation_id)
+    .bind(resource_id)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let closed = sqlx::query(listed!(
+        "entry.installation_id = ?1
+         AND entry.resource_id = ?2
+         AND entry.closed_at IS NOT NULL
+         ORDER BY entry.id DESC
+         LIMIT ?3"
+    ))
+    .bind(installation_id)
+    .bind(resource_id)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *connection)
+    .await?;
+    let attempts = sqlx::query(ATTEMPTS_BY_RESOURCE)
+        .bind(installation_id)
+        .bind(resource_id)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *connection)
+        .await?;
+    let acts = sqlx::query(
+        "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
+         FROM act
+         WHERE installation_id = ?1
+           AND (resource_id = ?2 OR resource_id IS NULL)
+         ORDER BY id DESC
+         LIMIT ?3",
+    )
+    .bind(installation_id)
+    .bind(resource_id)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *connection)
+    .await?;
+    let limited_until: Option<i64> = sqlx::query_scalar(
+        "SELECT limited_until
+         FROM installation
+         WHERE installation_id = ?1",
+    )
+    .bind(installation_id)
+    .fetch_optional(&mut *connection)
+    .await?;
+    Ok(Story {
+        record,
+        quarantined: unusable.as_ref().map(codec::quarantined).transpose()?,
+        closed: oldest_first(&closed, |row| Ok(listed(row)?.0))?,
+        attempts: oldest_first(&attempts, attempt)?,
+        acts: oldest_first(&acts, act)?,
+        pauses: pauses(connection, Some(&key.installation_id)).await?,
+        limited_until: limited_until.map(Timestamp::from_millis),
+    })
+}
+
+async fn quarantined(
+    connection: &mut SqliteConnection,
+    limit: u32,
+) -> Result<(Vec<Quarantined>, u64), Fault> {
+    let total: i64 = sqlx::query_scalar("SELECT count(*) FROM quarantine")
+        .fetch_one(&mut *connection)
+        .await?;
+    let rows = sqlx::query(
+        "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
+         FROM quarantine
+         ORDER BY since, installation_id, resource_id, slot
+         LIMIT ?1",
+    )
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    let rows: Vec<Quarantined> = rows
+        .iter()
+        .map(codec::quarantined)
+        .collect::<Result<_, _>>()?;
+    Ok((rows, number(total, "quarantined")?))
+}
+
+async fn pauses(
+    connection: &mut SqliteConnection,
+    installation_id: Option<&InstallationId>,
+) -> Result<Vec<Pause>, Fault> {
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        codec::pause_columns!(),
+        " FROM pause
+         WHERE ?1 IS NULL OR installation_id = ?1
+         ORDER BY installation_id, kind"
+    ))
+    .bind(installation_id.map(InstallationId::as_str))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(codec::pause).collect()
+}
+
+async fn installations(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<InstallationSummary>, Fault> {
+    let mut by_installation: BTreeMap<InstallationId, Vec<Pause>> = BTreeMap::new();
+    for pause in pauses(&mut *connection, None).await? {
+        let of_installation = by_installation.entry(pause.installation_id.clone());
+        of_installation.or_default().push(pause);
+    }
+    let rows = sqlx::query(
+        "SELECT known.installation_id,
+                coalesce(resources.resources, 0) AS resources,
+                coalesce(entries.waiting, 0) AS waiting,
+                coalesce(entries.held, 0) AS held,
+                coalesce(entries.dead, 0) AS dead,
+                entries.oldest,
+                installation.limited_until
+         FROM (SELECT installation_id FROM resource
+               UNION
+               SELECT installation_id FROM pause) AS known
+         LEFT JOIN (SELECT installation_id,
+                           count(*) AS resources
+                    FROM resource
+                    GROUP BY installation_id) AS resources
+           ON resources.installation_id = known.installation_id
+         LEFT JOIN (SELECT installation_id,
+                           sum(state = 'waiting') AS waiting,
+                           sum(state = 'held') AS held,
+                           sum(state = 'dead') AS dead,
+                           min(created_at) AS oldest
+                    FROM entry
+                    WHERE closed_at IS NULL
+                    GROUP BY installation_id) AS entries
+           ON entries.installation_id = known.installation_id
+         LEFT JOIN installation
+           ON installation.installation_id = known.installation_id
+         ORDER BY known.installation_id",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut summaries = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let installation_id = codec::installation_id(row)?;
+        let count = |column| number(row.try_get::<i64, _>(column)?, column);
+        summaries.push(InstallationSummary {
+            resources: count("resources")?,
+            waiting: count("waiting")?,
+            held: count("held")?,
+            dead: count("dead")?,
+            oldest: time(row, "oldest")?,
+            pauses: by_installation.remove(&installation_id).unwrap_or_default(),
+            limited_until: time(row, "limited_until")?,
+            installation_id,
+        });
+    }
+    Ok(summaries)
+}
+
+/// A row of [`listed!`]: the entry, and its resource as it stands.
+fn listed(row: &SqliteRow) -> Result<(ListedEntry, Record), Fault> {
+    let key = codec::key(row)?;
+    let closed_at = time(row, "closed_at")?;
+    let mut record = codec::record(&key, row)?;
+    let entry = codec::entry(row)?;
+    let fields: FieldSet = if closed_at.is_some() {
+        record.entry = None;
+        parsed::<Vec<Field>>(&row.try_get::<String, _>("sent")?, "fields")?
+            .into_iter()
+            .collect()
+    } else {
+        let (patch, _) = pending(&record, &entry.desired);
+        let rejected = entry.rejected.keys().copied();
+        patch.fields().iter().chain(rejected).collect()
+    };
+    let listed = ListedEntry {
+        key,
+        entry,
+        fields,
+        closed_at,
+    };
+    Ok((listed, record))
+}
+
+fn attempt(row: &SqliteRow) -> Result<Attempt, Fault> {
+    let status: Option<i64> = row.try_get("status")?;
+    Ok(Attempt {
+        entry_id: EntryId(row.try_get("entry_id")?),
+        number: number(row.try_get("number")?, "number")?,
+        started_at: Timestamp::from_millis(row.try_get("started_at")?),
+        ended_at: Timestamp::from_millis(row.try_get("ended_at")?),
+        method: row.try_get("method")?,
+        fields: parsed(&row.try_get::<String, _>("fields")?, "fields")?,
+        secret_names: parsed(&row.try_get::<String, _>("secret_names")?, "secret_names")?,
+        outcome: row.try_get("outcome")?,
+        status: status.map(|status| number(status, "status")).transpose()?,
+        error_code: row.try_get("error_code")?,
+        message: row.try_get("message")?,
+        vercel_id: row.try_get("vercel_id")?,
+    })
+}
+
+fn act(row: &SqliteRow) -> Result<Act, Fault> {
+    let resource_id: Option<String> = row.try_get("resource_id")?;
+    let resource_id = resource_id
+        .map(|id| ResourceId::new(&id))
+        .transpose()
+        .map_err(|_| Fault::Corrupt("an act names no resource".to_owned()))?;
+    Ok(Act {
+        at: Timestamp::from_millis(row.try_get("at")?),
+        actor: row.try_get("actor")?,
+        act: row.try_get("act")?,
+        installation_id: codec::installation_id(row)?,
+        resource_id,
+        entry_id: row.try_get::<Option<i64>, _>("entry_id")?.map(EntryId),
+        reason: row.try_get("reason")?,
+    })
+}
+
+/// Rows that were read newest first, the other way round.
+fn oldest_first<T>(
+    rows: &[SqliteRow],
+    read: impl Fn(&SqliteRow) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    rows.iter().rev().map(read).collect()
+}

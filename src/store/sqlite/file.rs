@@ -1,0 +1,171 @@
+//! The files of a state: who may read them, who may work on them, and the daemon's sign of life.
+//!
+//! Beside the database `state.db` (with its `-wal` and `-shm`) there are `state.db.lock`, held by a running daemon, and
+//! `state.db.daemon`, its last sign of life. All of them are readable by their owner alone.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::store::{Heartbeat, StoreError};
+
+/// Owner only: fingerprints and resource metadata are nobody else's business.
+const MODE: u32 = 0o600;
+/// How often a taken lock is tried again: whoever only looks whether a daemon runs holds it for an instant.
+const LOCK_TRIES: u32 = 5;
+/// The wait between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// A sign of life longer than this is none.
+const HEARTBEAT_BYTES_MAX: u64 = 64 * 1024;
+
+/// The exclusive right to work on a state as its daemon; given back when dropped, also by a crash.
+#[derive(Debug)]
+pub(super) struct DaemonLock {
+    _file: File,
+}
+
+impl DaemonLock {
+    /// Takes the right.
+    pub(super) async fn take(database: &Path) -> Result<Self, StoreError> {
+        let path = beside(database, ".lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(MODE)
+            .open(&path)
+            .map_err(|error| {
+                cannot_open(
+                    database,
+                    &format!("cannot open {}: {error}", path.display()),
+                )
+            })?;
+        for attempt in 0..LOCK_TRIES {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Self::sign(file, database),
+                Err(rustix::io::Errno::WOULDBLOCK) if attempt + 1 < LOCK_TRIES => {
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => break,
+                Err(error) => {
+                    let problem = format!("cannot lock {}: {error}", path.display());
+                    return Err(cannot_open(database, &problem));
+                }
+            }
+        }
+        Err(StoreError::InUse {
+            target: database.display().to_string(),
+            holder: holder(&path),
+        })
+    }
+
+    fn sign(mut file: File, database: &Path) -> Result<Self, StoreError> {
+        file.set_len(0)
+            .and_then(|()| write!(file, "{}", std::process::id()))
+            .map_err(|error| cannot_open(database, &format!("cannot write its lock: {error}")))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The process that holds the lock, by what it wrote there.
+fn holder(lock: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(lock).ok()?;
+    let pid: u32 = text.trim().parse().ok()?;
+    Some(pid.to_string())
+}
+
+/// Whether a daemon works on the state now.
+pub(super) fn daemon_runs(database: &Path) -> io::Result<bool> {
+    let file = match File::open(beside(database, ".lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes sure that the database's file is there and its owner's alone. SQLite gives its other files the same mode.
+pub(super) fn prepare(database: &Path, create: bool) -> Result<(), StoreError> {
+    let parent = database
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent
+        && !parent.is_dir()
+    {
+        let problem = format!("the directory {} does not exist", parent.display());
+        return Err(cannot_open(database, &problem));
+    }
+    if !create && !database.exists() {
+        return Err(cannot_open(
+            database,
+            "there is none yet; `reconciled run` creates it",
+        ));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .mode(MODE)
+        .open(database)
+        .map_err(|error| cannot_open(database, &error.to_string()))?;
+    let mode = file
+        .metadata()
+        .map_err(|error| cannot_open(database, &error.to_string()))?
+        .permissions()
+        .mode();
+    if mode & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(MODE))
+            .map_err(|error| {
+                let problem = format!("others may read it (mode {:04o}): {error}", mode & 0o7777);
+                cannot_open(database, &problem)
+            })?;
+    }
+    Ok(())
+}
+
+/// Leaves a sign of life: whole or not at all, since it is renamed into place.
+pub(super) fn write_heartbeat(database: &Path, heartbeat: &Heartbeat) -> io::Result<()> {
+    let new = beside(database, ".daemon.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(MODE)
+        .open(&new)?;
+    file.write_all(&serde_json::to_vec(heartbeat)?)?;
+    std::fs::rename(new, beside(database, ".daemon"))
+}
+
+/// The last sign of life; `None` when there is none that can be read.
+pub(super) fn read_heartbeat(database: &Path) -> Option<Heartbeat> {
+    let path = beside(database, ".daemon");
+    if std::fs::metadata(&path).ok()?.len() > HEARTBEAT_BYTES_MAX {
+        return None;
+    }
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// The state at `database` cannot be opened.
+pub(super) fn cannot_open(database: &Path, problem: &str) -> StoreError {
+    StoreError::Open {
+        target: database.display().to_string(),
+        problem: problem.to_owned(),
+    }
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(database);
+    name.push(suffix);
+    PathBuf::from(name)
+}

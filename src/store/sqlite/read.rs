@@ -1,0 +1,288 @@
+//! What is read from the state, on the writing connection inside a transaction or on a reading one.
+
+use sqlx::{Row as _, SqliteConnection};
+
+use crate::model::{EntryState, Record, ResourceKey, Timestamp};
+use crate::store::{Counts, Glance, Pause, Progress};
+
+use super::codec::{self, key_pairs, number, parsed, time};
+use super::fault::Fault;
+
+/// The whole records of these resources, in order.
+pub(super) async fn records(
+    connection: &mut SqliteConnection,
+    keys: &[ResourceKey],
+) -> Result<Vec<Record>, Fault> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        codec::resource_columns!(),
+        ", ",
+        codec::entry_columns!(),
+        " FROM json_each(?1) AS wanted
+         LEFT JOIN resource
+           ON resource.installation_id = wanted.value ->> 0
+          AND resource.resource_id = wanted.value ->> 1
+         LEFT JOIN entry
+           ON entry.installation_id = resource.installation_id
+          AND entry.resource_id = resource.resource_id
+          AND entry.closed_at IS NULL
+         ORDER BY wanted.key"
+    ))
+    .bind(key_pairs(keys))
+    .fetch_all(connection)
+    .await?;
+    keys.iter()
+        .zip(&rows)
+        .map(|(key, row)| codec::record(key, row))
+        .collect()
+}
+
+/// One glance per key, in order.
+pub(super) async fn glance(
+    connection: &mut SqliteConnection,
+    keys: &[ResourceKey],
+) -> Result<Vec<Glance>, Fault> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "SELECT resource.row_hash,
+                resource.missing_since IS NOT NULL AS missing,
+                entry.state,
+                quarantine.row_hash AS quarantined
+         FROM json_each(?1) AS wanted
+         LEFT JOIN resource
+           ON resource.installation_id = wanted.value ->> 0
+          AND resource.resource_id = wanted.value ->> 1
+         LEFT JOIN entry
+           ON entry.installation_id = resource.installation_id
+          AND entry.resource_id = resource.resource_id
+          AND entry.closed_at IS NULL
+         LEFT JOIN quarantine
+           ON quarantine.installation_id = wanted.value ->> 0
+          AND quarantine.resource_id = wanted.value ->> 1
+          AND quarantine.slot = x''
+         ORDER BY wanted.key",
+    )
+    .bind(key_pairs(keys))
+    .fetch_all(connection)
+    .await?;
+    let hash = |row: &sqlx::sqlite::SqliteRow, column| {
+        row.try_get::<Option<Vec<u8>>, _>(column)?
+            .map(|bytes| codec::fingerprint(&bytes, column))
+            .transpose()
+    };
+    rows.iter()
+        .map(|row| {
+            let state: Option<String> = row.try_get("state")?;
+            Ok(Glance {
+                row_hash: hash(row, "row_hash")?,
+                entry: state.as_deref().and_then(EntryState::from_name),
+                quarantined: hash(row, "quarantined")?,
+                missing: row.try_get("missing")?,
+            })
+        })
+        .collect()
+}
+
+/// Where polls and sweeps stand.
+pub(super) async fn progress(connection: &mut SqliteConnection) -> Result<Progress, Fault> {
+    let rows = sqlx::query(
+        "SELECT name, value
+         FROM progress
+         ORDER BY name",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut progress = Progress::default();
+    for row in &rows {
+        let value: String = row.try_get("value")?;
+        match row.try_get::<&str, _>("name")? {
+            "poll" => progress.poll = Some(parsed(&value, "poll")?),
+            _ => progress.sweep = Some(parsed(&value, "sweep")?),
+        }
+    }
+    Ok(progress)
+}
+
+/// When the earliest entry can be claimed; see [`crate::store::Store::next_due`].
+pub(super) async fn next_due(
+    connection: &mut SqliteConnection,
+) -> Result<Option<Timestamp>, Fault> {
+    let row = sqlx::query(
+        "SELECT (SELECT min(due_at)
+                 FROM entry INDEXED BY entry_due
+                 WHERE state = 'waiting'
+                   AND lease_token IS NULL) AS due_at,
+                (SELECT min(lease_expires_at)
+                 FROM entry INDEXED BY entry_lease
+                 WHERE lease_token IS NOT NULL) AS lease_expires_at,
+                EXISTS (SELECT 1 FROM pause)
+                OR EXISTS (SELECT 1 FROM installation) AS blocks",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let mut due_at = time(&row, "due_at")?;
+    if due_at.is_some() && row.try_get("blocks")? {
+        let unblocked: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(connection).await?;
+        due_at = unblocked.map(Timestamp::from_millis);
+    }
+    let lease = time(&row, "lease_expires_at")?;
+    Ok([due_at, lease].into_iter().flatten().min())
+}
+
+/// The automatic pauses to be probed.
+pub(super) async fn probes_due(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Vec<Pause>, Fault> {
+    let horizon = now.plus(crate::plan::claim::DUE_HORIZON);
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        codec::pause_columns!(),
+        // Too far ahead: the clock was set back.
+        " FROM pause
+         WHERE probe_at <= ?1
+            OR probe_at > ?2
+         ORDER BY probe_at, installation_id, kind
+         LIMIT ?3"
+    ))
+    .bind(now.as_millis())
+    .bind(horizon.as_millis())
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(codec::pause).collect()
+}
+
+/// A page of all keys, in byte order.
+pub(super) async fn keys_after(
+    connection: &mut SqliteConnection,
+    after: Option<&ResourceKey>,
+    limit: u32,
+) -> Result<Vec<ResourceKey>, Fault> {
+    // Each side stops at the limit by itself, so that a page costs a page.
+    let rows = sqlx::query(
+        "SELECT installation_id, resource_id
+         FROM (SELECT installation_id, resource_id
+               FROM resource
+               WHERE (installation_id, resource_id) > (?1, ?2)
+               ORDER BY installation_id, resource_id
+               LIMIT ?3)
+         UNION
+         SELECT installation_id, resource_id
+         FROM (SELECT installation_id, resource_id
+               FROM quarantine
+               WHERE slot = x''
+                 AND (installation_id, resource_id) > (?1, ?2)
+               ORDER BY installation_id, resource_id
+               LIMIT ?3)
+         ORDER BY installation_id, resource_id
+         LIMIT ?3",
+    )
+    .bind(after.map_or("", |key| key.installation_id.as_str()))
+    .bind(after.map_or("", |key| key.resource_id.as_str()))
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(codec::key).collect()
+}
+
+/// Resources whose row is to be read again.
+pub(super) async fn rechecks(
+    connection: &mut SqliteConnection,
+    limit: u32,
+) -> Result<Vec<ResourceKey>, Fault> {
+    let rows = sqlx::query(
+        "SELECT installation_id, resource_id
+         FROM recheck
+         ORDER BY installation_id, resource_id
+         LIMIT ?1",
+    )
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(codec::key).collect()
+}
+
+/// The counts of the summary line, all of one instant.
+pub(super) async fn counts(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+) -> Result<Counts, Fault> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM resource) AS resources,
+                (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
+                (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
+                (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
+                (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'dead') AS dead,
+                (SELECT count(*) FROM quarantine) AS quarantined,
+                (SELECT count(DISTINCT installation_id)
+                 FROM pause
+                 WHERE ends_at IS NULL
+                    OR ends_at > ?1) AS paused,
+                (SELECT count(*) FROM resource WHERE missing_since IS NOT NULL) AS missing,
+                (SELECT min(created_at)
+                 FROM entry
+                 WHERE closed_at IS NULL
+                   AND state = 'waiting') AS oldest_waiting,
+                (SELECT max(acknowledged_at)
+                 FROM resource
+                 WHERE acknowledged_at IS NOT NULL) AS last_acknowledged",
+    )
+    .bind(now.as_millis())
+    .fetch_one(connection)
+    .await?;
+    let count = |column| number(row.try_get::<i64, _>(column)?, column);
+    Ok(Counts {
+        resources: count("resources")?,
+        waiting: count("waiting")?,
+        in_flight: count("in_flight")?,
+        held: count("held")?,
+        dead: count("dead")?,
+        quarantined: count("quarantined")?,
+        paused: count("paused")?,
+        missing: count("missing")?,
+        oldest_waiting: time(&row, "oldest_waiting")?,
+        last_acknowledged: time(&row, "last_acknowledged")?,
+    })
+}
+
+/// When the first entry of any installation can be claimed: not before its rate limit has passed and a pause that ends by itself
+/// has ended, never while another pause is there. The smallest integer stands for no such instant. Steps from one installation to the next by index.
+const NEXT_DUE: &str = "
+    WITH RECURSIVE turn (installation_id) AS (
+        SELECT (SELECT min(installation_id)
+                FROM entry INDEXED BY entry_due_by_installation
+                WHERE state = 'waiting'
+                  AND lease_token IS NULL)
+        UNION ALL
+        SELECT (SELECT min(entry.installation_id)
+                FROM entry INDEXED BY entry_due_by_installation
+                WHERE entry.state = 'waiting'
+                  AND entry.lease_token IS NULL
+                  AND entry.installation_id > turn.installation_id)
+        FROM turn
+        WHERE turn.installation_id IS NOT NULL
+    )
+    SELECT min(max((SELECT min(entry.due_at)
+                    FROM entry INDEXED BY entry_due_by_installation
+                    WHERE entry.state = 'waiting'
+                      AND entry.lease_token IS NULL
+                      AND entry.installation_id = turn.installation_id),
+                   coalesce((SELECT limited_until
+                             FROM installation
+                             WHERE installation.installation_id = turn.installation_id), -9223372036854775808),
+                   coalesce((SELECT max(ends_at)
+                             FROM pause
+                             WHERE pause.installation_id = turn.installation_id), -9223372036854775808)))
+    FROM turn
+    WHERE turn.installation_id IS NOT NULL
+      AND NOT EXISTS (SELECT 1
+                      FROM pause
+                      WHERE pause.installation_id = turn.installation_id
+                        AND pause.ends_at IS NULL)";

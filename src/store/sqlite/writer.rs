@@ -1,0 +1,191 @@
+//! The one task that writes: it takes whatever has arrived and commits it in one transaction before answering anybody.
+//!
+//! Every job is isolated by a savepoint: one that fails leaves nothing and spoils no other. When the transaction itself fails, for
+//! instance on a full disk, all of its jobs fail and nothing of them is kept.
+
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use sqlx::{Connection as _, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::store::StoreError;
+
+use super::fault::Fault;
+use super::file::DaemonLock;
+use super::rows::SqliteRows;
+
+/// The most jobs in one transaction.
+const JOBS_MAX: usize = 256;
+/// The most jobs that wait; further ones make their callers wait.
+const QUEUE_MAX: usize = 1024;
+
+/// The way to the writing task.
+#[derive(Debug)]
+pub(super) struct Writer {
+    jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    /// Starts the task on its connection; the lock, if any, is given back after its last transaction.
+    pub(super) fn start(connection: SqliteConnection, lock: Option<DaemonLock>) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+        let task = tokio::spawn(run(SqliteRows(connection), receiver, lock));
+        Self {
+            jobs: Mutex::new(Some(sender)),
+            task: Mutex::new(Some(task)),
+        }
+    }
+
+    /// Has `work` done in a transaction; returns after its commit.
+    ///
+    /// The work is done even when the caller stops waiting.
+    pub(super) async fn write<T, F>(
+        &self,
+        operation: &'static str,
+        work: F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a mut SqliteRows) -> BoxFuture<'a, Result<T, Fault>> + Send + 'static,
+    {
+        let closed = || StoreError::Failed {
+            operation,
+            problem: "the state is closed".to_owned(),
+            transient: false,
+        };
+        let jobs = locked(&self.jobs).clone().ok_or_else(closed)?;
+        let (reply, answer) = oneshot::channel();
+        let job = Task {
+            operation,
+            work: Some(Box::new(work)),
+            result: None,
+            reply,
+        };
+        jobs.send(Box::new(job)).await.map_err(|_| closed())?;
+        drop(jobs);
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Waits until everything that was asked for is committed, and ends the task.
+    pub(super) async fn close(&self) {
+        drop(locked(&self.jobs).take());
+        let task = locked(&self.task).take();
+        if let Some(task) = task {
+            // A panic of the task was reported where it happened.
+            let _ = task.await;
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Work<T> =
+    Box<dyn for<'a> FnOnce(&'a mut SqliteRows) -> BoxFuture<'a, Result<T, Fault>> + Send>;
+
+/// Something to do in a transaction.
+trait Job: Send {
+    /// Does it; false when it failed and what it wrote is to be undone.
+    fn run<'a>(&'a mut self, rows: &'a mut SqliteRows) -> BoxFuture<'a, bool>;
+
+    /// Tells the caller, after the transaction's end.
+    fn answer(self: Box<Self>, committed: Result<(), &Failure>);
+}
+
+/// Why a whole transaction failed.
+struct Failure {
+    problem: String,
+    transient: bool,
+}
+
+struct Task<T> {
+    operation: &'static str,
+    work: Option<Work<T>>,
+    result: Option<Result<T, Fault>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T: Send + 'static> Job for Task<T> {
+    fn run<'a>(&'a mut self, rows: &'a mut SqliteRows) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let Some(work) = self.work.take() else {
+                return false;
+            };
+            let result = work(rows).await;
+            let done = result.is_ok();
+            self.result = Some(result);
+            done
+        })
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), &Failure>) {
+        let Self {
+            operation,
+            result,
+            reply,
+            work: _,
+        } = *self;
+        let answer = match (result, committed) {
+            (Some(Err(fault)), _) => Err(fault.during(operation)),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (Some(Ok(_)) | None, Err(Failure { problem, transient })) => Err(StoreError::Failed {
+                operation,
+                problem: problem.clone(),
+                transient: *transient,
+            }),
+            (None, Ok(())) => unreachable!("a committed transaction ran all of its jobs"),
+        };
+        // A caller that stopped waiting does not want the answer.
+        let _ = reply.send(answer);
+    }
+}
+
+async fn run(
+    mut rows: SqliteRows,
+    mut jobs: mpsc::Receiver<Box<dyn Job>>,
+    lock: Option<DaemonLock>,
+) {
+    let mut arrived = Vec::with_capacity(JOBS_MAX);
+    while jobs.recv_many(&mut arrived, JOBS_MAX).await > 0 {
+        let committed = commit_together(&mut rows, &mut arrived).await;
+        for job in arrived.drain(..) {
+            job.answer(committed.as_ref().copied());
+        }
+    }
+    // Whatever the journal still holds is found again by the next one who opens the state.
+    let _ = rows.0.close().await;
+    drop(lock);
+}
+
+async fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+    let result = try_commit(rows, jobs).await;
+    if result.is_err() {
+        // SQLite may have ended the transaction already; then there is nothing to undo.
+        let _ = sqlx::query("ROLLBACK").execute(&mut rows.0).await;
+    }
+    result.map_err(|error| match Fault::from(error) {
+        Fault::Database { problem, transient } => Failure { problem, transient },
+        Fault::Corrupt(problem) => Failure {
+            problem,
+            transient: false,
+        },
+    })
+}
+
+async fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut rows.0).await?;
+    for job in jobs {
+        sqlx::query("SAVEPOINT job").execute(&mut rows.0).await?;
+        if !job.run(rows).await {
+            // Fails when SQLite undid the whole transaction, and so do all of its jobs then.
+            sqlx::query("ROLLBACK TO job").execute(&mut rows.0).await?;
+        }
+        sqlx::query("RELEASE job").execute(&mut rows.0).await?;
+    }
+    sqlx::query("COMMIT").execute(&mut rows.0).await?;
+    Ok(())
+}
