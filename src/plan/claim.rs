@@ -9,7 +9,7 @@ use crate::model::{
 use crate::planted::{Bug, is_planted};
 
 use super::decide::{die, just_after, wait};
-use super::diff::{Pending, pending};
+use super::diff::{Pending, pending, when};
 use super::guard::keep_back;
 
 /// How far in the future a due time may lie before it is taken for the trace of a clock that was set back.
@@ -82,16 +82,25 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
         }
         Pending::Now | Pending::After(_) => {
             let patch = match entry.mode {
-                Mode::Split => patch
-                    .fields()
-                    .iter()
-                    .next()
-                    .map_or_else(Patch::default, |field| patch.only(field)),
+                Mode::Split => next_alone(record, &patch),
                 Mode::Whole | Mode::Compare => patch,
             };
             take(record, patch, now, lease)
         }
     }
+}
+
+/// The field that a split entry sends next: one that is to be sent now before one that only waits for its confirmation,
+/// which would be sent again and again meanwhile.
+fn next_alone(record: &Record, patch: &Patch) -> Patch {
+    let alone = |field| patch.only(field);
+    let fields = patch.fields();
+    fields
+        .iter()
+        .map(alone)
+        .find(|alone| when(alone, record) == Pending::Now)
+        .or_else(|| fields.iter().next().map(alone))
+        .unwrap_or_default()
 }
 
 fn take(record: &mut Record, patch: Patch, now: Timestamp, lease: &Lease) -> Claim {
@@ -167,4 +176,48 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
     wait(entry, now, Reason::Backoff);
     keep_back(entry);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::model::{Json, Mark, Origin};
+
+    use super::*;
+
+    #[test]
+    fn a_split_entry_sends_what_is_due_before_what_only_waits_for_a_late_application() {
+        let start = Timestamp::from_millis(1_000_000);
+        let late_apply = Duration::from_secs(60);
+        let value = |text| Json::from_text(text);
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
+        record.acknowledged.values = BTreeMap::from([
+            (Field::Status, value("suspended")),
+            (Field::Name, value("old")),
+        ]);
+        let confirmed = Mark {
+            uncertain_until: Some(start.plus(late_apply)),
+            confirmed: true,
+        };
+        record.doubt.fields.insert(Field::Status, confirmed);
+        let desired = Snapshot {
+            values: BTreeMap::from([
+                (Field::Status, value("suspended")),
+                (Field::Name, value("new")),
+            ]),
+            secrets: None,
+        };
+        record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Split, start));
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(1),
+            expires_at: start.plus(late_apply),
+        };
+        let Claim::Claimed(claimed) = claim(&mut record, start, &lease, late_apply) else {
+            panic!("the name is due");
+        };
+        let fields: Vec<Field> = claimed.patch.fields().iter().collect();
+        assert_eq!(fields, [Field::Name]);
+    }
 }
