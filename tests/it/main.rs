@@ -1,5 +1,6 @@
 //! Integration tests: one binary, so that its tests share the database servers that it starts.
 
+mod cli;
 mod delivery;
 mod deploy;
 mod harness;
