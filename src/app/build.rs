@@ -13,7 +13,8 @@ use crate::plan::{Policy, RetryPolicy};
 use crate::reconcile::{self, PAGE_ROWS, PassError, Reconciler};
 use crate::source::{self, Inspect, Source, SourceError};
 use crate::store::sqlite::{Access, SqliteStore};
-use crate::store::{Console, Store, StoreError};
+use crate::store::console::Console;
+use crate::store::{Store, StoreError};
 use crate::vercel::{self, ClientError, HttpMarketplace, Marketplace, OauthSettings, TokenEndpoint};
 
 /// Why the daemon could not be built or had to end.

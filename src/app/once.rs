@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::{Dispatcher, Signals, Totals, Until};
 use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
-use crate::store::{Counts, StoreError};
+use crate::store::Counts;
 
 use super::build::Parts;
 use super::watch::{tell_quarantined, tell_sweep};
@@ -77,7 +77,7 @@ pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken)
             }
         }
     };
-    let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await.map_err(StoreError::into)?;
+    let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await?;
     Ok(OnceReport { rows, totals, counts, sweep })
 }
 

@@ -138,7 +138,7 @@ fn describe(description: &Description, report: &mut Report) {
             format!("cursor{kind}{index}")
         }
     };
-    report.add(Line::new(Level::Ok, "query", format!("{rows}; manages {}; {cursor}", managed(*shape))));
+    report.add(Line::new(Level::Ok, "query", format!("{rows}; manages {}; {cursor}", managed(shape))));
     for (indexed, what, help) in [
         (is_poll_indexed, "polls", "an index on the cursor column, then the keys"),
         (is_sweep_indexed, "sweeps", "an index on (installation_id, resource_id)"),
@@ -162,7 +162,7 @@ fn describe(description: &Description, report: &mut Report) {
     report.source = Some(description.clone());
 }
 
-fn managed(shape: Shape) -> String {
+fn managed(shape: &Shape) -> String {
     let names: Vec<&str> = shape.managed.iter().map(|field| field.wire_name()).collect();
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }

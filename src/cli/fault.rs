@@ -4,8 +4,6 @@
 
 use std::error::Error;
 
-use serde_json::{Value, json};
-
 use super::exit::Exit;
 use super::out::{BAD, styled};
 use crate::app::AppError;
@@ -66,12 +64,6 @@ impl Failure {
     pub(crate) const fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
-    }
-
-    /// For machines.
-    pub(crate) fn to_json(&self) -> Value {
-        let Self { code, message, causes, help, exit: _ } = self;
-        json!({ "code": code, "message": message, "causes": causes, "help": help })
     }
 
     /// The paragraph that a person reads.

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::model::{Field, FingerprintKey, InstallationId};
 use crate::plan::guard::Limits;
 use crate::source::Source;
-use crate::store::Console;
+use crate::store::console::Console;
 use crate::store::sqlite::Access;
 use survey::{Survey, Surveyor};
 

@@ -17,7 +17,8 @@ use crate::plan::guard::{Found, Impact, Limits, impact};
 use crate::plan::{Decision, decide, diff, pending};
 use crate::reconcile::{self, PAGE_ROWS};
 use crate::source::{CursorKind, Source};
-use crate::store::{Console, Pause, PauseKind};
+use crate::store::console::Console;
+use crate::store::{Pause, PauseKind};
 
 use super::super::fault::Fault;
 
