@@ -10,7 +10,7 @@ use super::fault::{Failure, Fault, code};
 use crate::app;
 use crate::config::Config;
 use crate::model::InstallationId;
-use crate::store::Console;
+use crate::store::console::Console;
 use crate::store::sqlite::Access;
 
 /// There is no state yet.

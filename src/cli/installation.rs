@@ -15,8 +15,8 @@ use super::out::{BAD, GOOD, Look, Table, WARN, styled};
 use super::standing::{age_ms, ahead, in_effect, pause_json, paused, span};
 use super::text::{count, counted, cut, visible};
 use crate::model::{InstallationId, Timestamp};
-use crate::store::console::InstallationSummary;
-use crate::store::{Console, Pause, PauseKind};
+use crate::store::console::{Console, InstallationSummary};
+use crate::store::{Pause, PauseKind};
 
 /// Lists installations, pauses one, resumes one.
 ///
@@ -349,7 +349,17 @@ mod tests {
             one("icfg_over", vec![(PauseKind::Manual, Some(ago(1)))]),
             one("icfg_tok", vec![(PauseKind::Token, None)]),
         ];
-        insta::assert_snapshot!(plain(&list(&fleet, LOOK)), @"");
+        insta::assert_snapshot!(plain(&list(&fleet, LOOK)), @r"
+        4 installations, 2 paused.
+
+        INSTALLATION  STATE          RESOURCES  WAITING  HELD  DEAD  OLDEST      WHY
+        icfg_7Hd      active         1,112      1        0     0     2 min 14 s
+        icfg_9aQ      paused         1,112      1        0     0     2 min 14 s  ana: customer migration
+        icfg_over     active         1,112      1        0     0     2 min 14 s
+        icfg_tok      token refused  1,112      1        0     0     2 min 14 s  probed in 40 s
+
+        Next: reconciled installation resume icfg_9aQ
+        ");
         let pipe = plain(&list(&fleet, Look { terminal: false, ..LOOK }));
         assert!(pipe.contains("icfg_9aQ\tpaused\t1112\t1\t0\t0\t2026-05-04T13:59:57.000Z\tana: customer migration\n"), "{pipe}");
     }
@@ -357,13 +367,20 @@ mod tests {
     #[test]
     fn a_mistyped_installation_is_not_paused() {
         let text = plain(&refuse_unknown(&InstallationId::new("icfg_7hd").expect("an id"), &[one("icfg_7Hd", vec![])]));
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r"
+        NOT PAUSED   the state knows no installation icfg_7hd; did you mean icfg_7Hd?
+        Next: reconciled installation list, or the same with --unknown
+        ");
     }
 
     #[test]
     fn a_pause_says_what_it_means_and_how_it_ends() {
         let fleet = one("icfg_9aQ", vec![(PauseKind::Manual, Some(NOW.plus(Duration::from_secs(7200))))]);
-        insta::assert_snapshot!(plain(&tell_paused(&fleet.pauses[0], Some(&fleet), LOOK)), @"");
+        insta::assert_snapshot!(plain(&tell_paused(&fleet.pauses[0], Some(&fleet), LOOK)), @r"
+        PAUSED   icfg_9aQ: nothing is sent for it, ends by itself in 2 h
+        1 entry waits meanwhile; a request on its way ends by itself.
+        Next: reconciled installation resume icfg_9aQ
+        ");
     }
 
     #[test]
@@ -372,7 +389,11 @@ mod tests {
         let fleet = one("icfg_tok", vec![(PauseKind::Token, None)]);
         let (text, exit) = tell_resumed(&id, false, fleet.pauses.first(), LOOK);
         assert_eq!(exit, Exit::Failed);
-        insta::assert_snapshot!(plain(&text), @"");
+        insta::assert_snapshot!(plain(&text), @r"
+        STILL PAUSED   icfg_tok: installation paused 14:00: Vercel refuses its token; probed again in 40 s
+        It goes on by itself when a probe succeeds.
+        Next: reconciled outbox list --installation icfg_tok
+        ");
         assert_eq!(tell_resumed(&id, true, None, LOOK).1, Exit::Done);
         assert_eq!(tell_resumed(&id, false, None, LOOK).1, Exit::Done);
     }

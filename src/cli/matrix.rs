@@ -344,7 +344,15 @@ mod tests {
             &[("DATABASE_URL", 0xb0), ("REDIS_URL", 0x11)],
         );
         let lines = lines(&record, Some(&desired));
-        insta::assert_snapshot!(plain(&lines, LOOK), @"");
+        insta::assert_snapshot!(plain(&lines, LOOK), @r"
+        FIELD                 SOURCE  ACKNOWLEDGED  IN DOUBT  TO SEND
+        status                ready   ready
+        billingPlan           pro     pro
+        metadata.region       iad     fra                     iad
+        secrets.DATABASE_URL  b0b0b0  9f9f9f        yes       b0b0b0
+        secrets.OLD                   010101                  removal
+        secrets.REDIS_URL     111111  111111
+        ");
         assert_eq!(counted_differences(&lines).as_deref(), Some("1 field and 2 secrets"));
         let machine = to_json(&lines);
         let secret = machine.iter().find(|line| line["path"] == "secrets.DATABASE_URL").expect("it is there");
@@ -363,7 +371,11 @@ mod tests {
             rejected: [(Field::Name, rejection)].into(),
             ..Entry::new(desired.clone(), Origin::Poll, Mode::Split, NOW)
         });
-        insta::assert_snapshot!(plain(&lines(&record, Some(&desired)), LOOK), @"");
+        insta::assert_snapshot!(plain(&lines(&record, Some(&desired)), LOOK), @r"
+        FIELD   SOURCE  ACKNOWLEDGED  IN DOUBT  TO SEND
+        status  ready   pending                 discarded
+        name    b       a                       rejected (422)
+        ");
     }
 
     #[test]
@@ -371,7 +383,12 @@ mod tests {
         let record = record(snapshot(json!({"status": "ready"}), &[("A", 1)]));
         let lines = lines(&record, None);
         assert!(lines.iter().all(|line| line.desired.is_none() && line.to_send == ToSend::Nothing));
-        insta::assert_snapshot!(plain(&lines, Look { terminal: false, ..LOOK }), @"");
+        let expected = [
+            "FIELD\tSOURCE\tACKNOWLEDGED\tIN DOUBT\tTO SEND\n",
+            "status\t?\tready\t\t\n",
+            "secrets.A\t?\t010101\t\t\n",
+        ];
+        assert_eq!(plain(&lines, Look { terminal: false, ..LOOK }), expected.concat());
     }
 
     #[test]
@@ -382,6 +399,9 @@ mod tests {
         record.doubt.fields.insert(Field::Status, Mark { uncertain_until: Some(until), confirmed: false });
         let lines = lines(&record, Some(&same));
         assert!(is_doubt_alone(&lines, &record.doubt));
-        insta::assert_snapshot!(plain(&lines, LOOK), @"");
+        insta::assert_snapshot!(plain(&lines, LOOK), @r"
+        FIELD   SOURCE  ACKNOWLEDGED  IN DOUBT        TO SEND
+        status  ready   ready         until 14:03:11  ready
+        ");
     }
 }

@@ -8,7 +8,7 @@ pub(crate) use show::advice;
 
 use clap::{Args, Subcommand};
 
-use super::beside::{self, Actor, parse_installation, parse_words};
+use super::beside::{Actor, parse_installation, parse_words};
 use super::context::{Session, parse_duration};
 use super::exit::Exit;
 use super::fault::Fault;

@@ -15,8 +15,8 @@ use super::exit::Exit;
 use super::fault::Fault;
 use crate::config::Config;
 use crate::model::Timestamp;
-use crate::store::console::{Daemon, InstallationSummary};
-use crate::store::{Console, Counts, Heartbeat, Progress, Quarantined, StoreError};
+use crate::store::console::{Console, Daemon, InstallationSummary};
+use crate::store::{Counts, Heartbeat, Progress, Quarantined, StoreError};
 
 /// Retries are counted over this long.
 const RETRIES: Duration = Duration::from_secs(3600);

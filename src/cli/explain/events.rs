@@ -300,7 +300,15 @@ pub(crate) mod tests {
         }];
         let look = Look { terminal: true, width: 110, now: NOW };
         let text = anstream::adapter::strip_str(&table(&events(&story), look).render(look)).to_string();
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r"
+        TIME      EVENT         WHAT                                                 X-VERCEL-ID
+        13:55:31  changed       (sweep)
+        13:55:41  withdrawn     the source went back; nothing was left to send
+        14:01:33  changed       secrets.DATABASE_URL (poll)
+        14:01:34  failed        ×3 over 17 s  503 server_error secrets.DATABASE_URL  iad1::q3
+        14:02:01  retried       by ana
+        14:02:02  acknowledged  secrets.DATABASE_URL                                 iad1::q3
+        ");
     }
 
     #[test]

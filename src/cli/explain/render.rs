@@ -72,7 +72,21 @@ mod tests {
 
     #[test]
     fn the_story_is_facts_then_events_then_why_and_what_next() {
-        insta::assert_snapshot!(plain(&waiting(), LOOK), @"");
+        insta::assert_snapshot!(plain(&waiting(), LOOK), @r"
+        WAITING   1 secret not yet acknowledged; attempt 3 in 12 s
+
+        FIELD                 SOURCE  ACKNOWLEDGED  IN DOUBT  TO SEND
+        status                ready   ready
+        secrets.DATABASE_URL  b0b0b0  9f9f9f        yes       b0b0b0
+        secrets.REDIS_URL     111111  111111
+
+        TIME      EVENT    WHAT                                                 X-VERCEL-ID
+        14:01:33  changed  secrets.DATABASE_URL (poll)
+        14:01:34  failed   ×2 over 16 s  503 server_error secrets.DATABASE_URL  iad1::q2
+
+        Why: a temporary error at Vercel; its outcome is in doubt, so the value is sent until it is acknowledged.
+        Next: wait, or reconciled outbox retry 58213
+        ");
     }
 
     #[test]

@@ -18,8 +18,8 @@ use super::super::text::{count, counted, visible};
 use super::{Selection, Which};
 use crate::model::{EntryId, EntryState, InstallationId, ResourceKey, Timestamp};
 use crate::plan::manual::{self, Refusal};
-use crate::store::console::{Answer, EntryFilter, ListedEntry, Order};
-use crate::store::{Console, StoreError};
+use crate::store::console::{Answer, Console, EntryFilter, ListedEntry, Order};
+use crate::store::StoreError;
 
 /// Nobody could be asked whether to act on many.
 pub(crate) const UNCONFIRMED: &str = "R042";
@@ -402,7 +402,17 @@ mod tests {
                 row(4, None, false),
             ],
         };
-        insta::assert_snapshot!(plain(&results), @"");
+        insta::assert_snapshot!(plain(&results), @r"
+        RETRIED   2 entries, 2 refused
+
+        ID  RESOURCE        RESULT
+        1   icfg_7Hd/res_1  waiting
+        2   icfg_7Hd/res_2  waiting; its installation is paused
+        3   icfg_7Hd/res_3  refused: the entry is held; release or discard it
+        4                   refused: there is no such entry
+
+        Next: reconciled outbox list
+        ");
         let machine = results.to_json(NOW);
         assert_eq!((&machine["done"], &machine["refused"]), (&json!(2), &json!(2)));
         assert_eq!(machine["entries"][2]["refusal"], "held");
@@ -413,7 +423,14 @@ mod tests {
     fn a_rehearsal_says_that_nothing_was_changed() {
         let rows = vec![row(1, Some(Ok(EntryState::Discarded)), false)];
         let results = Results { verb: Verb::Discard { reason: "bad".into() }, dry_run: true, rows };
-        insta::assert_snapshot!(plain(&results), @"");
+        insta::assert_snapshot!(plain(&results), @r"
+        WOULD BE DISCARDED   1 entry; nothing was changed
+
+        ID  RESOURCE        RESULT
+        1   icfg_7Hd/res_1  discarded
+
+        Next: the same without --dry-run
+        ");
         let none = Results { rows: Vec::new(), ..results };
         assert_eq!(plain(&none), "No entry matches; nothing was changed.\nNext: reconciled status\n".replace("status", "outbox list"));
     }

@@ -11,12 +11,12 @@ use super::super::fault::Fault;
 use super::super::matrix::field_names;
 use super::super::out::{Look, Table};
 use super::super::standing::{Standing, age_ms, span, standing};
-use super::super::text::{count, counted, cut, visible};
+use super::super::text::{count, cut, visible};
 use super::ListArguments;
 use crate::model::{EntryState, Field, InstallationId, ResourceKey, Timestamp};
 use crate::plan::pending;
-use crate::store::console::{EntryPage, InstallationSummary, ListedEntry};
-use crate::store::{Console, StoreError};
+use crate::store::console::{Console, EntryPage, InstallationSummary, ListedEntry};
+use crate::store::StoreError;
 
 /// Attempts of a closed entry that are asked for the names of its secrets.
 const ATTEMPTS_MAX: u32 = 100;
@@ -233,13 +233,27 @@ pub(in super::super) mod tests {
             row(58_214, EntryState::Dead, Reason::Rejected, "res_2"),
             paused,
         ];
-        insta::assert_snapshot!(plain(&rows, 15, LOOK), @"");
+        insta::assert_snapshot!(plain(&rows, 15, LOOK), @r"
+        15 entries; the oldest 3: 2 waiting, 1 dead.
+
+        ID     STATE    INSTALLATION  RESOURCE  FIELDS                        ATTEMPTS  AGE   NEXT
+        58213  waiting  icfg_7Hd      res_0412  status, secrets.DATABASE_URL  3         38 s  in 12 s, backoff
+        58214  dead     icfg_7Hd      res_2     status, secrets.DATABASE_URL  3         38 s  dead: rejected
+        58215  waiting  icfg_7Hd      res_3     status, secrets.DATABASE_URL  3         38 s  paused by ana
+        … and 12 more; --limit 0 shows all
+
+        Next: reconciled outbox show 58214
+        ");
     }
 
     #[test]
     fn a_pipe_gets_the_table_alone() {
         let rows = [row(58_213, EntryState::Waiting, Reason::Backoff, "res_0412")];
-        insta::assert_snapshot!(plain(&rows, 1, Look { terminal: false, ..LOOK }), @"");
+        let expected = [
+            "ID\tSTATE\tINSTALLATION\tRESOURCE\tFIELDS\tATTEMPTS\tFOUND\tNEXT\n",
+            "58213\twaiting\ticfg_7Hd\tres_0412\tstatus, secrets.DATABASE_URL\t3\t2026-05-04T14:01:33.000Z\tat 2026-05-04T14:02:23.000Z, backoff\n",
+        ];
+        assert_eq!(plain(&rows, 1, Look { terminal: false, ..LOOK }), expected.concat());
     }
 
     #[test]

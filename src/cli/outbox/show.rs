@@ -10,13 +10,12 @@ use super::super::fault::Fault;
 use super::super::matrix;
 use super::super::out::{BAD, GOOD, HEAD, Look, WARN, styled};
 use super::super::standing::{Standing, clock_seconds, standing};
-use super::super::text::{counted, pad, visible};
+use super::super::text::{pad, visible};
 use super::ShowArguments;
 use super::list::{Row, row_json};
 use crate::model::{EntryId, EntryState, Field, Reason, Timestamp};
 use crate::plan::pending;
-use crate::store::Console;
-use crate::store::console::{EntryDetail, ListedEntry};
+use crate::store::console::{Console, EntryDetail, ListedEntry};
 
 /// The newest attempts that are shown.
 const ATTEMPTS_MAX: u32 = 100;
@@ -210,7 +209,24 @@ mod tests {
 
     #[test]
     fn an_open_entry_shows_both_sides_its_attempts_and_what_to_do() {
-        insta::assert_snapshot!(plain(&detail(EntryState::Waiting, Reason::Backoff)), @"");
+        insta::assert_snapshot!(plain(&detail(EntryState::Waiting, Reason::Backoff)), @r"
+        WAITING   entry 58213 for icfg_7Hd / res_0412
+
+        found     38 s ago (poll)
+        attempts  3
+        next      in 12 s
+
+        FIELD                 DESIRED  ACKNOWLEDGED  IN DOUBT  TO SEND
+        status                ready    ready
+        secrets.DATABASE_URL  b0b0b0   9f9f9f                  b0b0b0
+
+        TIME      ATTEMPT  OUTCOME  WHAT                                   TOOK    X-VERCEL-ID
+        14:01:50  1        failed   503 server_error secrets.DATABASE_URL  400 ms  iad1::q1
+        14:01:56  2        failed   503 server_error secrets.DATABASE_URL  400 ms  iad1::q2
+
+        Why: a temporary error at Vercel; its outcome is in doubt, so the value is sent until it is acknowledged.
+        Next: wait, or reconciled outbox retry 58213
+        ");
     }
 
     #[test]

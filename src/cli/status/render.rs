@@ -126,7 +126,7 @@ fn vercel(overview: &Overview, look: Look) -> String {
         retries => format!("{} retries", count(retries)),
     };
     let outage = overview.alive().and_then(|heartbeat| heartbeat.outage_since);
-    let outage = outage.map(|at| format!("; {}", styled(BAD, format_args!("failing since {}", look.when(at)))));
+    let outage = outage.map(|at| format!("; {}", styled(BAD, format_args!("failing {} {}", if look.terminal { "for" } else { "since" }, span(at, look)))));
     format!("{acknowledged}; {retries} in the last hour{}", outage.unwrap_or_default())
 }
 
@@ -209,7 +209,15 @@ mod tests {
 
     #[test]
     fn in_sync_is_five_lines_and_nothing_to_do() {
-        insta::assert_snapshot!(plain(&in_sync(), LOOK), @"");
+        insta::assert_snapshot!(plain(&in_sync(), LOOK), @r"
+        IN SYNC   nothing is open; every row compared 40 s ago      2026-05-04T14:02:11.000Z
+        daemon   running 6 d 2 h, pid 812, 0.1.0
+        poll     3 s ago, 9 rows, every 5 s
+        sweep    40 s ago: 41,207 rows = 41,207 equal + 0 waiting + 0 held + 0 dead + 0 quarantined
+        vercel   last acknowledged 3 s ago; 3 retries in the last hour
+
+        Next: nothing to do; reconciled plan compares every row now
+        ");
     }
 
     #[test]
@@ -219,7 +227,20 @@ mod tests {
         let sweep = overview.progress.sweep.as_mut().expect("there is one");
         (sweep.last, sweep.complete, sweep.account.rows) = (Some((ago(3_640), account)), false, 12_000);
         overview.installations.push(super::super::tests::installation("icfg_zzz", 0, 0));
-        insta::assert_snapshot!(plain(&overview, LOOK), @"");
+        insta::assert_snapshot!(plain(&overview, LOOK), @r"
+        BEHIND   2 waiting; oldest 2 min 14 s                     2026-05-04T14:02:11.000Z
+        daemon   running 6 d 2 h, pid 812, 0.1.0
+        poll     3 s ago, 9 rows, every 5 s
+        sweep    1 h ago: 41,207 rows = 41,205 equal + 2 waiting + 0 held + 0 dead + 0 quarantined; another began 50 s ago, 12,000 rows so far
+        vercel   last acknowledged 3 s ago; 3 retries in the last hour
+
+        INSTALLATION  STATE   RESOURCES  WAITING  HELD  DEAD  OLDEST  WHY
+        icfg_7Hd      active  300        1        0     0     9 s
+        icfg_9aQ      paused  300        1        0     0     9 s     ana: customer migration
+        1 other installation with nothing open
+
+        Next: reconciled outbox list
+        ");
     }
 
     #[test]
@@ -231,12 +252,39 @@ mod tests {
         overview.unusable = vec![quarantined("res_1")];
         overview.unusable_total = 13;
         overview.counts.missing = 2;
-        insta::assert_snapshot!(plain(&overview, LOOK), @"");
+        insta::assert_snapshot!(plain(&overview, LOOK), @r"
+        BLIND   the source cannot be read; changes are not seen; nothing is open   2026-05-04T14:02:11.000Z
+        daemon   running 6 d 2 h, pid 812, 0.1.0
+        source   cannot reach the source at db/app: connection refused
+        poll     3 s ago, 9 rows, every 5 s
+        sweep    40 s ago: 41,207 rows = 41,207 equal + 0 waiting + 0 held + 0 dead + 0 quarantined
+        vercel   last acknowledged 3 s ago; 3 retries in the last hour; failing for 5 min
+        missing  2 resources of the state no longer in the source
+
+        UNUSABLE ROW      COLUMN        PROBLEM      FOR
+        icfg_7Hd / res_1  billing_plan  has no `id`  3 min
+        … and 12 more
+
+        Next: reconciled check
+        ");
     }
 
     #[test]
     fn a_pipe_gets_tabs_exact_times_and_every_row() {
-        insta::assert_snapshot!(plain(&behind(), Look { terminal: false, ..LOOK }), @"");
+        let expected = [
+            "BEHIND\t2 waiting; oldest 2026-05-04T13:59:57.000Z\t2026-05-04T14:02:11.000Z\n",
+            "daemon\trunning since 2026-04-28T12:02:11.000Z, pid 812, 0.1.0\n",
+            "poll\t2026-05-04T14:02:08.000Z, 9 rows, every 5 s\n",
+            "sweep\t2026-05-04T14:01:31.000Z: 41,207 rows = 41,207 equal + 0 waiting + 0 held + 0 dead + 0 quarantined\n",
+            "vercel\tlast acknowledged 2026-05-04T14:02:08.000Z; 3 retries in the last hour\n",
+            "\n",
+            "INSTALLATION\tSTATE\tRESOURCES\tWAITING\tHELD\tDEAD\tOLDEST SINCE\tWHY\n",
+            "icfg_7Hd\tactive\t300\t1\t0\t0\t2026-05-04T14:02:02.000Z\t\n",
+            "icfg_9aQ\tpaused\t300\t1\t0\t0\t2026-05-04T14:02:02.000Z\tana: customer migration\n",
+            "\n",
+            "Next: reconciled outbox list\n",
+        ];
+        assert_eq!(plain(&behind(), Look { terminal: false, ..LOOK }), expected.concat());
     }
 
     #[test]

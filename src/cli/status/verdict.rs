@@ -113,10 +113,15 @@ impl Verdict {
                 return format!("{rows} of the source cannot be used; nothing else is open");
             }
             Self::Unproven => return "nothing is open, but no sweep has compared every row yet".to_owned(),
-            Self::InSync => return "nothing is open".to_owned(),
+            Self::InSync => {
+                let swept = overview.progress.sweep.as_ref().and_then(|sweep| sweep.last);
+                let swept = swept.map(|(at, _)| format!("; every row compared {}", look.when(at)));
+                return format!("nothing is open{}", swept.unwrap_or_default());
+            }
         };
         if counts.waiting + counts.held + counts.dead == 0 {
-            return format!("{first}; nothing was open");
+            let tense = if matches!(self, Self::Down | Self::Stalled) { "was" } else { "is" };
+            return format!("{first}; nothing {tense} open");
         }
         format!("{first}; {}", open(counts, look))
     }
@@ -202,7 +207,7 @@ mod tests {
         };
         type Case<'a> = (Box<dyn FnOnce(&mut Overview) + 'a>, &'a str, &'a str);
         let cases: Vec<Case<'_>> = vec![
-            (Box::new(|_| {}), "IN SYNC   nothing is open", "nothing to do; reconciled plan compares every row now"),
+            (Box::new(|_| {}), "IN SYNC   nothing is open; every row compared 40 s ago", "nothing to do; reconciled plan compares every row now"),
             (
                 Box::new(|o| o.daemon.running = false),
                 "DOWN   the daemon does not run; last sign of life 2 s ago; nothing was open",
