@@ -153,20 +153,26 @@ fn block_on(command: impl Future<Output = Result<Exit, Fault>>) -> Result<Exit, 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::of(code::START, &error).help("threads or file descriptors may have run out"))?;
+        .map_err(|error| {
+            Failure::of(code::START, &error).help("threads or file descriptors may have run out")
+        })?;
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(command)));
     // Whatever still blocks (a name being resolved, a reader of stdin) must not keep the process.
     runtime.shutdown_background();
     ended.unwrap_or_else(|_| {
         let failure = Failure::new(code::BUG, "a bug in reconciled ended the command");
-        Err(failure.help("please report the place named above; nothing that was committed is lost").into())
+        Err(failure
+            .help("please report the place named above; nothing that was committed is lost")
+            .into())
     })
 }
 
 /// A panic before logging is set up is one line, not a backtrace; its text may hold a value and is left out.
 fn say_panics_in_words() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        let place = panic
+            .location()
+            .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
         complain(&format!("panicked at {place}\n"));
     }));
 }
@@ -175,7 +181,8 @@ fn say_panics_in_words() {
 fn finish(out: Out, exit: Exit) -> Exit {
     match out.failure() {
         Some(error) => {
-            let failure = Failure::of(code::OUTPUT, &error).help("the answer is incomplete: is the disk full?");
+            let failure = Failure::of(code::OUTPUT, &error)
+                .help("the answer is incomplete: is the disk full?");
             complain(&failure.render());
             Exit::Failed
         }
@@ -206,7 +213,17 @@ mod tests {
 
     #[test]
     fn globals_are_accepted_before_and_after_the_command() {
-        let arguments = ["reconciled", "--set", "a.b=1", "--config", "x.toml", "check", "--set", "c.d=2", "--no-color"];
+        let arguments = [
+            "reconciled",
+            "--set",
+            "a.b=1",
+            "--config",
+            "x.toml",
+            "check",
+            "--set",
+            "c.d=2",
+            "--no-color",
+        ];
         let merged = context::merge_globals(arguments.map(Into::into));
         let cli = Cli::try_parse_from(merged).expect("they parse");
         assert_eq!(cli.global.set, ["a.b=1", "c.d=2"]);

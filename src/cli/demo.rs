@@ -55,12 +55,19 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let seed = seed.unwrap_or_else(|| SeededRandom::from_system().unique().unsigned_abs() % 10_000);
     let shutdown = Shutdown::new();
     shutdown.listen().map_err(AppError::from)?;
-    let directory = tempfile::Builder::new().prefix("reconciled-demo-").tempdir();
-    let directory = directory.map_err(|error| Failure::of(code::DEMO, &error).help("the temporary directory has to be writable"))?;
+    let directory = tempfile::Builder::new()
+        .prefix("reconciled-demo-")
+        .tempdir();
+    let directory = directory.map_err(|error| {
+        Failure::of(code::DEMO, &error).help("the temporary directory has to be writable")
+    })?;
     let mut teller = Teller::new(&mut session.out);
     teller.tell(&format!(
         "{} Seed {seed}. Nothing leaves this machine.",
-        styled(HEAD, "A provider's database, reconciled, and a Vercel that misbehaves.")
+        styled(
+            HEAD,
+            "A provider's database, reconciled, and a Vercel that misbehaves."
+        )
     ));
     let stage = set(directory.path(), seed, fast, teller).await?;
     let ended = tokio::select! {
@@ -79,13 +86,21 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
 
 /// What went wrong can be looked into: nothing in there is anybody's secret.
 fn keep(directory: TempDir, session: &mut Session) -> String {
-    let kept = format!("the provider, the state and the log are kept in {}", directory.keep().display());
+    let kept = format!(
+        "the provider, the state and the log are kept in {}",
+        directory.keep().display()
+    );
     session.out.line(&kept);
     kept
 }
 
 /// Sets the stage: everything is there, and the daemon is not running yet.
-async fn set<'a>(directory: &Path, seed: u64, fast: bool, teller: Teller<'a>) -> Result<Stage<'a>, Fault> {
+async fn set<'a>(
+    directory: &Path,
+    seed: u64,
+    fast: bool,
+    teller: Teller<'a>,
+) -> Result<Stage<'a>, Fault> {
     let failed = |error: std::io::Error| Failure::of(code::DEMO, &error);
     for part in ["provider", "state", "log"] {
         std::fs::create_dir(directory.join(part)).map_err(failed)?;
@@ -93,15 +108,22 @@ async fn set<'a>(directory: &Path, seed: u64, fast: bool, teller: Teller<'a>) ->
     let mut provider = Provider::create(&directory.join("provider/provider.db"), seed)
         .await
         .map_err(|error| provider_failed(&error))?;
-    let simulator = Simulator::start(Options::creating()).await.map_err(|error| Failure::of(code::SIMULATOR, &error))?;
+    let simulator = Simulator::start(Options::creating())
+        .await
+        .map_err(|error| Failure::of(code::SIMULATOR, &error))?;
     let remote = simulator.remote().clone();
-    for (installation, token) in provider.tokens().await.map_err(|error| provider_failed(&error))? {
+    for (installation, token) in provider
+        .tokens()
+        .await
+        .map_err(|error| provider_failed(&error))?
+    {
         remote.install(&installation, &token);
     }
     let config = Arc::new(Config::from_toml(&configuration(directory, &simulator))?);
     let file = std::fs::File::create(directory.join("log/daemon.log")).map_err(failed)?;
     let (tap, events) = tap::Tap::new(file);
-    telemetry::init_with_writer(&config.log, Box::new(tap)).map_err(|error| Failure::of(code::START, &error))?;
+    telemetry::init_with_writer(&config.log, Box::new(tap))
+        .map_err(|error| Failure::of(code::START, &error))?;
     Ok(Stage {
         provider,
         remote,
@@ -159,7 +181,9 @@ async fn show(mut stage: Stage<'_>, directory: &Path) -> Result<bool, Failure> {
     // Lost answers are settled only by a request that was sent after they can no longer take effect.
     stage.forget();
     stage.until_converged().await?;
-    stage.teller.say("a sweep of the daemon's own finds both sides equal; now independently of it");
+    stage
+        .teller
+        .say("a sweep of the daemon's own finds both sides equal; now independently of it");
     let read = |error: std::io::Error| Failure::of(code::DEMO, &error);
     let mut search = Search::new(&stage.provider.confidential);
     let mut control = Search::new(&control(&stage));
@@ -184,16 +208,37 @@ fn control(stage: &Stage<'_>) -> Vec<String> {
     texts
 }
 
-async fn conclude(stage: &mut Stage<'_>, plot: &Plot, search: &Search, control: &Search) -> Result<bool, Failure> {
-    let fleet = stage.provider.fleet().await.map_err(|error| provider_failed(&error))?;
+async fn conclude(
+    stage: &mut Stage<'_>,
+    plot: &Plot,
+    search: &Search,
+    control: &Search,
+) -> Result<bool, Failure> {
+    let fleet = stage
+        .provider
+        .fleet()
+        .await
+        .map_err(|error| provider_failed(&error))?;
     let differ = differences(&fleet, &stage.remote);
     let violations = stage.remote.violations();
     let expected_control = stage.provider.databases().len() + provider::CREDENTIALS.len();
     let tally = Tally::of(&stage.remote.requests());
-    let differing: std::collections::BTreeSet<&str> = differ.iter().filter_map(|line| line.split(' ').next()).collect();
+    let differing: std::collections::BTreeSet<&str> = differ
+        .iter()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
     let agreeing = fleet.len() as u64 - (differing.len() as u64).min(fleet.len() as u64);
     let confidential = stage.provider.confidential.len() as u64;
-    let Tally { unavailable, rate_limited, conflicts, rejected, unauthorized, lost, writes, repeated } = tally;
+    let Tally {
+        unavailable,
+        rate_limited,
+        conflicts,
+        rejected,
+        unauthorized,
+        lost,
+        writes,
+        repeated,
+    } = tally;
     let lines = [
         (
             "weather",
@@ -215,15 +260,27 @@ async fn conclude(stage: &mut Stage<'_>, plot: &Plot, search: &Search, control: 
         ),
         (
             "requests",
-            format!("{}: {} first, {} repeated safely", count(writes), count(writes - repeated), count(repeated)),
+            format!(
+                "{}: {} first, {} repeated safely",
+                count(writes),
+                count(writes - repeated),
+                count(repeated)
+            ),
         ),
         (
             "violations",
-            format!("{} of the API's rules, by the simulator's judgement", count(violations.len() as u64)),
+            format!(
+                "{} of the API's rules, by the simulator's judgement",
+                count(violations.len() as u64)
+            ),
         ),
         (
             "agreement",
-            format!("{} of {} resources, field by field, secrets included", count(agreeing), count(fleet.len() as u64)),
+            format!(
+                "{} of {} resources, field by field, secrets included",
+                count(agreeing),
+                count(fleet.len() as u64)
+            ),
         ),
         (
             "secrets",
@@ -239,29 +296,54 @@ async fn conclude(stage: &mut Stage<'_>, plot: &Plot, search: &Search, control: 
     ];
     stage.teller.tell("");
     for (label, text) in &lines {
-        stage.teller.tell(&format!("{}  {text}", styled(HEAD, format_args!("{label:<16}"))));
+        stage.teller.tell(&format!(
+            "{}  {text}",
+            styled(HEAD, format_args!("{label:<16}"))
+        ));
     }
     let mut faults = differ;
     faults.extend(violations.iter().map(ToString::to_string));
     if search.found() > 0 {
-        faults.push(format!("{} found where none may be", counted(search.found() as u64, "secret")));
+        faults.push(format!(
+            "{} found where none may be",
+            counted(search.found() as u64, "secret")
+        ));
     }
     if control.found() != expected_control {
-        faults.push("the search for secrets did not find what has to be there: it proves nothing".to_owned());
+        faults.push(
+            "the search for secrets did not find what has to be there: it proves nothing"
+                .to_owned(),
+        );
     }
     if stage.heard.panics > 0 {
         faults.push("the daemon panicked".to_owned());
     }
     for fault in &faults {
-        stage.teller.tell(&format!("{}  {fault}", styled(BAD, "wrong           ")));
+        stage
+            .teller
+            .tell(&format!("{}  {fault}", styled(BAD, "wrong           ")));
     }
     let took = duration(stage.teller.elapsed());
     let is_proven = faults.is_empty();
     stage.teller.tell(&if is_proven {
-        format!("{} {took}. Nothing left this machine.", styled(GOOD, "Both sides agree."))
+        format!(
+            "{} {took}. Nothing left this machine.",
+            styled(GOOD, "Both sides agree.")
+        )
     } else {
-        format!("{} {took}.", styled(BAD, format_args!("Not as it should be: {}.", counted(faults.len() as u64, "fault"))))
+        format!(
+            "{} {took}.",
+            styled(
+                BAD,
+                format_args!(
+                    "Not as it should be: {}.",
+                    counted(faults.len() as u64, "fault")
+                )
+            )
+        )
     });
-    stage.teller.tell("Next: edit config/reconciled.toml, then reconciled check");
+    stage
+        .teller
+        .tell("Next: edit config/reconciled.toml, then reconciled check");
     Ok(is_proven)
 }

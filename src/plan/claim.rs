@@ -9,6 +9,7 @@ use crate::model::{
 
 use super::decide::{die, just_after, wait};
 use super::diff::{Pending, pending};
+use super::guard::keep_back;
 
 /// How far in the future a due time may lie before it is taken for the trace of a clock that was set back.
 pub const DUE_HORIZON: Duration = Duration::from_secs(20 * 60);
@@ -156,5 +157,6 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
         entry.attempts += 1;
     }
     wait(entry, now, Reason::Backoff);
+    keep_back(entry);
     true
 }

@@ -265,9 +265,10 @@ fn shapes() -> Vec<(&'static str, Vec<u8>)> {
 #[tokio::test]
 async fn every_status_is_told_whatever_the_body_looks_like() {
     let now = Timestamp::from_millis(0);
-    let server = Server::start(|request| {
+    let bodies = shapes();
+    let server = Server::start(move |request| {
         let [status, shape] = request.query_numbers();
-        let (_, body) = &shapes()[usize::from(shape)];
+        let (_, body) = &bodies[usize::from(shape)];
         let head = format!("HTTP/1.1 {status} Reason\r\n");
         Reply::bytes([head.as_bytes(), body].concat())
     })
@@ -453,7 +454,13 @@ async fn a_connection_that_was_never_opened_is_unsent() {
     let answer = update(&client(&settings(&format!("http://{closed}")))).await;
     assert_eq!(answer.kind, AnswerKind::Unsent(UnsentKind::Connect));
 
-    let answer = update(&client(&settings("https://name.invalid"))).await;
+    // RFC 6761 reserves the name; a resolver that is slow to say so is waited for.
+    let patient = Settings {
+        connect_timeout: Duration::from_secs(60),
+        request_timeout: Duration::from_secs(90),
+        ..settings("https://name.invalid")
+    };
+    let answer = update(&client(&patient)).await;
     assert_eq!(answer.kind, AnswerKind::Unsent(UnsentKind::Dns));
 }
 

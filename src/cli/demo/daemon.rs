@@ -36,7 +36,11 @@ impl Daemon {
             let parts = Parts::open(config, Access::Daemon).await?;
             app::run(parts, asked).await
         });
-        Ok(Self { runtime: Some(runtime), shutdown, ended })
+        Ok(Self {
+            runtime: Some(runtime),
+            shutdown,
+            ended,
+        })
     }
 
     /// Drops everything that it was doing, wherever it was: nothing is finished, recorded or said.

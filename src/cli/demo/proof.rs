@@ -24,16 +24,30 @@ pub(super) fn differences(fleet: &Fleet, remote: &Remote) -> Vec<String> {
             None => found.push(format!("{}/{} is not at Vercel", key.0, key.1)),
             Some(resource) => {
                 let fields = fields_that_differ(database, &resource);
-                found.extend(fields.into_iter().map(|field| format!("{}/{} differs in {field}", key.0, key.1)));
+                found.extend(
+                    fields
+                        .into_iter()
+                        .map(|field| format!("{}/{} differs in {field}", key.0, key.1)),
+                );
             }
         }
     }
-    found.extend(held.into_keys().map(|key| format!("{}/{} is only at Vercel", key.0, key.1)));
+    found.extend(
+        held.into_keys()
+            .map(|key| format!("{}/{} is only at Vercel", key.0, key.1)),
+    );
     found
 }
 
 fn fields_that_differ(database: &Database, resource: &RemoteResource) -> Vec<String> {
-    let Database { name, state, plan, metadata, notification, secrets } = database;
+    let Database {
+        name,
+        state,
+        plan,
+        metadata,
+        notification,
+        secrets,
+    } = database;
     let expected = [
         (Field::Name, Some(Value::from(name.as_str()))),
         (Field::Status, Some(Value::from(state.as_str()))),
@@ -41,7 +55,8 @@ fn fields_that_differ(database: &Database, resource: &RemoteResource) -> Vec<Str
         (Field::Metadata, Some(metadata.clone())),
         (Field::Notification, notification.clone()),
     ];
-    let same = |a: Option<&Value>, b: Option<&Value>| a.map(Json::from_value) == b.map(Json::from_value);
+    let same =
+        |a: Option<&Value>, b: Option<&Value>| a.map(Json::from_value) == b.map(Json::from_value);
     let mut differ: Vec<String> = expected
         .iter()
         .filter(|(field, value)| !same(value.as_ref(), resource.field(*field)))
@@ -49,7 +64,10 @@ fn fields_that_differ(database: &Database, resource: &RemoteResource) -> Vec<Str
         .collect();
     let names: BTreeSet<&String> = secrets.keys().chain(resource.secrets.keys()).collect();
     let differing = names.into_iter().filter(|name| {
-        let held = resource.secrets.get(*name).map(|secret| secret.value.expose_secret());
+        let held = resource
+            .secrets
+            .get(*name)
+            .map(|secret| secret.value.expose_secret());
         held != secrets.get(*name).map(String::as_str)
     });
     differ.extend(differing.map(|name| format!("secrets.{name}")));
@@ -72,11 +90,24 @@ impl Search {
     pub(super) fn new(needles: &[String]) -> Self {
         let mut by_beginning: HashMap<[u8; 4], Vec<usize>> = HashMap::new();
         for (index, needle) in needles.iter().enumerate() {
-            let beginning = needle.as_bytes().first_chunk().copied().expect("needles have four bytes");
+            let beginning = needle
+                .as_bytes()
+                .first_chunk()
+                .copied()
+                .expect("needles have four bytes");
             by_beginning.entry(beginning).or_default().push(index);
         }
-        let needles = needles.iter().map(|needle| needle.clone().into_bytes()).collect();
-        Self { needles, by_beginning, found: HashSet::new(), files: 0, bytes: 0 }
+        let needles = needles
+            .iter()
+            .map(|needle| needle.clone().into_bytes())
+            .collect();
+        Self {
+            needles,
+            by_beginning,
+            found: HashSet::new(),
+            files: 0,
+            bytes: 0,
+        }
     }
 
     /// Reads every file in a directory.
@@ -104,9 +135,18 @@ impl Search {
     pub(super) fn text(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         for start in 0..bytes.len().saturating_sub(3) {
-            let beginning: [u8; 4] = [bytes[start], bytes[start + 1], bytes[start + 2], bytes[start + 3]];
-            let Some(candidates) = self.by_beginning.get(&beginning) else { continue };
-            let hits = candidates.iter().filter(|index| bytes[start..].starts_with(&self.needles[**index]));
+            let beginning: [u8; 4] = [
+                bytes[start],
+                bytes[start + 1],
+                bytes[start + 2],
+                bytes[start + 3],
+            ];
+            let Some(candidates) = self.by_beginning.get(&beginning) else {
+                continue;
+            };
+            let hits = candidates
+                .iter()
+                .filter(|index| bytes[start..].starts_with(&self.needles[**index]));
             self.found.extend(hits);
         }
     }
@@ -147,7 +187,9 @@ impl Tally {
                 Outcome::Closed | Outcome::Abandoned => tally.lost += 1,
                 Outcome::Answered(_) => {}
             }
-            if let (true, Some(key), Some(body)) = (entry.method == "PATCH", entry.key(), &entry.body) {
+            if let (true, Some(key), Some(body)) =
+                (entry.method == "PATCH", entry.key(), &entry.body)
+            {
                 tally.writes += 1;
                 tally.repeated += u64::from(last.insert(key, body) == Some(body));
             }

@@ -30,7 +30,8 @@ SELECT d.installation_id, d.id AS resource_id, d.version AS cursor, d.name, d.st
 FROM databases AS d JOIN plans AS p ON p.id = d.plan_id";
 
 /// Where the daemon finds access tokens.
-pub(super) const INSTALLATIONS_QUERY: &str = "SELECT id AS installation_id, access_token FROM installations";
+pub(super) const INSTALLATIONS_QUERY: &str =
+    "SELECT id AS installation_id, access_token FROM installations";
 
 const SCHEMA: &str = "
 CREATE TABLE installations (id TEXT PRIMARY KEY, access_token TEXT NOT NULL);
@@ -124,7 +125,9 @@ impl Provider {
     /// A number below `bound`.
     pub(super) fn below(&self, bound: usize) -> usize {
         #[expect(
-            clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
             reason = "a dice throw over a few dozen sides"
         )]
         let side = (self.random.fraction() * bound as f64) as usize;
@@ -132,13 +135,20 @@ impl Provider {
     }
 
     /// A customer provisions another database.
-    pub(super) async fn provision(&mut self, installation: &str) -> Result<(String, String), sqlx::Error> {
-        const NAMES: [&str; 8] = ["orders", "cache", "search", "events", "users", "billing", "media", "queue"];
+    pub(super) async fn provision(
+        &mut self,
+        installation: &str,
+    ) -> Result<(String, String), sqlx::Error> {
+        const NAMES: [&str; 8] = [
+            "orders", "cache", "search", "events", "users", "billing", "media", "queue",
+        ];
         const REGIONS: [&str; 3] = ["fra1", "iad1", "sin1"];
         let id = format!("db_{}", self.letters(8));
         let name = format!("{}-{}", NAMES[self.below(NAMES.len())], self.letters(3));
         let region = REGIONS[self.below(REGIONS.len())];
-        let values: Vec<(&str, String)> = CREDENTIALS.map(|name| (name, self.credential(name))).to_vec();
+        let values: Vec<(&str, String)> = CREDENTIALS
+            .map(|name| (name, self.credential(name)))
+            .to_vec();
         let mut transaction = self.connection.begin().await?;
         sqlx::query(
             "INSERT INTO databases (id, installation_id, name, state, plan_id, region, size, message, version)
@@ -191,18 +201,26 @@ impl Provider {
             };
             statement.bind(id).execute(&mut *transaction).await?;
         }
-        sqlx::query("UPDATE databases SET version = (SELECT max(version) + 1 FROM databases) WHERE id = ?")
-            .bind(id)
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query(
+            "UPDATE databases SET version = (SELECT max(version) + 1 FROM databases) WHERE id = ?",
+        )
+        .bind(id)
+        .execute(&mut *transaction)
+        .await?;
         transaction.commit().await?;
         self.changes += 1;
-        self.rotations += edits.iter().filter(|edit| matches!(edit, Edit::Rotate(_))).count() as u64;
+        self.rotations += edits
+            .iter()
+            .filter(|edit| matches!(edit, Edit::Rotate(_)))
+            .count() as u64;
         Ok(())
     }
 
     /// Stores a new access token for an installation, and says which.
-    pub(super) async fn renew_token(&mut self, installation: &str) -> Result<SecretString, sqlx::Error> {
+    pub(super) async fn renew_token(
+        &mut self,
+        installation: &str,
+    ) -> Result<SecretString, sqlx::Error> {
         let token = self.confidential_text();
         sqlx::query("UPDATE installations SET access_token = ? WHERE id = ?")
             .bind(&token)
@@ -218,7 +236,12 @@ impl Provider {
             .fetch_all(&mut self.connection)
             .await?;
         rows.iter()
-            .map(|row| Ok((row.try_get(0)?, SecretString::from(row.try_get::<String, _>(1)?))))
+            .map(|row| {
+                Ok((
+                    row.try_get(0)?,
+                    SecretString::from(row.try_get::<String, _>(1)?),
+                ))
+            })
             .collect()
     }
 
@@ -279,6 +302,8 @@ impl Provider {
 
     fn letters(&self, count: usize) -> String {
         const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-        (0..count).map(|_| char::from(LETTERS[self.below(LETTERS.len())])).collect()
+        (0..count)
+            .map(|_| char::from(LETTERS[self.below(LETTERS.len())]))
+            .collect()
     }
 }

@@ -52,7 +52,8 @@ pub(super) struct Heard {
 impl Stage<'_> {
     /// Starts the daemon.
     pub(super) fn start_daemon(&mut self) -> Result<(), Failure> {
-        let daemon = Daemon::start(&self.config).map_err(|error| Failure::of(code::START, &error))?;
+        let daemon =
+            Daemon::start(&self.config).map_err(|error| Failure::of(code::START, &error))?;
         self.daemon = Some(daemon);
         Ok(())
     }
@@ -60,7 +61,10 @@ impl Stage<'_> {
     /// Changes a database of the provider.
     pub(super) async fn edit(&mut self, index: usize, edits: &[Edit]) -> Result<(), Failure> {
         let (_, id) = self.provider.databases()[index].clone();
-        self.provider.edit(&id, edits).await.map_err(|error| provider_failed(&error))
+        self.provider
+            .edit(&id, edits)
+            .await
+            .map_err(|error| provider_failed(&error))
     }
 
     /// A database's name on the stage.
@@ -71,36 +75,70 @@ impl Stage<'_> {
 
     /// Waits until Vercel holds exactly what the provider has; how long that took.
     pub(super) async fn settle(&mut self) -> Result<Duration, Failure> {
-        let fleet = self.provider.fleet().await.map_err(|error| provider_failed(&error))?;
+        self.settle_besides(None).await
+    }
+
+    /// Like [`Stage::settle`], leaving out one installation.
+    pub(super) async fn settle_besides(
+        &mut self,
+        installation: Option<&str>,
+    ) -> Result<Duration, Failure> {
+        let left_out = installation.map(|installation| format!("{installation}/"));
+        let counts = |difference: &String| {
+            left_out
+                .as_ref()
+                .is_none_or(|prefix| !difference.starts_with(prefix))
+        };
+        let fleet = self
+            .provider
+            .fleet()
+            .await
+            .map_err(|error| provider_failed(&error))?;
         let began = Instant::now();
         let remote = self.remote.clone();
-        let agree = remote.wait_until(|remote| differences(&fleet, remote).is_empty());
+        let agree = remote.wait_until(|remote| !differences(&fleet, remote).iter().any(counts));
         match self.until("both sides to agree", agree).await {
             Ok(Ok(())) => Ok(began.elapsed()),
             Ok(Err(_)) => Err(in_vain("both sides to agree")),
-            Err(failure) => Err(Failure { causes: differences(&fleet, &self.remote), ..failure }),
+            Err(failure) => Err(Failure {
+                causes: differences(&fleet, &self.remote),
+                ..failure
+            }),
         }
     }
 
     /// Waits until a part of the simulated Vercel looks as expected.
-    pub(super) async fn until_vercel(&mut self, what: &str, is_so: impl FnMut(&Remote) -> bool) -> Result<(), Failure> {
+    pub(super) async fn until_vercel(
+        &mut self,
+        what: &str,
+        is_so: impl FnMut(&Remote) -> bool,
+    ) -> Result<(), Failure> {
         let remote = self.remote.clone();
-        self.until(what, remote.wait_until(is_so)).await?.map_err(|_| in_vain(what))
+        self.until(what, remote.wait_until(is_so))
+            .await?
+            .map_err(|_| in_vain(what))
     }
 
     /// Waits until the daemon has logged an event of this name since [`Stage::forget`].
     pub(super) async fn until_heard(&mut self, name: &str) -> Result<(), Failure> {
-        self.until_log(&format!("the event {name}"), |heard| heard.names.contains(name)).await
+        self.until_log(&format!("the event {name}"), |heard| {
+            heard.names.contains(name)
+        })
+        .await
     }
 
     /// Waits until the daemon has recorded so many acknowledgements.
     pub(super) async fn until_acknowledged(&mut self, count: u64) -> Result<(), Failure> {
-        self.until_log("acknowledgements", |heard| heard.acknowledged >= count).await
+        self.until_log("acknowledgements", |heard| heard.acknowledged >= count)
+            .await
     }
 
     /// Waits until a sweep has found both sides equal since [`Stage::forget`].
     pub(super) async fn until_converged(&mut self) -> Result<(), Failure> {
-        self.until_log("a sweep that finds both sides equal", |heard| heard.converged).await
+        self.until_log("a sweep that finds both sides equal", |heard| {
+            heard.converged
+        })
+        .await
     }
 
     /// Forgets what was heard, to wait for it anew.
@@ -118,7 +156,11 @@ impl Stage<'_> {
         self.listen();
     }
 
-    async fn until<T>(&mut self, what: &str, wanted: impl Future<Output = T>) -> Result<T, Failure> {
+    async fn until<T>(
+        &mut self,
+        what: &str,
+        wanted: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
         let deadline = Instant::now() + PATIENCE;
         let mut wanted = std::pin::pin!(wanted);
         loop {
@@ -130,7 +172,11 @@ impl Stage<'_> {
         }
     }
 
-    async fn until_log(&mut self, what: &str, is_so: impl Fn(&Heard) -> bool) -> Result<(), Failure> {
+    async fn until_log(
+        &mut self,
+        what: &str,
+        is_so: impl Fn(&Heard) -> bool,
+    ) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         while !is_so(&self.heard) {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
@@ -154,7 +200,10 @@ impl Stage<'_> {
         self.heard.converged |= event.is_converged_sweep();
         if event.name() == "delivery.acknowledged" {
             self.heard.acknowledged += 1;
-            self.heard.lag_ms_max = self.heard.lag_ms_max.max(event.number("lag_ms").unwrap_or(0));
+            self.heard.lag_ms_max = self
+                .heard
+                .lag_ms_max
+                .max(event.number("lag_ms").unwrap_or(0));
         }
         if let Some(sentence) = event.notable() {
             self.teller.daemon(sentence);
@@ -173,7 +222,12 @@ pub(super) struct Teller<'a> {
 
 impl<'a> Teller<'a> {
     pub(super) fn new(out: &'a mut Out) -> Self {
-        Self { out, began: Instant::now(), transcript: String::new(), last: String::new() }
+        Self {
+            out,
+            began: Instant::now(),
+            transcript: String::new(),
+            last: String::new(),
+        }
     }
 
     /// How long the show has lasted.
@@ -184,7 +238,11 @@ impl<'a> Teller<'a> {
     /// A new chapter.
     pub(super) fn chapter(&mut self, title: &str) {
         let at = seconds(self.elapsed());
-        self.tell(&format!("\n{}  {}", styled(DIM, format_args!("{at:>7}")), styled(HEAD, title)));
+        self.tell(&format!(
+            "\n{}  {}",
+            styled(DIM, format_args!("{at:>7}")),
+            styled(HEAD, title)
+        ));
     }
 
     /// One line of it.

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use reconciled::plan::{Answer, AnswerKind, UnsentKind};
+use reconciled::plan::{Answer, AnswerKind, LostKind, UnsentKind};
 use reconciled::vercel::Settings;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -58,6 +58,11 @@ fn serve_once<T: Send + 'static>(
     (address, receiver)
 }
 
+/// What the server returned, unless it failed or never ends.
+fn heard<T>(receiver: &Receiver<T>) -> Option<T> {
+    receiver.recv_timeout(Duration::from_secs(60)).ok()
+}
+
 fn read_until(stream: &mut Stream, end: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while !bytes.windows(end.len()).any(|window| window == end) {
@@ -78,7 +83,35 @@ fn answer_http1(stream: &mut Stream) -> std::io::Result<String> {
 /// Reads the client's preface and answers its first stream with a 200 without a body (RFC 9113).
 fn answer_http2(stream: &mut Stream) -> std::io::Result<String> {
     let preface = read_until(stream, b"SM\r\n\r\n")?;
-    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])?;
+    stream.write_all(&SETTINGS)?;
+    read_request_frames(stream)?;
+    // HEADERS with END_STREAM and END_HEADERS; 0x88 is `:status: 200`.
+    stream.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88])?;
+    stream.flush()?;
+    Ok(String::from_utf8_lossy(&preface).into_owned())
+}
+
+/// Refuses every stream unprocessed and returns how many there were.
+fn refuse_http2(stream: &mut Stream) -> std::io::Result<usize> {
+    read_until(stream, b"SM\r\n\r\n")?;
+    stream.write_all(&SETTINGS)?;
+    let mut refused = 0;
+    while let Ok(id) = read_request_frames(stream) {
+        refused += 1;
+        // RST_STREAM with the code REFUSED_STREAM.
+        stream.write_all(&[0, 0, 4, 3, 0])?;
+        stream.write_all(&id)?;
+        stream.write_all(&[0, 0, 0, 7])?;
+        stream.flush()?;
+    }
+    Ok(refused)
+}
+
+/// An empty SETTINGS frame.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// Reads up to the end of the next request; returns its stream.
+fn read_request_frames(stream: &mut Stream) -> std::io::Result<[u8; 4]> {
     stream.flush()?;
     loop {
         let mut frame = [0; 9];
@@ -88,10 +121,7 @@ fn answer_http2(stream: &mut Stream) -> std::io::Result<String> {
         stream.read_exact(&mut payload)?;
         let (kind, flags, end_of_stream) = (frame[3], frame[4], 1);
         if matches!(kind, 0 | 1) && flags & end_of_stream != 0 {
-            // HEADERS with END_STREAM and END_HEADERS; 0x88 is `:status: 200`.
-            stream.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88])?;
-            stream.flush()?;
-            return Ok(String::from_utf8_lossy(&preface).into_owned());
+            return Ok([frame[5], frame[6], frame[7], frame[8]]);
         }
     }
 }
@@ -115,7 +145,7 @@ async fn an_unknown_authority_is_not_trusted_and_nothing_is_sent() {
     let (address, received) = serve_once(&[], answer_http1);
     let answer = update_with(settings(&format!("https://{address}"))).await;
     assert_eq!(answer.kind, TLS);
-    assert!(received.recv().is_err(), "no request was read");
+    assert!(heard(&received).is_none(), "no request was read");
 }
 
 #[tokio::test]
@@ -123,7 +153,7 @@ async fn an_authority_from_the_file_is_trusted() {
     let (address, received) = serve_once(&[], answer_http1);
     let answer = update_with(trusting(&format!("localhost:{}", address.port()))).await;
     assert_eq!(answer.status(), Some(200));
-    let head = received.recv().expect("a request was read");
+    let head = heard(&received).expect("a request was read");
     assert!(
         head.starts_with("PATCH /v1/installations/icfg_1/"),
         "{head}"
@@ -135,8 +165,17 @@ async fn http2_is_spoken_where_the_server_offers_it() {
     let (address, received) = serve_once(&[b"h2", b"http/1.1"], answer_http2);
     let answer = update_with(trusting(&address.to_string())).await;
     assert_eq!(answer.status(), Some(200), "{answer:?}");
-    let preface = received.recv().expect("a preface was read");
+    let preface = heard(&received).expect("a preface was read");
     assert!(preface.starts_with("PRI * HTTP/2.0"), "{preface}");
+}
+
+// Two threads: the connection closes in the background while the test waits for the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_stream_is_not_tried_again() {
+    let (address, refused) = serve_once(&[b"h2"], refuse_http2);
+    let answer = update_with(trusting(&address.to_string())).await;
+    assert_eq!(answer.kind, AnswerKind::Lost(LostKind::Closed));
+    assert_eq!(heard(&refused), Some(1));
 }
 
 #[tokio::test]
@@ -146,7 +185,7 @@ async fn a_certificate_for_another_name_is_not_trusted() {
     let (other, port) = ("127.0.0.2", address.port());
     let answer = update_with(trusting(&format!("{other}:{port}"))).await;
     assert_eq!(answer.kind, TLS);
-    assert!(received.recv().is_err(), "no request was read");
+    assert!(heard(&received).is_none(), "no request was read");
 }
 
 #[tokio::test]
