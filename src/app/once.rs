@@ -7,9 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::{Dispatcher, Signals, Totals, Until};
 use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
-use crate::store::{Counts, StoreError};
+use crate::store::Counts;
 
 use super::build::Parts;
+use super::guard::tell_guard;
 use super::watch::{tell_quarantined, tell_sweep};
 
 /// The most rows that are read again at once.
@@ -54,6 +55,7 @@ pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken)
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
     let (rows, sweep) = read(&reconciler, options.sweep).await?;
+    tell_guard(&reconciler, &*parts.worlds.store).await;
     let signals = Signals { stop: stop.clone(), ..Signals::default() };
     let recheck = signals.recheck.clone();
     let work = signals.work.clone();
@@ -72,12 +74,13 @@ pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken)
                 totals = &mut run => break totals,
                 () = recheck.notified() => {
                     reconciler.recheck(RECHECKS_MAX).await?;
+                    tell_guard(&reconciler, &*parts.worlds.store).await;
                     work.notify_one();
                 }
             }
         }
     };
-    let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await.map_err(StoreError::into)?;
+    let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await?;
     Ok(OnceReport { rows, totals, counts, sweep })
 }
 

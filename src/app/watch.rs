@@ -16,6 +16,7 @@ use crate::plan::backoff::Backoff;
 use crate::reconcile::{PassError, PollReport, QuarantineNotice, Reconciler, Sweep, SweepReport, SweepStep};
 use crate::store::{Heartbeat, Store, SweepAccount};
 
+use super::guard::tell_guard;
 use super::schedule::Expected;
 
 /// The most rows that are read again at once.
@@ -88,6 +89,7 @@ impl Watcher {
                 Step::SweepPage => self.page(&mut sweep).await,
             };
             (self.progressed)();
+            tell_guard(&self.reconciler, &*self.store).await;
             match result {
                 Ok(()) if matches!(step, Step::Idle) => {}
                 Ok(()) => {

@@ -65,9 +65,9 @@ pub fn decide(
     record.row_hash = Some(row_hash);
     if origin == Origin::Missing {
         // It desires one field, and says nothing of the others.
-        record.dismissed.retain(|field, digest| {
-            desired.digest(*field).is_none_or(|now| now == *digest)
-        });
+        record
+            .dismissed
+            .retain(|field, digest| desired.digest(*field).is_none_or(|now| now == *digest));
     } else {
         record.missing = None;
         record

@@ -573,8 +573,8 @@ fn row_that_was_read_again_makes_a_moved_entry_due() {
 #[test]
 fn resource_stays_missing_until_its_row_is_back() {
     let mut resource = Resource::acknowledged("status=ready");
-    assert!(missing(&mut resource.record, seconds(1)));
-    assert!(!missing(&mut resource.record, seconds(2)));
+    assert!(missing(&mut resource.record, 1, seconds(1)));
+    assert!(!missing(&mut resource.record, 1, seconds(2)));
     let expected = Some(Missing {
         since: seconds(1),
         sweeps: 2,

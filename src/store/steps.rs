@@ -17,8 +17,8 @@ use guard::{GuardRows, Watch};
 
 use super::rules::{later_limit, merge_pause, pause_holds};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, HoldState, Observation, Pause, PauseKind, PollProgress,
-    Quarantined, Reconciled, Settlement, SweepProgress,
+    Advanced, AttemptRecord, Batch, ClaimRequest, HoldState, Observation, Pause, PauseKind,
+    PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
 };
 
 pub(super) mod guard;
