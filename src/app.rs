@@ -9,6 +9,8 @@ mod schedule;
 mod summary;
 mod watch;
 
-pub use build::{AppError, Parts, marketplace, open_state, reconcile_settings, source, token_source};
+pub use build::{
+    AppError, Parts, marketplace, open_state, reconcile_settings, source, token_source,
+};
 pub use once::{OnceOptions, OnceReport, once};
 pub use run::run;

@@ -3,16 +3,23 @@
 //! One file per command. Answers go to stdout, faults and the logs of commands to stderr; `run` logs to stdout. No command
 //! but `run`, `once` and those that say so sends anything or changes a state.
 
+mod beside;
 mod check;
 mod context;
 mod demo;
 mod exit;
+mod explain;
 mod fault;
+mod installation;
+mod matrix;
 mod once;
 mod out;
+mod outbox;
 mod plan;
 mod run;
 mod simulate;
+mod standing;
+mod status;
 mod text;
 
 use std::future::Future;
@@ -72,6 +79,10 @@ enum Command {
     Once(once::Arguments),
     Check(check::Arguments),
     Plan(plan::Arguments),
+    Status(status::Arguments),
+    Explain(explain::Arguments),
+    Outbox(outbox::Arguments),
+    Installation(installation::Arguments),
     Simulate(simulate::Arguments),
     Demo(demo::Arguments),
 }
@@ -83,6 +94,10 @@ impl Command {
             Self::Once(arguments) => once::execute(arguments, session).await,
             Self::Check(arguments) => check::execute(arguments, session).await,
             Self::Plan(arguments) => plan::execute(arguments, session).await,
+            Self::Status(arguments) => status::execute(arguments, session).await,
+            Self::Explain(arguments) => explain::execute(arguments, session).await,
+            Self::Outbox(arguments) => outbox::execute(arguments, session).await,
+            Self::Installation(arguments) => installation::execute(arguments, session).await,
             Self::Simulate(arguments) => simulate::execute(arguments, session).await,
             Self::Demo(arguments) => demo::execute(arguments, session).await,
         }
@@ -138,20 +153,26 @@ fn block_on(command: impl Future<Output = Result<Exit, Fault>>) -> Result<Exit, 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::of(code::START, &error).help("threads or file descriptors may have run out"))?;
+        .map_err(|error| {
+            Failure::of(code::START, &error).help("threads or file descriptors may have run out")
+        })?;
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(command)));
     // Whatever still blocks (a name being resolved, a reader of stdin) must not keep the process.
     runtime.shutdown_background();
     ended.unwrap_or_else(|_| {
         let failure = Failure::new(code::BUG, "a bug in reconciled ended the command");
-        Err(failure.help("please report the place named above; nothing that was committed is lost").into())
+        Err(failure
+            .help("please report the place named above; nothing that was committed is lost")
+            .into())
     })
 }
 
 /// A panic before logging is set up is one line, not a backtrace; its text may hold a value and is left out.
 fn say_panics_in_words() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        let place = panic
+            .location()
+            .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
         complain(&format!("panicked at {place}\n"));
     }));
 }
@@ -160,7 +181,8 @@ fn say_panics_in_words() {
 fn finish(out: Out, exit: Exit) -> Exit {
     match out.failure() {
         Some(error) => {
-            let failure = Failure::of(code::OUTPUT, &error).help("the answer is incomplete: is the disk full?");
+            let failure = Failure::of(code::OUTPUT, &error)
+                .help("the answer is incomplete: is the disk full?");
             complain(&failure.render());
             Exit::Failed
         }
@@ -191,7 +213,17 @@ mod tests {
 
     #[test]
     fn globals_are_accepted_before_and_after_the_command() {
-        let arguments = ["reconciled", "--set", "a.b=1", "--config", "x.toml", "check", "--set", "c.d=2", "--no-color"];
+        let arguments = [
+            "reconciled",
+            "--set",
+            "a.b=1",
+            "--config",
+            "x.toml",
+            "check",
+            "--set",
+            "c.d=2",
+            "--no-color",
+        ];
         let merged = context::merge_globals(arguments.map(Into::into));
         let cli = Cli::try_parse_from(merged).expect("they parse");
         assert_eq!(cli.global.set, ["a.b=1", "c.d=2"]);

@@ -51,7 +51,7 @@ pub enum OnMissing {
 
 impl Settings {
     /// Stands for everything here that changes what an unchanged row means.
-    fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         Field::ALL
             .into_iter()
             .filter(|field| self.ignored.contains(*field))

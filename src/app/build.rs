@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
+use crate::app::oauth::OauthTokens;
 use crate::clock::{Clock, Random, SeededRandom, SystemClock};
 use crate::config::{self, Config, DatabaseScheme};
 use crate::dispatch::{self, InstallationsQuery, TokenSource, Tokens, Worlds};
-use crate::app::oauth::OauthTokens;
 use crate::model::{FingerprintKey, Timestamp};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
 use crate::plan::{Policy, RetryPolicy, guard};
 use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
 use crate::source::{self, Inspect, Source, SourceError};
+use crate::store::console::Console;
 use crate::store::sqlite::{Access, SqliteStore};
-use crate::store::{Console, Store, StoreError};
-use crate::vercel::{self, ClientError, HttpMarketplace, Marketplace, OauthSettings, TokenEndpoint};
+use crate::store::{Store, StoreError};
+use crate::vercel::{
+    self, ClientError, HttpMarketplace, Marketplace, OauthSettings, TokenEndpoint,
+};
 
 /// Why the daemon could not be built or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -109,16 +112,41 @@ impl Parts {
         let store = open_state(&config, access).await?;
         let key = store.fingerprint_key().await?;
         let owner = format!("{}-{:x}", std::process::id(), random.unique());
-        let worlds = Worlds { source, store: Arc::clone(&store) as Arc<dyn Store>, marketplace, clock, random };
-        Ok(Self { config, worlds, console: store, key, owner, token_source, access })
+        let worlds = Worlds {
+            source,
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            marketplace,
+            clock,
+            random,
+        };
+        Ok(Self {
+            config,
+            worlds,
+            console: store,
+            key,
+            owner,
+            token_source,
+            access,
+        })
     }
 
     /// A reconciler over these parts.
     #[must_use]
     pub fn reconciler(&self) -> Reconciler {
-        let Worlds { source, store, clock, .. } = &self.worlds;
+        let Worlds {
+            source,
+            store,
+            clock,
+            ..
+        } = &self.worlds;
         let settings = reconcile_settings(&self.config);
-        Reconciler::new(Arc::clone(source), Arc::clone(store), Arc::clone(clock), self.key.clone(), settings)
+        Reconciler::new(
+            Arc::clone(source),
+            Arc::clone(store),
+            Arc::clone(clock),
+            self.key.clone(),
+            settings,
+        )
     }
 
     /// Where access tokens come from.
@@ -140,19 +168,29 @@ impl Parts {
     pub async fn recover(&self, now: Timestamp) -> Result<u64, StoreError> {
         // Whoever has the state to himself knows that every other holder is gone.
         let alone = self.access == Access::Daemon;
-        self.worlds.store.recover(now, self.config.retry.late_apply, alone).await
+        self.worlds
+            .store
+            .recover(now, self.config.retry.late_apply, alone)
+            .await
     }
 
     /// The settings of dispatch.
     #[must_use]
     pub fn dispatch_settings(&self) -> dispatch::Settings {
-        let Config { vercel, retry, reconcile, .. } = &*self.config;
+        let Config {
+            vercel,
+            retry,
+            reconcile,
+            ..
+        } = &*self.config;
         let count = |n: std::num::NonZeroUsize| u32::try_from(n.get()).unwrap_or(u32::MAX);
         dispatch::Settings {
             owner: self.owner.clone(),
             max_in_flight: count(vercel.max_in_flight),
             max_in_flight_per_installation: count(vercel.max_in_flight_per_installation),
-            requests_per_minute_per_installation: vercel.requests_per_minute_per_installation.map(Into::into),
+            requests_per_minute_per_installation: vercel
+                .requests_per_minute_per_installation
+                .map(Into::into),
             lease: retry.lease,
             request_timeout: vercel.request_timeout,
             retry: RetryPolicy {
@@ -178,7 +216,10 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
         config::FirstSight::Compare => FirstSight::Compare,
         config::FirstSight::Adopt => FirstSight::Adopt,
     };
-    let config::GuardConfig { destructive_max, changes_max } = config.guard;
+    let config::GuardConfig {
+        destructive_max,
+        changes_max,
+    } = config.guard;
     let guard = guard::Limits {
         destructive_max: destructive_max.map(Into::into),
         changes_max: changes_max.map(Into::into),
@@ -213,7 +254,9 @@ pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
         allow_replica,
     } = &config.source;
     if feed.is_some() {
-        return Err(AppError::Unsupported { what: "[source] feed" });
+        return Err(AppError::Unsupported {
+            what: "[source] feed",
+        });
     }
     let overlap = match *overlap {
         config::Overlap::Unset => source::Overlap::Unset,
@@ -237,7 +280,10 @@ pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
 /// # Errors
 /// A setting cannot be used.
 pub fn marketplace(config: &Config) -> Result<Arc<dyn Marketplace>, AppError> {
-    Ok(Arc::new(HttpMarketplace::new(&client_settings(config), Arc::new(SystemClock))?))
+    Ok(Arc::new(HttpMarketplace::new(
+        &client_settings(config),
+        Arc::new(SystemClock),
+    )?))
 }
 
 /// Where access tokens come from: the authorization server if one is configured, else the installations query.
@@ -252,12 +298,20 @@ pub fn token_source(
     let Some(oauth) = &config.vercel.oauth else {
         return Ok(Arc::new(InstallationsQuery(Arc::clone(source))));
     };
-    let config::OauthConfig { token_url, client_id, client_secret, form } = oauth;
+    let config::OauthConfig {
+        token_url,
+        client_id,
+        client_secret,
+        form,
+    } = oauth;
     let settings = OauthSettings {
         token_url: token_url.as_str().to_owned(),
         client_id: client_id.clone(),
         client_secret: client_secret.clone(),
-        form: form.iter().map(|(name, template)| (name.clone(), template.as_str().to_owned())).collect(),
+        form: form
+            .iter()
+            .map(|(name, template)| (name.clone(), template.as_str().to_owned()))
+            .collect(),
     };
     let endpoint = TokenEndpoint::new(settings, &client_settings(config), Arc::clone(clock))?;
     Ok(Arc::new(OauthTokens(endpoint)))
@@ -302,12 +356,14 @@ fn client_settings(config: &Config) -> vercel::Settings {
 /// It cannot be opened, or its kind is not supported.
 pub async fn open_state(config: &Config, access: Access) -> Result<Arc<dyn Console>, AppError> {
     match (config.state.url.scheme(), config.state.url.sqlite_path()) {
-        (DatabaseScheme::Sqlite, Some(path)) => Ok(Arc::new(SqliteStore::open(&path, access).await?)),
-        (DatabaseScheme::Sqlite, None) => {
-            Err(AppError::Unsupported { what: "a [state] url in memory" })
+        (DatabaseScheme::Sqlite, Some(path)) => {
+            Ok(Arc::new(SqliteStore::open(&path, access).await?))
         }
-        (DatabaseScheme::Postgres | DatabaseScheme::MySql, _) => {
-            Err(AppError::Unsupported { what: "a [state] url on PostgreSQL" })
-        }
+        (DatabaseScheme::Sqlite, None) => Err(AppError::Unsupported {
+            what: "a [state] url in memory",
+        }),
+        (DatabaseScheme::Postgres | DatabaseScheme::MySql, _) => Err(AppError::Unsupported {
+            what: "a [state] url on PostgreSQL",
+        }),
     }
 }

@@ -11,10 +11,15 @@ pub(super) struct OauthTokens(pub(super) TokenEndpoint);
 
 #[async_trait]
 impl TokenSource for OauthTokens {
-    async fn token(&self, installation_id: &InstallationId) -> Result<Option<AccessToken>, TokenError> {
+    async fn token(
+        &self,
+        installation_id: &InstallationId,
+    ) -> Result<Option<AccessToken>, TokenError> {
         let granted = self.0.grant(installation_id).await;
         granted
             .map(|grant| Some(grant.token))
-            .map_err(|error| TokenError::Unavailable { problem: error.to_string() })
+            .map_err(|error| TokenError::Unavailable {
+                problem: error.to_string(),
+            })
     }
 }

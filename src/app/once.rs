@@ -50,13 +50,20 @@ impl OnceReport {
 ///
 /// # Errors
 /// The source or the state failed.
-pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken) -> Result<OnceReport, PassError> {
+pub async fn once(
+    parts: &Parts,
+    options: OnceOptions,
+    stop: &CancellationToken,
+) -> Result<OnceReport, PassError> {
     let reconciler = parts.reconciler();
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
     let (rows, sweep) = read(&reconciler, options.sweep).await?;
     tell_guard(&reconciler, &*parts.worlds.store).await;
-    let signals = Signals { stop: stop.clone(), ..Signals::default() };
+    let signals = Signals {
+        stop: stop.clone(),
+        ..Signals::default()
+    };
     let recheck = signals.recheck.clone();
     let work = signals.work.clone();
     let mut dispatcher = Dispatcher::new(
@@ -81,10 +88,18 @@ pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken)
         }
     };
     let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await?;
-    Ok(OnceReport { rows, totals, counts, sweep })
+    Ok(OnceReport {
+        rows,
+        totals,
+        counts,
+        sweep,
+    })
 }
 
-async fn read(reconciler: &Reconciler, sweep: bool) -> Result<(u64, Option<SweepReport>), PassError> {
+async fn read(
+    reconciler: &Reconciler,
+    sweep: bool,
+) -> Result<(u64, Option<SweepReport>), PassError> {
     reconciler.recheck(RECHECKS_MAX).await?;
     if !sweep && let Some(report) = reconciler.poll().await? {
         tell_quarantined(&report.notices);

@@ -29,7 +29,9 @@ use report::{Level, Line, Report};
 /// It sends nothing but those GET requests, changes nothing, and creates no state. Exit codes: 0 ready, 1 something cannot be
 /// reached or refuses, 78 the configuration has to change.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled --config ./reconciled.toml check\n\nNext: reconciled plan")]
+#[command(
+    after_long_help = "Example:\n  reconciled --config ./reconciled.toml check\n\nNext: reconciled plan"
+)]
 pub(crate) struct Arguments {
     /// The report as JSON.
     #[arg(long)]
@@ -49,7 +51,9 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         }
         Err(fault) => return Err(fault),
     };
-    session.log_to_stderr(&loaded.config.log, false).map_err(|error| Failure::of(code::START, &error))?;
+    session
+        .log_to_stderr(&loaded.config.log, false)
+        .map_err(|error| Failure::of(code::START, &error))?;
     let mut report = Report::new(&loaded, offline);
     if !offline {
         connect(&loaded.config, &mut report).await;
@@ -69,7 +73,11 @@ async fn connect(config: &Config, report: &mut Report) {
         Ok(source) => match source.describe().await {
             Err(error) => {
                 report.failed(topic(&error), &Failure::from(&error));
-                report.add(Line::new(Level::Skipped, "vercel", "not asked: whom to ask is in the source"));
+                report.add(Line::new(
+                    Level::Skipped,
+                    "vercel",
+                    "not asked: whom to ask is in the source",
+                ));
             }
             Ok(description) => {
                 describe(&description, report);
@@ -83,7 +91,9 @@ async fn connect(config: &Config, report: &mut Report) {
     match state(config).await {
         Ok(line) => report.add(line),
         Err(Fault::Failure(failure)) => report.failed("state", &failure),
-        Err(Fault::Configuration(ConfigError { .. })) => unreachable!("a state does not load a configuration"),
+        Err(Fault::Configuration(ConfigError { .. })) => {
+            unreachable!("a state does not load a configuration")
+        }
     }
     // An unsupported or contradictory client setting shows even when there was nobody to ask.
     if report.source.is_none()
@@ -96,8 +106,12 @@ async fn connect(config: &Config, report: &mut Report) {
 /// What an error of the source concerns.
 const fn topic(error: &SourceError) -> &'static str {
     match error {
-        SourceError::Unreachable { .. } | SourceError::Login { .. } | SourceError::Replica { .. } => "source",
-        SourceError::Timeout { .. } | SourceError::Query { .. } | SourceError::Shape { .. } => "query",
+        SourceError::Unreachable { .. }
+        | SourceError::Login { .. }
+        | SourceError::Replica { .. } => "source",
+        SourceError::Timeout { .. } | SourceError::Query { .. } | SourceError::Shape { .. } => {
+            "query"
+        }
     }
 }
 
@@ -118,33 +132,72 @@ fn describe(description: &Description, report: &mut Report) {
         latency_ms,
         ..
     } = description;
-    let role_shown = if role.is_empty() { String::new() } else { format!(" as {role}") };
+    let role_shown = if role.is_empty() {
+        String::new()
+    } else {
+        format!(" as {role}")
+    };
     let may = match can_write {
         Some(false) => ", cannot write",
         Some(true) => ", can write",
         None => "",
     };
-    report.add(Line::new(Level::Ok, "source", format!("{server} {target}{role_shown}{may}, {latency_ms} ms")));
+    report.add(Line::new(
+        Level::Ok,
+        "source",
+        format!("{server} {target}{role_shown}{may}, {latency_ms} ms"),
+    ));
     if *can_write == Some(true) && !role.is_empty() {
         let text = format!("the role {role} could change your data; reconciled never does");
-        report.add(Line::warning(code::WRITABLE_SOURCE, text).help("give it SELECT alone, as in deploy/postgres-role.sql"));
+        report.add(
+            Line::warning(code::WRITABLE_SOURCE, text)
+                .help("give it SELECT alone, as in deploy/postgres-role.sql"),
+        );
     }
-    let rows = rows.map_or_else(|| "too many rows to count in time".to_owned(), |rows| counted(rows, "row"));
+    let rows = rows.map_or_else(
+        || "too many rows to count in time".to_owned(),
+        |rows| counted(rows, "row"),
+    );
     let cursor = match (shape.cursor, cursor_type) {
         (None, _) => "no cursor: every poll reads every row".to_owned(),
         (Some(_), kind) => {
-            let kind = kind.as_deref().map(|kind| format!(" ({kind})")).unwrap_or_default();
-            let index = if *is_poll_indexed == Some(true) { ", indexed" } else { "" };
+            let kind = kind
+                .as_deref()
+                .map(|kind| format!(" ({kind})"))
+                .unwrap_or_default();
+            let index = if *is_poll_indexed == Some(true) {
+                ", indexed"
+            } else {
+                ""
+            };
             format!("cursor{kind}{index}")
         }
     };
-    report.add(Line::new(Level::Ok, "query", format!("{rows}; manages {}; {cursor}", managed(*shape))));
+    report.add(Line::new(
+        Level::Ok,
+        "query",
+        format!("{rows}; manages {}; {cursor}", managed(shape)),
+    ));
     for (indexed, what, help) in [
-        (is_poll_indexed, "polls", "an index on the cursor column, then the keys"),
-        (is_sweep_indexed, "sweeps", "an index on (installation_id, resource_id)"),
+        (
+            is_poll_indexed,
+            "polls",
+            "an index on the cursor column, then the keys",
+        ),
+        (
+            is_sweep_indexed,
+            "sweeps",
+            "an index on (installation_id, resource_id)",
+        ),
     ] {
         if *indexed == Some(false) {
-            report.add(Line::warning(code::NO_INDEX, format!("no index serves the {what}: each page sorts the table")).help(help));
+            report.add(
+                Line::warning(
+                    code::NO_INDEX,
+                    format!("no index serves the {what}: each page sorts the table"),
+                )
+                .help(help),
+            );
         }
     }
     let promise = match guarantee {
@@ -162,13 +215,24 @@ fn describe(description: &Description, report: &mut Report) {
     report.source = Some(description.clone());
 }
 
-fn managed(shape: Shape) -> String {
-    let names: Vec<&str> = shape.managed.iter().map(|field| field.wire_name()).collect();
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+fn managed(shape: &Shape) -> String {
+    let names: Vec<&str> = shape
+        .managed
+        .iter()
+        .map(|field| field.wire_name())
+        .collect();
+    if names.is_empty() {
+        "nothing".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// Reads one page: which installations to ask about, and whether its rows can be used.
-async fn sample(source: &dyn Inspect, report: &mut Report) -> Result<Vec<InstallationId>, SourceError> {
+async fn sample(
+    source: &dyn Inspect,
+    report: &mut Report,
+) -> Result<Vec<InstallationId>, SourceError> {
     let page = source.sweep_page(None, PAGE_ROWS).await?;
     let mut installations = BTreeSet::new();
     let (mut unusable, mut first) = (0_u64, None);
@@ -179,7 +243,11 @@ async fn sample(source: &dyn Inspect, report: &mut Report) -> Result<Vec<Install
             }
             Err(problem) => {
                 unusable += 1;
-                first.get_or_insert((row.installation_id.shown_id(), row.resource_id.shown_id(), problem));
+                first.get_or_insert((
+                    row.installation_id.shown_id(),
+                    row.resource_id.shown_id(),
+                    problem,
+                ));
             }
         }
     }
@@ -205,18 +273,33 @@ async fn state(config: &Config) -> Result<Line, Fault> {
         let console = app::open_state(config, Access::Beside).await?;
         let daemon = console.daemon().await?;
         let counts = console.counts(crate::model::Timestamp::EPOCH).await?;
-        let running = if daemon.running { "a daemon works on it" } else { "no daemon works on it" };
-        let text = format!("{}, {}, {running}", config.state.url, counted(counts.resources, "resource"));
+        let running = if daemon.running {
+            "a daemon works on it"
+        } else {
+            "no daemon works on it"
+        };
+        let text = format!(
+            "{}, {}, {running}",
+            config.state.url,
+            counted(counts.resources, "resource")
+        );
         return Ok(Line::new(Level::Ok, "state", text));
     }
-    debug_assert_eq!(config.state.url.scheme(), DatabaseScheme::Sqlite, "others are taken to exist");
+    debug_assert_eq!(
+        config.state.url.scheme(),
+        DatabaseScheme::Sqlite,
+        "others are taken to exist"
+    );
     let path = config.state.url.sqlite_path();
     let Some(path) = path else {
         // In memory: opening it tells whether that can be.
         app::open_state(config, Access::Beside).await?;
         return Ok(Line::new(Level::Ok, "state", "in memory"));
     };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let problem = if !directory.is_dir() {
         Some("does not exist")
     } else if rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_err() {
@@ -225,18 +308,39 @@ async fn state(config: &Config) -> Result<Line, Fault> {
         None
     };
     match problem {
-        None => Ok(Line::new(Level::Ok, "state", format!("{}, created by the first run", config.state.url))),
+        None => Ok(Line::new(
+            Level::Ok,
+            "state",
+            format!("{}, created by the first run", config.state.url),
+        )),
         Some(problem) => {
-            let message = format!("the directory {} of the state {problem}", directory.display());
+            let message = format!(
+                "the directory {} of the state {problem}",
+                directory.display()
+            );
             let failure = Failure::new(code::STATE_OPEN, message);
-            Err(failure.help(format!("install -d -m 0700 -o USER {}", directory.display())).into())
+            Err(failure
+                .help(format!(
+                    "install -d -m 0700 -o USER {}",
+                    directory.display()
+                ))
+                .into())
         }
     }
 }
 
 /// What a loaded configuration says of itself.
 fn config_line(loaded: &Loaded) -> String {
-    let Loaded { path, keys_total, keys_from_file, .. } = loaded;
-    let place = if path.is_some() { "from this file" } else { "from a file" };
+    let Loaded {
+        path,
+        keys_total,
+        keys_from_file,
+        ..
+    } = loaded;
+    let place = if path.is_some() {
+        "from this file"
+    } else {
+        "from a file"
+    };
     format!("{keys_total} keys, {keys_from_file} {place}")
 }

@@ -23,7 +23,10 @@ pub(crate) struct Session {
 impl Session {
     /// A session with these options.
     pub(crate) fn new(global: Global) -> Self {
-        Self { out: Out::stdout(), global }
+        Self {
+            out: Out::stdout(),
+            global,
+        }
     }
 
     /// The time now.
@@ -38,27 +41,56 @@ impl Session {
 
     /// Loads the configuration, with every problem at once; connects nowhere.
     pub(crate) fn load(&self) -> Result<Loaded, Fault> {
-        let Global { config, set, no_color: _ } = self.global.clone();
+        let Global {
+            config,
+            set,
+            no_color: _,
+        } = self.global.clone();
         Ok(Config::load(&LoadOptions::of_process(config, set))?)
     }
 
     /// Loads the configuration and says its warnings on stderr.
     pub(crate) fn load_with_warnings(&self) -> Result<Loaded, Fault> {
         let loaded = self.load()?;
-        loaded.warnings.iter().for_each(|warning| complain(&format!("{warning}\n")));
+        loaded
+            .warnings
+            .iter()
+            .for_each(|warning| complain(&format!("{warning}\n")));
         Ok(loaded)
     }
 
     /// Sends the log of a command to stderr: warnings alone, unless `all` asks for what the configuration says.
-    pub(crate) fn log_to_stderr(&self, config: &LogConfig, all: bool) -> Result<LogHandle, TelemetryError> {
+    pub(crate) fn log_to_stderr(
+        &self,
+        config: &LogConfig,
+        all: bool,
+    ) -> Result<LogHandle, TelemetryError> {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        let format = if terminal { LogFormat::Pretty } else { config.format };
-        let filter = if all { config.filter.clone() } else { "warn".to_owned() };
-        telemetry::init(&LogConfig { format, filter, ..config.clone() }, Output::Stderr)
+        let format = if terminal {
+            LogFormat::Pretty
+        } else {
+            config.format
+        };
+        let filter = if all {
+            config.filter.clone()
+        } else {
+            "warn".to_owned()
+        };
+        telemetry::init(
+            &LogConfig {
+                format,
+                filter,
+                ..config.clone()
+            },
+            Output::Stderr,
+        )
     }
 
     /// Opens the parts beside a daemon that may be running: the state has to exist, and nothing is sent.
-    #[expect(dead_code, reason = "for the commands that look at a state and act on it")]
+    #[expect(
+        dead_code,
+        reason = "for the commands that look at a state and act on it"
+    )]
     pub(crate) async fn open_beside(&self, config: Config) -> Result<Parts, Fault> {
         Ok(Parts::open(Arc::new(config), Access::Beside).await?)
     }
@@ -67,14 +99,19 @@ impl Session {
 /// Whether there is a state to look at; a state on a server is taken to be there.
 pub(crate) fn state_exists(config: &Config) -> bool {
     match config.state.url.scheme() {
-        DatabaseScheme::Sqlite => config.state.url.sqlite_path().is_some_and(|path| path.exists()),
+        DatabaseScheme::Sqlite => config
+            .state
+            .url
+            .sqlite_path()
+            .is_some_and(|path| path.exists()),
         DatabaseScheme::Postgres | DatabaseScheme::MySql => true,
     }
 }
 
 /// A duration on the command line: `30s`, `5m`.
 pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; a number with its unit: 30s, 5m, 1h"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; a number with its unit: 30s, 5m, 1h"))
 }
 
 /// Progress of a long read on stderr: for a person at a terminal, and only once it takes long.
@@ -88,7 +125,11 @@ impl Progress {
     /// Nothing is shown yet.
     pub(crate) fn new(now: Timestamp) -> Self {
         let enabled = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        Self { started_at: now, shown: false, enabled }
+        Self {
+            started_at: now,
+            shown: false,
+            enabled,
+        }
     }
 
     /// So many rows were read by now.

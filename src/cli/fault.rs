@@ -4,8 +4,6 @@
 
 use std::error::Error;
 
-use serde_json::{Value, json};
-
 use super::exit::Exit;
 use super::out::{BAD, styled};
 use crate::app::AppError;
@@ -42,7 +40,13 @@ pub(crate) struct Failure {
 impl Failure {
     /// A fault without causes or help.
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), causes: Vec::new(), help: Vec::new(), exit: Exit::Failed }
+        Self {
+            code,
+            message: message.into(),
+            causes: Vec::new(),
+            help: Vec::new(),
+            exit: Exit::Failed,
+        }
     }
 
     /// The fault that an error states, with the chain of its sources.
@@ -68,16 +72,19 @@ impl Failure {
         self
     }
 
-    /// For machines.
-    pub(crate) fn to_json(&self) -> Value {
-        let Self { code, message, causes, help, exit: _ } = self;
-        json!({ "code": code, "message": message, "causes": causes, "help": help })
-    }
-
     /// The paragraph that a person reads.
     pub(crate) fn render(&self) -> String {
-        let Self { code, message, causes, help, exit: _ } = self;
-        let mut text = format!("{}: {message}\n", styled(BAD, format_args!("error[{code}]")));
+        let Self {
+            code,
+            message,
+            causes,
+            help,
+            exit: _,
+        } = self;
+        let mut text = format!(
+            "{}: {message}\n",
+            styled(BAD, format_args!("error[{code}]"))
+        );
         for cause in causes {
             text.push_str(&format!("  caused by: {cause}\n"));
         }
@@ -146,7 +153,11 @@ impl From<&SourceError> for Failure {
             ),
         };
         let failure = Self::of(code, error).help(help);
-        if error.is_configuration() { failure.exit(Exit::Configuration) } else { failure }
+        if error.is_configuration() {
+            failure.exit(Exit::Configuration)
+        } else {
+            failure
+        }
     }
 }
 
@@ -157,18 +168,26 @@ impl From<&StoreError> for Failure {
                 code::STATE_OPEN,
                 "[state] url names it; its directory has to exist and belong to the user that runs the daemon",
             ),
-            StoreError::InUse { .. } => {
-                (code::STATE_IN_USE, "stop that daemon first; commands that only look may run beside it")
-            }
-            StoreError::Newer { .. } => {
-                (code::STATE_NEWER, "run the version that made it, or a newer one; a state is never taken back")
-            }
-            StoreError::Failed { transient: true, .. } => {
-                (code::STATE_FAILED, "nothing of it was kept; the same may succeed in a moment")
-            }
-            StoreError::Failed { transient: false, .. } => {
-                (code::STATE_FAILED, "look for a full disk, a missing permission or a failing device")
-            }
+            StoreError::InUse { .. } => (
+                code::STATE_IN_USE,
+                "stop that daemon first; commands that only look may run beside it",
+            ),
+            StoreError::Newer { .. } => (
+                code::STATE_NEWER,
+                "run the version that made it, or a newer one; a state is never taken back",
+            ),
+            StoreError::Failed {
+                transient: true, ..
+            } => (
+                code::STATE_FAILED,
+                "nothing of it was kept; the same may succeed in a moment",
+            ),
+            StoreError::Failed {
+                transient: false, ..
+            } => (
+                code::STATE_FAILED,
+                "look for a full disk, a missing permission or a failing device",
+            ),
             StoreError::Corrupt { .. } => (
                 code::STATE_CORRUPT,
                 "keep a copy, then restore a backup or start with a new state: everything is then pushed once",
@@ -180,26 +199,34 @@ impl From<&StoreError> for Failure {
 
 impl From<&ClientError> for Failure {
     fn from(error: &ClientError) -> Self {
-        Self::of(code::CLIENT, error).help("see [vercel] in the configuration").exit(Exit::Configuration)
+        Self::of(code::CLIENT, error)
+            .help("see [vercel] in the configuration")
+            .exit(Exit::Configuration)
     }
 }
 
 impl From<&AppError> for Failure {
     fn from(error: &AppError) -> Self {
         let failure = match error {
-            AppError::Source(error) | AppError::Pass(PassError::Source(error)) => return error.into(),
-            AppError::Store(error) | AppError::Pass(PassError::Store(error)) => return error.into(),
+            AppError::Source(error) | AppError::Pass(PassError::Source(error)) => {
+                return error.into();
+            }
+            AppError::Store(error) | AppError::Pass(PassError::Store(error)) => {
+                return error.into();
+            }
             AppError::Client(error) => return error.into(),
             AppError::Schedule(_) => Self::of(code::SCHEDULE, error),
             AppError::Signals(_) => Self::of(code::SIGNALS, error),
-            AppError::Ended { .. } => {
-                Self::of(code::ENDED, error).help("the log has the place; starting again loses nothing")
-            }
-            AppError::Unsupported { .. } => {
-                Self::of(code::UNSUPPORTED, error).help("remove the setting, or use a version that knows it")
-            }
+            AppError::Ended { .. } => Self::of(code::ENDED, error)
+                .help("the log has the place; starting again loses nothing"),
+            AppError::Unsupported { .. } => Self::of(code::UNSUPPORTED, error)
+                .help("remove the setting, or use a version that knows it"),
         };
-        if error.is_configuration() { failure.exit(Exit::Configuration) } else { failure }
+        if error.is_configuration() {
+            failure.exit(Exit::Configuration)
+        } else {
+            failure
+        }
     }
 }
 
@@ -327,7 +354,10 @@ mod tests {
     #[test]
     fn a_failure_states_the_fault_then_its_causes_then_the_cure() {
         let io = std::io::Error::other("permission denied");
-        let error = ClientError::CaFile { path: "/etc/ca.pem".into(), source: io };
+        let error = ClientError::CaFile {
+            path: "/etc/ca.pem".into(),
+            source: io,
+        };
         let text = anstream::adapter::strip_str(&Failure::from(&error).render()).to_string();
         assert_eq!(
             text,
@@ -338,9 +368,16 @@ mod tests {
 
     #[test]
     fn what_only_the_operator_can_change_ends_with_78() {
-        let shape = SourceError::Shape { statement: "source query", problem: "has no column".into(), help: "one".into() };
+        let shape = SourceError::Shape {
+            statement: "source query",
+            problem: "has no column".into(),
+            help: "one".into(),
+        };
         assert_eq!(Fault::from(shape).exit(), Exit::Configuration);
-        let login = SourceError::Login { target: "db".into(), problem: "no".into() };
+        let login = SourceError::Login {
+            target: "db".into(),
+            problem: "no".into(),
+        };
         assert_eq!(Fault::from(AppError::Source(login)).exit(), Exit::Failed);
     }
 
@@ -348,7 +385,10 @@ mod tests {
     fn every_code_is_explained_once() {
         let page = include_str!("../../docs/errors.md");
         for code in code::ALL {
-            let headings = page.lines().filter(|line| line.starts_with(&format!("### {code} "))).count();
+            let headings = page
+                .lines()
+                .filter(|line| line.starts_with(&format!("### {code} ")))
+                .count();
             assert_eq!(headings, 1, "{code} in docs/errors.md");
         }
     }

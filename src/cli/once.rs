@@ -25,7 +25,9 @@ use crate::store::sqlite::Access;
 /// It never runs beside a daemon on the same state. It exits with 1 if anything that is due stays undelivered or the source
 /// failed.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled once --sweep --timeout 10m\n\nNext: reconciled status")]
+#[command(
+    after_long_help = "Example:\n  reconciled once --sweep --timeout 10m\n\nNext: reconciled status"
+)]
 pub(crate) struct Arguments {
     /// Read every row, not only what changed since the last run.
     #[arg(long)]
@@ -39,9 +41,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let Arguments { sweep, timeout, json } = arguments;
+    let Arguments {
+        sweep,
+        timeout,
+        json,
+    } = arguments;
     let loaded = session.load_with_warnings()?;
-    session.log_to_stderr(&loaded.config.log, true).map_err(|error| Failure::of(code::START, &error))?;
+    session
+        .log_to_stderr(&loaded.config.log, true)
+        .map_err(|error| Failure::of(code::START, &error))?;
     let shutdown = Shutdown::new();
     shutdown.listen().map_err(AppError::from)?;
     let parts = Parts::open(Arc::new(loaded.config), Access::Daemon).await?;
@@ -54,7 +62,11 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     } else {
         session.out.print(&render(&report, session.look()));
     }
-    Ok(if is_complete(&report) { Exit::Done } else { Exit::Failed })
+    Ok(if is_complete(&report) {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 /// Whether nothing that this run could have delivered is left. Dead letters of earlier runs wait for a person, not for a run.
@@ -63,25 +75,68 @@ const fn is_complete(report: &OnceReport) -> bool {
 }
 
 fn render(report: &OnceReport, look: Look) -> String {
-    let OnceReport { rows, totals, counts, sweep } = report;
+    let OnceReport {
+        rows,
+        totals,
+        counts,
+        sweep,
+    } = report;
     let mut text = String::new();
     let left = counts.waiting + counts.held;
     let verdict = if is_complete(report) {
-        let what = if totals.acknowledged == 0 { "nothing was to be sent" } else { "nothing is left to send" };
+        let what = if totals.acknowledged == 0 {
+            "nothing was to be sent"
+        } else {
+            "nothing is left to send"
+        };
         format!("{}   {what}", styled(GOOD, "DELIVERED"))
     } else {
-        let oldest = counts.oldest_waiting.map(|at| format!("; oldest {}", duration(look.now.since(at))));
-        let died = if totals.died > 0 { format!("{} new dead, ", count(totals.died)) } else { String::new() };
-        format!("{}   {died}{} undelivered{}", styled(BAD, "BEHIND"), count(left), oldest.unwrap_or_default())
+        let oldest = counts
+            .oldest_waiting
+            .map(|at| format!("; oldest {}", duration(look.now.since(at))));
+        let died = if totals.died > 0 {
+            format!("{} new dead, ", count(totals.died))
+        } else {
+            String::new()
+        };
+        format!(
+            "{}   {died}{} undelivered{}",
+            styled(BAD, "BEHIND"),
+            count(left),
+            oldest.unwrap_or_default()
+        )
     };
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{}  {value}", styled(HEAD, format_args!("{name:<10}")));
+        let _ = writeln!(
+            text,
+            "{}  {value}",
+            styled(HEAD, format_args!("{name:<10}"))
+        );
     };
-    line("read", format!("{} ({})", counted(*rows, "row"), if sweep.is_some() { "sweep" } else { "poll" }));
-    line("sent", format!("{} acknowledged, {} failed", counted(totals.acknowledged, "request"), count(totals.failed)));
+    line(
+        "read",
+        format!(
+            "{} ({})",
+            counted(*rows, "row"),
+            if sweep.is_some() { "sweep" } else { "poll" }
+        ),
+    );
+    line(
+        "sent",
+        format!(
+            "{} acknowledged, {} failed",
+            counted(totals.acknowledged, "request"),
+            count(totals.failed)
+        ),
+    );
     line(
         "outbox",
-        format!("{} waiting, {} held, {} dead", count(counts.waiting), count(counts.held), count(counts.dead)),
+        format!(
+            "{} waiting, {} held, {} dead",
+            count(counts.waiting),
+            count(counts.held),
+            count(counts.dead)
+        ),
     );
     if counts.quarantined + counts.paused + counts.missing > 0 {
         line(
@@ -103,7 +158,12 @@ fn render(report: &OnceReport, look: Look) -> String {
 }
 
 fn to_json(report: &OnceReport, look: Look) -> Value {
-    let OnceReport { rows, totals, counts, sweep } = report;
+    let OnceReport {
+        rows,
+        totals,
+        counts,
+        sweep,
+    } = report;
     let account = sweep.as_ref().map(|sweep| {
         let SweepAccount { rows, equal, waiting, held, dead, quarantined, missing } = sweep.account;
         json!({
@@ -142,13 +202,24 @@ mod tests {
     use crate::model::Timestamp;
     use crate::store::Counts;
 
-    const LOOK: Look = Look { terminal: true, width: 80, now: Timestamp::from_millis(200_000) };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 80,
+        now: Timestamp::from_millis(200_000),
+    };
 
     fn report() -> OnceReport {
         OnceReport {
             rows: 412,
-            totals: Totals { acknowledged: 12, failed: 1, ..Totals::default() },
-            counts: Counts { resources: 412, ..Counts::default() },
+            totals: Totals {
+                acknowledged: 12,
+                failed: 1,
+                ..Totals::default()
+            },
+            counts: Counts {
+                resources: 412,
+                ..Counts::default()
+            },
             sweep: None,
         }
     }

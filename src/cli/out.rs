@@ -73,7 +73,11 @@ impl Out {
     /// Stdout, in colour if it is a terminal that can show it and nobody refused it.
     pub(crate) fn stdout() -> Self {
         let terminal = io::stdout().is_terminal();
-        Self { stream: AutoStream::new(io::stdout(), colour(terminal)), terminal, failure: None }
+        Self {
+            stream: AutoStream::new(io::stdout(), colour(terminal)),
+            terminal,
+            failure: None,
+        }
     }
 
     /// How answers look here.
@@ -84,13 +88,20 @@ impl Out {
             .map(|size| usize::from(size.ws_col))
             .ok()
             .filter(|width| *width > 0);
-        Look { terminal: self.terminal, width: width.unwrap_or(WIDTH_DEFAULT), now }
+        Look {
+            terminal: self.terminal,
+            width: width.unwrap_or(WIDTH_DEFAULT),
+            now,
+        }
     }
 
     /// Prints text as it is.
     pub(crate) fn print(&mut self, text: &str) {
         if self.failure.is_none() {
-            let written = self.stream.write_all(text.as_bytes()).and_then(|()| self.stream.flush());
+            let written = self
+                .stream
+                .write_all(text.as_bytes())
+                .and_then(|()| self.stream.flush());
             self.failure = written.err();
         }
     }
@@ -102,7 +113,8 @@ impl Out {
 
     /// Prints an answer for machines: one JSON object.
     pub(crate) fn json(&mut self, answer: &impl Serialize) {
-        let text = serde_json::to_string_pretty(answer).expect("answers have text keys and finite numbers");
+        let text = serde_json::to_string_pretty(answer)
+            .expect("answers have text keys and finite numbers");
         self.line(text);
     }
 
@@ -113,14 +125,17 @@ impl Out {
 
     /// Why something could not be printed, unless the reader simply had enough.
     pub(crate) fn failure(self) -> Option<io::Error> {
-        self.failure.filter(|failure| failure.kind() != io::ErrorKind::BrokenPipe)
+        self.failure
+            .filter(|failure| failure.kind() != io::ErrorKind::BrokenPipe)
     }
 }
 
 /// Prints to stderr; nothing can be done if that fails.
 pub(crate) fn complain(text: &str) {
     let mut stream = AutoStream::new(io::stderr(), colour(io::stderr().is_terminal()));
-    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+    let _ = stream
+        .write_all(text.as_bytes())
+        .and_then(|()| stream.flush());
 }
 
 /// Colour is for a terminal that can show it and a person who has not refused it (no-color.org).
@@ -129,7 +144,11 @@ fn colour(terminal: bool) -> ColorChoice {
     let refused = ColorChoice::global() == ColorChoice::Never
         || !variable("NO_COLOR").is_empty()
         || variable("TERM") == "dumb";
-    if terminal && !refused { ColorChoice::Always } else { ColorChoice::Never }
+    if terminal && !refused {
+        ColorChoice::Always
+    } else {
+        ColorChoice::Never
+    }
 }
 
 /// Rows of cells under headings: aligned at a terminal, tabs in a pipe.
@@ -141,7 +160,14 @@ pub(crate) struct Table {
 impl Table {
     /// A table with these headings.
     pub(crate) fn new(headings: &[&str]) -> Self {
-        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
+        Self {
+            rows: vec![
+                headings
+                    .iter()
+                    .map(|heading| (*heading).to_owned())
+                    .collect(),
+            ],
+        }
     }
 
     /// Adds a row of plain cells.
@@ -154,13 +180,20 @@ impl Table {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| unicode_width::UnicodeWidthStr::width(cell.as_str())).max().unwrap_or(0)
+            cells
+                .map(|cell| unicode_width::UnicodeWidthStr::width(cell.as_str()))
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut text = String::new();
         for (index, row) in self.rows.iter().enumerate() {
             let line = if look.terminal {
-                let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| pad(cell, *width)).collect();
+                let cells: Vec<String> = row
+                    .iter()
+                    .zip(&widths)
+                    .map(|(cell, width)| pad(cell, *width))
+                    .collect();
                 cells.join("  ").trim_end().to_owned()
             } else {
                 row.join("\t")
@@ -177,7 +210,11 @@ mod tests {
     use super::*;
 
     fn look(terminal: bool) -> Look {
-        Look { terminal, width: 40, now: Timestamp::from_millis(10_000) }
+        Look {
+            terminal,
+            width: 40,
+            now: Timestamp::from_millis(10_000),
+        }
     }
 
     #[test]
@@ -195,6 +232,9 @@ mod tests {
         assert_eq!(look(false).fit(&long, 4), long);
         assert_eq!(look(true).fit(&long, 4).chars().count(), 36);
         assert_eq!(look(true).when(Timestamp::from_millis(1_000)), "9 s ago");
-        assert_eq!(look(false).when(Timestamp::from_millis(1_000)), "1970-01-01T00:00:01.000Z");
+        assert_eq!(
+            look(false).when(Timestamp::from_millis(1_000)),
+            "1970-01-01T00:00:01.000Z"
+        );
     }
 }

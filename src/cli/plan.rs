@@ -16,9 +16,8 @@ use crate::app;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::model::{Field, FingerprintKey, InstallationId};
-use crate::plan::guard::Limits;
 use crate::source::Source;
-use crate::store::Console;
+use crate::store::console::Console;
 use crate::store::sqlite::Access;
 use survey::{Survey, Surveyor};
 
@@ -32,9 +31,11 @@ const LIMIT_DEFAULT: usize = 100;
 ///
 /// It sends nothing, changes nothing, and may run beside the daemon. Without a state every resource counts as never seen.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled plan --installation icfg_7Hd --field secrets\n\n\
+#[command(
+    after_long_help = "Example:\n  reconciled plan --installation icfg_7Hd --field secrets\n\n\
     Exit codes: 0 whether or not there are changes; with --exit-code 2 if there are.\n\n\
-    Next: reconciled once --sweep, or reconciled explain INSTALLATION RESOURCE")]
+    Next: reconciled once --sweep, or reconciled explain INSTALLATION RESOURCE"
+)]
 pub(crate) struct Arguments {
     /// The plan as JSON, whole unless --limit says otherwise.
     #[arg(long)]
@@ -67,23 +68,43 @@ pub(crate) fn parse_field(text: &str) -> Result<Field, String> {
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let Arguments { json, exit_code, limit, installation, field } = arguments;
+    let Arguments {
+        json,
+        exit_code,
+        limit,
+        installation,
+        field,
+    } = arguments;
     let config = session.load_with_warnings()?.config;
-    session.log_to_stderr(&config.log, false).map_err(|error| Failure::of(code::START, &error))?;
+    session
+        .log_to_stderr(&config.log, false)
+        .map_err(|error| Failure::of(code::START, &error))?;
     let limit = match limit {
         Some(0) => usize::MAX,
         Some(limit) => limit,
         None if json => usize::MAX,
         None => LIMIT_DEFAULT,
     };
-    let survey = look(&config, survey::Filter { installation, field, limit }).await?;
+    let survey = look(
+        &config,
+        survey::Filter {
+            installation,
+            field,
+            limit,
+        },
+    )
+    .await?;
     let look = session.look();
     if json {
         session.out.json(&json::render(&survey, look.now));
     } else {
         session.out.print(&render::render(&survey, look));
     }
-    Ok(if exit_code && survey.totals.resources > 0 { Exit::Changes } else { Exit::Done })
+    Ok(if exit_code && survey.totals.resources > 0 {
+        Exit::Changes
+    } else {
+        Exit::Done
+    })
 }
 
 async fn look(config: &Config, filter: survey::Filter) -> Result<Survey, Fault> {
@@ -98,15 +119,19 @@ async fn look(config: &Config, filter: survey::Filter) -> Result<Survey, Fault> 
         None => throwaway_key(),
     };
     let settings = app::reconcile_settings(config);
-    let guard = &config.guard;
-    let limits = Limits {
-        destructive_max: guard.destructive_max.map(Into::into),
-        changes_max: guard.changes_max.map(Into::into),
-    };
     let now = SystemClock.now();
-    let surveyor = Surveyor { source, console, key, settings, limits, filter, now };
+    let surveyor = Surveyor {
+        source,
+        console,
+        key,
+        settings,
+        filter,
+        now,
+    };
     let mut progress = Progress::new(now);
-    let survey = surveyor.run(|rows| progress.rows(rows, SystemClock.now())).await;
+    let survey = surveyor
+        .run(|rows| progress.rows(rows, SystemClock.now()))
+        .await;
     progress.done();
     survey
 }

@@ -23,17 +23,28 @@ use crate::telemetry::{self, LogHandle, Output};
 /// It never writes to the source. One daemon works on a state; a second one is refused. SIGTERM lets requests in flight
 /// end; a second signal ends at once. SIGHUP takes over log.filter.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled --config /etc/reconciled/reconciled.toml run\n\n\
-    Next: reconciled status")]
+#[command(
+    after_long_help = "Example:\n  reconciled --config /etc/reconciled/reconciled.toml run\n\n\
+    Next: reconciled status"
+)]
 pub(crate) struct Arguments {}
 
 pub(crate) async fn execute(_: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let Loaded { config, warnings, .. } = session.load()?;
-    let log = telemetry::init(&config.log, Output::Stdout).map_err(|error| Failure::of(code::START, &error))?;
+    let Loaded {
+        config, warnings, ..
+    } = session.load()?;
+    let log = telemetry::init(&config.log, Output::Stdout)
+        .map_err(|error| Failure::of(code::START, &error))?;
     tell_warnings(&warnings);
     let ended = daemon(config, session, log).await;
     if let Err(Fault::Failure(failure)) = &ended {
-        error!(event = "daemon.failed", error_code = failure.code, error = failure.message, "Ended: {}", failure.message);
+        error!(
+            event = "daemon.failed",
+            error_code = failure.code,
+            error = failure.message,
+            "Ended: {}",
+            failure.message
+        );
     }
     ended.map(|()| Exit::Done)
 }
@@ -59,7 +70,8 @@ async fn reload_on_hang_up(
         match load() {
             Ok(Loaded { config, .. }) => match log.set_filter(&config.log.filter) {
                 Ok(()) => info!(
-                    event = "config.reloaded", filter = config.log.filter,
+                    event = "config.reloaded",
+                    filter = config.log.filter,
                     "Took over log.filter; other settings change with a restart"
                 ),
                 Err(problem) => {
@@ -68,10 +80,18 @@ async fn reload_on_hang_up(
             },
             Err(Fault::Configuration(ConfigError { problems })) => {
                 let count = problems.len();
-                warn!(event = "config.reload_failed", problems = count, "Kept the old settings: the new ones have {count} problems");
+                warn!(
+                    event = "config.reload_failed",
+                    problems = count,
+                    "Kept the old settings: the new ones have {count} problems"
+                );
             }
             Err(Fault::Failure(failure)) => {
-                warn!(event = "config.reload_failed", error = failure.message, "Kept the old settings");
+                warn!(
+                    event = "config.reload_failed",
+                    error = failure.message,
+                    "Kept the old settings"
+                );
             }
         }
     }
@@ -80,7 +100,15 @@ async fn reload_on_hang_up(
 }
 
 fn tell_warnings(warnings: &[Problem]) {
-    for Problem { code, key, message, origin, help, .. } in warnings {
+    for Problem {
+        code,
+        key,
+        message,
+        origin,
+        help,
+        ..
+    } in warnings
+    {
         warn!(
             event = "config.warning", error_code = code, key = key.as_deref().unwrap_or_default(), origin = %origin, help,
             "{message}"

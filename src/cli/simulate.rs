@@ -25,8 +25,10 @@ use crate::simulator::{Behaviour, Entry, Options, Remote, Simulator, Weather};
 /// It is a judge: whatever a client must never do (a body outside the schema, another installation's token, two writes to one
 /// resource at once) is a violation. With any of them it exits with 1.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled simulate --weather rough --seed 7\n\n\
-    Next: reconciled --set vercel.base_url=http://127.0.0.1:8787 once --sweep")]
+#[command(
+    after_long_help = "Example:\n  reconciled simulate --weather rough --seed 7\n\n\
+    Next: reconciled --set vercel.base_url=http://127.0.0.1:8787 once --sweep"
+)]
 pub(crate) struct Arguments {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8787")]
@@ -94,11 +96,19 @@ impl Sky {
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let Arguments { listen, seed, weather, require_known } = arguments;
+    let Arguments {
+        listen,
+        seed,
+        weather,
+        require_known,
+    } = arguments;
     let options = Options {
         address: listen,
         weather: weather.weather(seed),
-        behaviour: Behaviour { auto_create: !require_known, ..Behaviour::default() },
+        behaviour: Behaviour {
+            auto_create: !require_known,
+            ..Behaviour::default()
+        },
         ..Options::creating()
     };
     let shutdown = Shutdown::new();
@@ -107,7 +117,9 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         Failure::of(code::SIMULATOR, &error).help("--listen 127.0.0.1:0 takes a free port")
     })?;
     let mut requests = simulator.remote().observe();
-    session.out.print(&greeting(&simulator, weather, require_known));
+    session
+        .out
+        .print(&greeting(&simulator, weather, require_known));
     loop {
         let request = tokio::select! {
             () = shutdown.draining().cancelled() => break,
@@ -115,7 +127,9 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         };
         match request {
             Ok(entry) => session.out.line(line(&entry)),
-            Err(RecvError::Lagged(missed)) => session.out.line(format_args!("({missed} requests not shown)")),
+            Err(RecvError::Lagged(missed)) => session
+                .out
+                .line(format_args!("({missed} requests not shown)")),
             Err(RecvError::Closed) => break,
         }
         if session.out.is_closed() {
@@ -125,7 +139,11 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let remote = simulator.remote().clone();
     simulator.shutdown().await;
     session.out.print(&summary(&remote));
-    Ok(if remote.violations().is_empty() { Exit::Done } else { Exit::Failed })
+    Ok(if remote.violations().is_empty() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 fn greeting(simulator: &Simulator, weather: Sky, require_known: bool) -> String {
@@ -134,9 +152,16 @@ fn greeting(simulator: &Simulator, weather: Sky, require_known: bool) -> String 
     let beyond = if simulator.address().ip().is_loopback() {
         String::new()
     } else {
-        format!("{} it listens beyond this machine, and lets everyone in\n", styled(WARN, "warn"))
+        format!(
+            "{} it listens beyond this machine, and lets everyone in\n",
+            styled(WARN, "warn")
+        )
     };
-    let unknown = if require_known { "only what was created" } else { "every installation and resource" };
+    let unknown = if require_known {
+        "only what was created"
+    } else {
+        "every installation and resource"
+    };
     format!(
         "{} {url}\n{beyond}It knows {unknown}. Weather {}.\n\n\
          Point the daemon at it:\n  \
@@ -154,12 +179,17 @@ fn greeting(simulator: &Simulator, weather: Sky, require_known: bool) -> String 
 }
 
 fn line(entry: &Entry) -> String {
-    if entry.violations.is_empty() { entry.to_string() } else { styled(BAD, entry) }
+    if entry.violations.is_empty() {
+        entry.to_string()
+    } else {
+        styled(BAD, entry)
+    }
 }
 
 fn summary(remote: &Remote) -> String {
     let requests = remote.requests();
-    let number = |wanted: fn(&Entry) -> bool| requests.iter().filter(|entry| wanted(entry)).count() as u64;
+    let number =
+        |wanted: fn(&Entry) -> bool| requests.iter().filter(|entry| wanted(entry)).count() as u64;
     let violations = remote.violations();
     let mut text = format!(
         "\n{}, {} applied, {} struck by a fault; {} held.\n",
@@ -174,7 +204,10 @@ fn summary(remote: &Remote) -> String {
     let verdict = if violations.is_empty() {
         styled(GOOD, "No violation.")
     } else {
-        styled(BAD, format_args!("{}.", counted(violations.len() as u64, "violation")))
+        styled(
+            BAD,
+            format_args!("{}.", counted(violations.len() as u64, "violation")),
+        )
     };
     text.push_str(&format!("{verdict}\nNext: reconciled demo\n"));
     text
@@ -187,7 +220,10 @@ mod tests {
     #[test]
     fn every_weather_can_be() {
         for sky in [Sky::Calm, Sky::Rough, Sky::Storm] {
-            assert!(sky.weather(1).is_none_or(|weather| weather.check().is_ok()), "{sky:?}");
+            assert!(
+                sky.weather(1).is_none_or(|weather| weather.check().is_ok()),
+                "{sky:?}"
+            );
         }
     }
 }

@@ -139,12 +139,18 @@ mod tests {
         let now = Timestamp::from_millis(1_777_903_331_000);
         let earlier = now.minus(Duration::from_secs(120));
         assert_eq!(moment(earlier, now), "14:00");
-        assert_eq!(moment(earlier.minus(Duration::from_secs(86_400)), now), "2026-05-03 14:00");
+        assert_eq!(
+            moment(earlier.minus(Duration::from_secs(86_400)), now),
+            "2026-05-03 14:00"
+        );
     }
 
     #[test]
     fn foreign_text_cannot_forge_lines_or_colours() {
-        assert_eq!(visible("a\nb\u{1b}[31m\u{202e}c"), "a\\u{a}b\\u{1b}[31m\\u{202e}c");
+        assert_eq!(
+            visible("a\nb\u{1b}[31m\u{202e}c"),
+            "a\\u{a}b\\u{1b}[31m\\u{202e}c"
+        );
         assert_eq!(visible("größe 表"), "größe 表");
     }
 

@@ -254,6 +254,20 @@ impl<D: Dialect> Pages<'_, D> {
         Some(statement)
     }
 
+    /// Some row's cursor.
+    pub(super) fn any_cursor(&self, cursor: &CursorColumn) -> Statement {
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement
+            .push("SELECT ")
+            .push(&self.dialect.cursor_text(cursor));
+        self.push_from(&mut statement);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor))
+            .push("\nLIMIT 1");
+        statement
+    }
+
     /// How many rows the query has.
     pub(super) fn count(&self) -> Statement {
         let total = Column {

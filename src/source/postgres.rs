@@ -62,7 +62,7 @@ impl PostgresDialect {
              SET LOCAL client_encoding = 'UTF8';
              SET LOCAL TimeZone = 'UTC';
              SET LOCAL DateStyle = 'ISO, MDY';
-             SELECT pg_is_in_recovery()"
+             SELECT pg_catalog.pg_is_in_recovery()"
         )
     }
 }
@@ -380,10 +380,10 @@ impl Dialect for PostgresDialect {
             .filter_map(|row| row.try_get::<String, _>(0).ok())
             .collect();
         let has = |node: &str| plan.iter().any(|line| line.contains(node));
-        // An incremental sort only orders ties.
+        // An incremental sort only orders ties; the line of the node itself is meant, not its "Sort Key".
         let sorts_everything = plan.iter().any(|line| {
             line.trim_start_matches([' ', '-', '>'])
-                .starts_with("Sort ")
+                .starts_with("Sort  (")
         });
         Ok(Some(!has("Seq Scan") && !sorts_everything))
     }

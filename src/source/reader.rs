@@ -473,13 +473,7 @@ impl<D: Dialect> Inner<D> {
             let (_, connection) = session.parts();
             let asked = timeout(limit, dialect.guarantee(connection, cursor)).await;
             (guarantee, improvement) = session.judge(asked)?;
-            let statement = match D::BOUNDS_POLLS {
-                true => pages.poll_bound(cursor, &PollStart::Beginning, 1),
-                false => pages.poll(cursor, &PollStart::Beginning, None, None, 1),
-            };
-            let (_, connection) = session.parts();
-            let asked = timeout(limit, dialect.is_indexed(connection, &statement)).await;
-            is_poll_indexed = session.judge(asked)?;
+            is_poll_indexed = self.is_poll_indexed(session, &pages, cursor).await?;
         }
         let (_, connection) = session.parts();
         let asked = timeout(limit, dialect.is_indexed(connection, &sweep)).await;
@@ -506,6 +500,30 @@ impl<D: Dialect> Inner<D> {
             improvement,
             latency_ms: 0,
         })
+    }
+
+    /// Whether an index serves a poll; `None` also when there is no cursor yet to poll from.
+    async fn is_poll_indexed(
+        &self,
+        session: &mut Session<D>,
+        pages: &Pages<'_, D>,
+        cursor: &CursorColumn,
+    ) -> Result<Option<bool>, SourceError> {
+        let some = session.rows(&pages.any_cursor(cursor)).await?.first();
+        let some = some.into_iter().next().flatten();
+        let dialect = &self.connections.dialect;
+        let Some(from) = some.and_then(|text| dialect.cursor_param(cursor, &text)) else {
+            return Ok(None);
+        };
+        let start = PollStart::Cursor(from);
+        let statement = match D::BOUNDS_POLLS {
+            true => pages.poll_bound(cursor, &start, 1),
+            false => pages.poll(cursor, &start, None, None, 1),
+        };
+        let limit = session.limit();
+        let (_, connection) = session.parts();
+        let asked = timeout(limit, dialect.is_indexed(connection, &statement)).await;
+        session.judge(asked)
     }
 
     /// How many rows there are; `None` when counting takes too long.

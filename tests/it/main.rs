@@ -1,8 +1,10 @@
 //! Integration tests: one binary, so that its tests share the database servers that it starts.
 
+mod cli;
 mod delivery;
 mod deploy;
 mod harness;
+mod source;
 mod store;
 mod support;
 mod vercel;

@@ -65,7 +65,14 @@ impl Level {
 impl Line {
     pub(super) fn new(level: Level, topic: impl Into<String>, text: impl Into<String>) -> Self {
         let (topic, text) = (topic.into(), text.into());
-        Self { level, topic, text, causes: Vec::new(), help: Vec::new(), at: None }
+        Self {
+            level,
+            topic,
+            text,
+            causes: Vec::new(),
+            help: Vec::new(),
+            at: None,
+        }
     }
 
     pub(super) fn warning(code: &'static str, text: impl Into<String>) -> Self {
@@ -78,7 +85,13 @@ impl Line {
     }
 
     fn of_problem(problem: &Problem) -> Self {
-        let Problem { code, message, origin, help, .. } = problem;
+        let Problem {
+            code,
+            message,
+            origin,
+            help,
+            ..
+        } = problem;
         Self {
             help: help.lines().map(str::to_owned).collect(),
             at: (*origin != Origin::Nowhere).then(|| origin.to_string()),
@@ -99,7 +112,9 @@ impl Report {
             sampled: (0, 0),
             has_state: super::state_exists(&loaded.config),
         };
-        report.lines.extend(loaded.warnings.iter().map(Line::of_problem));
+        report
+            .lines
+            .extend(loaded.warnings.iter().map(Line::of_problem));
         report
     }
 
@@ -109,7 +124,13 @@ impl Report {
 
     /// Adds a part that failed; a configuration that has to change outweighs what may pass by itself.
     pub(super) fn failed(&mut self, part: &'static str, failure: &Failure) {
-        let Failure { code, message, causes, help, exit } = failure;
+        let Failure {
+            code,
+            message,
+            causes,
+            help,
+            exit,
+        } = failure;
         if self.exit != Exit::Configuration {
             self.exit = *exit;
         }
@@ -131,10 +152,26 @@ impl Report {
     pub(super) fn render(&self, look: Look) -> String {
         let mut text = String::new();
         let path = self.path.as_deref().unwrap_or("no configuration file");
-        let _ = writeln!(text, "{}   {}", styled(HEAD, format_args!("reconciled {}", env!("CARGO_PKG_VERSION"))), visible(path));
+        let _ = writeln!(
+            text,
+            "{}   {}",
+            styled(
+                HEAD,
+                format_args!("reconciled {}", env!("CARGO_PKG_VERSION"))
+            ),
+            visible(path)
+        );
         // Warnings and errors after what is well: the last lines are those that are read.
-        for levels in [&[Level::Ok, Level::Skipped][..], &[Level::Warning], &[Level::Error]] {
-            for line in self.lines.iter().filter(|line| levels.contains(&line.level)) {
+        for levels in [
+            &[Level::Ok, Level::Skipped][..],
+            &[Level::Warning],
+            &[Level::Error],
+        ] {
+            for line in self
+                .lines
+                .iter()
+                .filter(|line| levels.contains(&line.level))
+            {
                 write_line(&mut text, line, look);
             }
         }
@@ -145,12 +182,27 @@ impl Report {
 
     fn verdict(&self) -> String {
         let (errors, warnings) = (self.number(Level::Error), self.number(Level::Warning));
-        let warned = if warnings > 0 { format!(", {}", counted(warnings, "warning")) } else { String::new() };
-        let sent = if self.offline { "Connections were not tried." } else { "Nothing was sent." };
+        let warned = if warnings > 0 {
+            format!(", {}", counted(warnings, "warning"))
+        } else {
+            String::new()
+        };
+        let sent = if self.offline {
+            "Connections were not tried."
+        } else {
+            "Nothing was sent."
+        };
         match errors {
-            0 if self.offline => format!("{}{warned}. {sent}", styled(GOOD, "The configuration is valid")),
+            0 if self.offline => format!(
+                "{}{warned}. {sent}",
+                styled(GOOD, "The configuration is valid")
+            ),
             0 => format!("{}{warned}. {sent}", styled(GOOD, "Ready")),
-            _ => format!("{}: {}{warned}. {sent}", styled(BAD, "Not ready"), counted(errors, "error")),
+            _ => format!(
+                "{}: {}{warned}. {sent}",
+                styled(BAD, "Not ready"),
+                counted(errors, "error")
+            ),
         }
     }
 
@@ -164,7 +216,16 @@ impl Report {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let Self { path, keys, offline, lines, exit, source, sampled, has_state } = self;
+        let Self {
+            path,
+            keys,
+            offline,
+            lines,
+            exit,
+            source,
+            sampled,
+            has_state,
+        } = self;
         json!({
             "schema": SCHEMA,
             "ready": *exit == Exit::Done,
@@ -181,14 +242,25 @@ impl Report {
 }
 
 fn write_line(text: &mut String, line: &Line, look: Look) {
-    let Line { level, topic, text: said, causes, help, at } = line;
+    let Line {
+        level,
+        topic,
+        text: said,
+        causes,
+        help,
+        at,
+    } = line;
     let style = match level {
         Level::Ok => GOOD,
         Level::Warning => WARN,
         Level::Error => BAD,
         Level::Skipped => DIM,
     };
-    let _ = writeln!(text, "{}  {topic:<7}  {said}", styled(style, format_args!("{:<5}", level.word())));
+    let _ = writeln!(
+        text,
+        "{}  {topic:<7}  {said}",
+        styled(style, format_args!("{:<5}", level.word()))
+    );
     for cause in causes {
         let _ = writeln!(text, "       cause    {cause}");
     }
@@ -196,7 +268,12 @@ fn write_line(text: &mut String, line: &Line, look: Look) {
     for help in help {
         let help = format!("       help     {help}");
         let _ = match at.take() {
-            Some(at) if look.terminal => writeln!(text, "{}{}", super::super::text::pad(&help, 58), styled(DIM, at)),
+            Some(at) if look.terminal => writeln!(
+                text,
+                "{}{}",
+                super::super::text::pad(&help, 58),
+                styled(DIM, at)
+            ),
             Some(at) => writeln!(text, "{help}\t{at}"),
             None => writeln!(text, "{help}"),
         };
@@ -204,7 +281,14 @@ fn write_line(text: &mut String, line: &Line, look: Look) {
 }
 
 fn line_json(line: &Line) -> Value {
-    let Line { level, topic, text, causes, help, at } = line;
+    let Line {
+        level,
+        topic,
+        text,
+        causes,
+        help,
+        at,
+    } = line;
     let has_code = matches!(level, Level::Warning | Level::Error);
     json!({
         "level": level.word(),
@@ -243,7 +327,14 @@ fn source_json(description: &Description) -> Value {
 /// A configuration that cannot be used, for machines.
 pub(super) fn problems(error: &ConfigError) -> Value {
     let problem = |problem: &Problem| {
-        let Problem { code, severity, key, message, origin, help } = problem;
+        let Problem {
+            code,
+            severity,
+            key,
+            message,
+            origin,
+            help,
+        } = problem;
         json!({
             "level": match severity { Severity::Error => "error", Severity::Warning => "warn" },
             "part": Value::Null,
@@ -268,7 +359,11 @@ mod tests {
     use super::*;
     use crate::model::Timestamp;
 
-    const LOOK: Look = Look { terminal: true, width: 80, now: Timestamp::EPOCH };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 80,
+        now: Timestamp::EPOCH,
+    };
 
     fn report() -> Report {
         Report {
@@ -279,9 +374,17 @@ mod tests {
                 Line::new(Level::Ok, "config", "31 keys, 4 from this file"),
                 Line {
                     at: Some("reconciled.toml:31".to_owned()),
-                    ..Line::warning("W021", "[retry] lease 45s leaves 15s beyond request_timeout 30s").help("lease = \"60s\"")
+                    ..Line::warning(
+                        "W021",
+                        "[retry] lease 45s leaves 15s beyond request_timeout 30s",
+                    )
+                    .help("lease = \"60s\"")
                 },
-                Line::new(Level::Ok, "state", "sqlite:///state.db, created by the first run"),
+                Line::new(
+                    Level::Ok,
+                    "state",
+                    "sqlite:///state.db, created by the first run",
+                ),
             ],
             exit: Exit::Done,
             source: None,
@@ -296,18 +399,45 @@ mod tests {
 
     #[test]
     fn a_good_report_ends_with_the_verdict_and_the_next_command() {
-        insta::assert_snapshot!(shown(&report()), @r#""#);
+        insta::assert_snapshot!(shown(&report()), @r#"
+        reconciled 0.1.0   /etc/reconciled/reconciled.toml
+        ok     config   31 keys, 4 from this file
+        ok     state    sqlite:///state.db, created by the first run
+        warn   W021     [retry] lease 45s leaves 15s beyond request_timeout 30s
+               help     lease = "60s"                             reconciled.toml:31
+        Ready, 1 warning. Nothing was sent.
+        Next: reconciled plan
+        "#);
     }
 
     #[test]
     fn a_fault_of_the_configuration_outweighs_an_outage() {
         let mut report = report();
-        report.failed("query", &Failure::new("R005", "has a column `statu`").help("did you mean `status`?").exit(Exit::Configuration));
+        report.failed(
+            "query",
+            &Failure::new("R005", "has a column `statu`")
+                .help("did you mean `status`?")
+                .exit(Exit::Configuration),
+        );
         report.failed("vercel", &Failure::new("R022", "cannot be reached"));
         assert_eq!(report.exit(), Exit::Configuration);
-        insta::assert_snapshot!(shown(&report), @r#""#);
+        insta::assert_snapshot!(shown(&report), @r#"
+        reconciled 0.1.0   /etc/reconciled/reconciled.toml
+        ok     config   31 keys, 4 from this file
+        ok     state    sqlite:///state.db, created by the first run
+        warn   W021     [retry] lease 45s leaves 15s beyond request_timeout 30s
+               help     lease = "60s"                             reconciled.toml:31
+        error  R005     query: has a column `statu`
+               help     did you mean `status`?
+        error  R022     vercel: cannot be reached
+        Not ready: 2 errors, 1 warning. Nothing was sent.
+        Next: follow the help above, then reconciled check
+        "#);
         let json = report.to_json();
-        assert_eq!((&json["ready"], &json["schema"]), (&Value::Bool(false), &json!(1)));
+        assert_eq!(
+            (&json["ready"], &json["schema"]),
+            (&Value::Bool(false), &json!(1))
+        );
         assert_eq!(json["checks"][0]["help"], json!([]));
     }
 }

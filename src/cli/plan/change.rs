@@ -36,7 +36,11 @@ pub(crate) enum Side {
 
 /// The differences that `patch` closes, in the order of the fields.
 pub(crate) fn changes(record: &Record, patch: &Patch) -> Vec<Change> {
-    let Record { acknowledged, doubt, .. } = record;
+    let Record {
+        acknowledged,
+        doubt,
+        ..
+    } = record;
     let mut changes = Vec::new();
     for field in patch.fields().iter() {
         if field == Field::Secrets {
@@ -44,18 +48,42 @@ pub(crate) fn changes(record: &Record, patch: &Patch) -> Vec<Change> {
             changes.extend(secret_changes(record, secrets));
             continue;
         }
-        let new = patch.values.get(&field).expect("the patch has the field").to_value();
-        let old = acknowledged.values.get(&field).map(crate::model::Json::to_value);
+        let new = patch
+            .values
+            .get(&field)
+            .expect("the patch has the field")
+            .to_value();
+        let old = acknowledged
+            .values
+            .get(&field)
+            .map(crate::model::Json::to_value);
         let in_doubt = doubt.fields.contains_key(&field);
         let before = changes.len();
-        differ(field.wire_name(), old.as_ref(), Some(&new), &mut |path, old, new| {
-            changes.push(Change { field, path, old, new, in_doubt });
-        });
+        differ(
+            field.wire_name(),
+            old.as_ref(),
+            Some(&new),
+            &mut |path, old, new| {
+                changes.push(Change {
+                    field,
+                    path,
+                    old,
+                    new,
+                    in_doubt,
+                });
+            },
+        );
         if changes.len() == before {
             // Equal to what was acknowledged, and sent again because of the doubt alone.
             let value = Side::Value(new);
             let path = field.wire_name().to_owned();
-            changes.push(Change { field, path, old: value.clone(), new: value, in_doubt });
+            changes.push(Change {
+                field,
+                path,
+                old: value.clone(),
+                new: value,
+                in_doubt,
+            });
         }
     }
     changes
@@ -66,12 +94,17 @@ fn secret_changes(record: &Record, secrets: &SecretsPatch) -> Vec<Change> {
     let held = record.acknowledged.secrets.as_ref().unwrap_or(&empty);
     let desired = secrets.named();
     let doubt = &record.doubt.secrets;
-    let removed = held.keys().chain(doubt.keys()).filter(|name| !desired.contains_key(*name));
+    let removed = held
+        .keys()
+        .chain(doubt.keys())
+        .filter(|name| !desired.contains_key(*name));
     let names: std::collections::BTreeSet<_> = match secrets {
         SecretsPatch::Partial(named) => named.keys().collect(),
         SecretsPatch::Complete(named) => named.keys().chain(removed).collect(),
     };
-    let side = |set: &BTreeMap<_, Fingerprint>, name| set.get(name).map_or(Side::Absent, |f| Side::Secret(*f));
+    let side = |set: &BTreeMap<_, Fingerprint>, name| {
+        set.get(name).map_or(Side::Absent, |f| Side::Secret(*f))
+    };
     let mut changes: Vec<Change> = names
         .into_iter()
         .map(|name| Change {
@@ -98,12 +131,22 @@ fn secret_changes(record: &Record, secrets: &SecretsPatch) -> Vec<Change> {
 }
 
 /// Calls `found` for the innermost properties that differ; arrays of different lengths are shown whole.
-fn differ(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut impl FnMut(String, Side, Side)) {
+fn differ(
+    path: &str,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    found: &mut impl FnMut(String, Side, Side),
+) {
     match (old, new) {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             let names: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
             for name in names {
-                differ(&format!("{path}.{}", property(name)), old.get(name), new.get(name), found);
+                differ(
+                    &format!("{path}.{}", property(name)),
+                    old.get(name),
+                    new.get(name),
+                    found,
+                );
             }
         }
         (Some(Value::Array(old)), Some(Value::Array(new))) if old.len() == new.len() => {
@@ -113,7 +156,9 @@ fn differ(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut impl
         }
         (old, new) if old == new => {}
         (old, new) => {
-            let side = |value: Option<&Value>| value.map_or(Side::Absent, |value| Side::Value(value.clone()));
+            let side = |value: Option<&Value>| {
+                value.map_or(Side::Absent, |value| Side::Value(value.clone()))
+            };
             found(path.to_owned(), side(old), side(new));
         }
     }
@@ -132,9 +177,16 @@ fn property(name: &str) -> String {
 /// What `desired` has besides the changes: names of fields, and how many secrets.
 pub(crate) fn unchanged(desired: &Snapshot, changes: &[Change]) -> (Vec<Field>, usize) {
     let changed = |field| changes.iter().any(|change| change.field == field);
-    let fields = desired.values.keys().copied().filter(|field| !changed(*field)).collect();
+    let fields = desired
+        .values
+        .keys()
+        .copied()
+        .filter(|field| !changed(*field))
+        .collect();
     let secrets = desired.secrets.iter().flatten().filter(|(name, _)| {
-        !changes.iter().any(|change| change.path.strip_prefix("secrets.") == Some(name.as_str()))
+        !changes
+            .iter()
+            .any(|change| change.path.strip_prefix("secrets.") == Some(name.as_str()))
     });
     (fields, secrets.count())
 }
@@ -151,13 +203,21 @@ mod tests {
         let values = values.as_object().expect("an object").iter();
         Snapshot {
             values: values
-                .map(|(name, value)| (Field::from_wire_name(name).expect("a field"), Json::from_value(value)))
+                .map(|(name, value)| {
+                    (
+                        Field::from_wire_name(name).expect("a field"),
+                        Json::from_value(value),
+                    )
+                })
                 .collect(),
             secrets: Some(
                 secrets
                     .iter()
                     .map(|(name, byte)| {
-                        (SecretName::new(name).expect("a name"), Fingerprint::from_bytes([*byte; 16]))
+                        (
+                            SecretName::new(name).expect("a name"),
+                            Fingerprint::from_bytes([*byte; 16]),
+                        )
                     })
                     .collect(),
             ),
@@ -166,7 +226,11 @@ mod tests {
 
     fn shown(acknowledged: Snapshot, desired: &Snapshot, doubt: Doubt) -> Vec<String> {
         let key = ResourceKey::new("icfg_1", "res_1").expect("ids");
-        let record = Record { acknowledged, doubt, ..Record::new(key) };
+        let record = Record {
+            acknowledged,
+            doubt,
+            ..Record::new(key)
+        };
         let patch = diff(desired, &record.acknowledged, &record.doubt);
         let side = |side: &Side| match side {
             Side::Absent => "-".to_owned(),
@@ -226,7 +290,10 @@ mod tests {
         };
         assert_eq!(
             shown(both.clone(), &both, doubt),
-            ["secrets.A 010101 > 010101 ?", r#"status "ready" > "ready" ?"#]
+            [
+                "secrets.A 010101 > 010101 ?",
+                r#"status "ready" > "ready" ?"#
+            ]
         );
     }
 }

@@ -11,7 +11,13 @@ const SCHEMA: u32 = 1;
 
 /// One object; lists are `[]` when empty, never null.
 pub(super) fn render(survey: &Survey, now: Timestamp) -> Value {
-    let Survey { has_state, items, unusable, totals, guard } = survey;
+    let Survey {
+        has_state,
+        items,
+        unusable,
+        totals,
+        guard,
+    } = survey;
     let Totals {
         rows,
         resources,
@@ -44,7 +50,17 @@ pub(super) fn render(survey: &Survey, now: Timestamp) -> Value {
 }
 
 fn item(item: &Item) -> Value {
-    let Item { key, name, is_new, since, changes, unchanged_fields, unchanged_secrets, standing, left_out } = item;
+    let Item {
+        key,
+        name,
+        is_new,
+        since,
+        changes,
+        unchanged_fields,
+        unchanged_secrets,
+        standing,
+        left_out,
+    } = item;
     let (changed_at, found_at) = match since {
         Some(Since::Changed(at)) => (Some(at.to_string()), None),
         Some(Since::Found(at)) => (None, Some(at.to_string())),
@@ -79,7 +95,13 @@ fn item(item: &Item) -> Value {
 }
 
 fn change(change: &Change) -> Value {
-    let Change { field, path, old, new, in_doubt } = change;
+    let Change {
+        field,
+        path,
+        old,
+        new,
+        in_doubt,
+    } = change;
     if *field == Field::Secrets {
         let fingerprint = |side: &Side| match side {
             Side::Secret(fingerprint) => Some(fingerprint.short()),
@@ -105,7 +127,11 @@ fn change(change: &Change) -> Value {
 }
 
 fn unusable_row(row: &UnusableRow) -> Value {
-    let UnusableRow { installation_id, resource_id, problem } = row;
+    let UnusableRow {
+        installation_id,
+        resource_id,
+        problem,
+    } = row;
     json!({
         "installation_id": installation_id,
         "resource_id": resource_id,

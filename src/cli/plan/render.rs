@@ -16,7 +16,13 @@ const PATH_COLUMNS: usize = 22;
 const LINES_MAX: usize = 30;
 
 pub(super) fn render(survey: &Survey, look: Look) -> String {
-    let Survey { has_state, items, unusable, totals, guard } = survey;
+    let Survey {
+        has_state,
+        items,
+        unusable,
+        totals,
+        guard,
+    } = survey;
     let against = if *has_state {
         "Against what Vercel last acknowledged."
     } else {
@@ -29,7 +35,11 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
     }
     let hidden = totals.resources - items.len() as u64;
     if hidden > 0 {
-        let _ = writeln!(text, "… and {} more that differ; --limit 0 shows all.\n", counted(hidden, "resource"));
+        let _ = writeln!(
+            text,
+            "… {} more not shown; --limit 0 shows all.\n",
+            count(hidden)
+        );
     }
     for row in unusable {
         let _ = writeln!(text, "{}", unusable_row(row));
@@ -53,10 +63,31 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
 }
 
 fn write_item(text: &mut String, item: &Item, look: Look) {
-    let Item { key, name, is_new, since, changes, unchanged_fields, unchanged_secrets, standing, left_out } = item;
-    let mark = if *is_new { styled(GOOD, "+") } else { styled(WARN, "~") };
-    let identity = format!("{} / {}", visible(key.installation_id.as_str()), visible(key.resource_id.as_str()));
-    let name = name.as_ref().map(|name| format!("  \"{}\"", visible(name))).unwrap_or_default();
+    let Item {
+        key,
+        name,
+        is_new,
+        since,
+        changes,
+        unchanged_fields,
+        unchanged_secrets,
+        standing: _,
+        left_out,
+    } = item;
+    let mark = if *is_new {
+        styled(GOOD, "+")
+    } else {
+        styled(WARN, "~")
+    };
+    let identity = format!(
+        "{} / {}",
+        visible(key.installation_id.as_str()),
+        visible(key.resource_id.as_str())
+    );
+    let name = name
+        .as_ref()
+        .map(|name| format!("  \"{}\"", visible(name)))
+        .unwrap_or_default();
     let name = if look.terminal { cut(&name, 40) } else { name };
     let since = match since {
         Some(Since::Changed(at)) => format!("  changed {}", look.when(*at)),
@@ -64,14 +95,25 @@ fn write_item(text: &mut String, item: &Item, look: Look) {
         None if *is_new => "  never sent".to_owned(),
         None => String::new(),
     };
-    let head = pad(&format!("{identity}{name}"), if look.terminal { 38 } else { 0 });
+    let head = pad(
+        &format!("{identity}{name}"),
+        if look.terminal { 38 } else { 0 },
+    );
     let _ = writeln!(text, "{mark} {}{}", styled(HEAD, head), styled(DIM, since));
-    let shown = if look.terminal { changes.len().min(LINES_MAX) } else { changes.len() };
+    let shown = if look.terminal {
+        changes.len().min(LINES_MAX)
+    } else {
+        changes.len()
+    };
     for change in &changes[..shown] {
         let _ = writeln!(text, "    {}", change_line(change, *is_new, look));
     }
     if shown < changes.len() {
-        let _ = writeln!(text, "    … {} more", counted((changes.len() - shown) as u64, "property change"));
+        let _ = writeln!(
+            text,
+            "    … {} more",
+            counted((changes.len() - shown) as u64, "property change")
+        );
     }
     if let Some(hidden) = hidden(unchanged_fields, *unchanged_secrets) {
         let _ = writeln!(text, "    {}", styled(DIM, hidden));
@@ -80,24 +122,49 @@ fn write_item(text: &mut String, item: &Item, look: Look) {
         let _ = writeln!(text, "    {}   {line}", styled(WARN, label));
     }
     for (field, why) in left_out {
-        let _ = writeln!(text, "    {}   {field} {why}; not sent until the source changes it", styled(BAD, "dead"));
+        let _ = writeln!(
+            text,
+            "    {}   {field} {why}; not sent until the source changes it",
+            styled(BAD, "dead")
+        );
     }
-    let _ = standing;
 }
 
 fn change_line(change: &Change, is_new: bool, look: Look) -> String {
-    let Change { path, old, new, in_doubt, .. } = change;
+    let Change {
+        path,
+        old,
+        new,
+        in_doubt,
+        ..
+    } = change;
     let path = pad(&visible(path), PATH_COLUMNS);
     let used = 4 + unicode_width::UnicodeWidthStr::width(path.as_str()) + 1;
-    let room = |parts: usize| Look { width: used + look.width.saturating_sub(used) / parts, ..look };
-    let value = |side: &Side, parts: usize| room(parts).fit(&shown(side), used);
-    let doubt = if *in_doubt { styled(WARN, "  in doubt") } else { String::new() };
+    let room = look.width.saturating_sub(used);
+    // Each value gets its part of the line.
+    let value =
+        |side: &Side, columns: usize| look.fit(&shown(side), look.width.saturating_sub(columns));
+    let half = room.saturating_sub(3) / 2;
+    let doubt = if *in_doubt {
+        styled(WARN, "  in doubt")
+    } else {
+        String::new()
+    };
     match (old, new) {
-        (Side::Absent, new) if is_new => format!("{path} {}{doubt}", value(new, 1)),
-        (old, new) if old == new => format!("{path} {}  sent again{doubt}", value(new, 1)),
-        (old, Side::Absent) => format!("{path} {} → removed{doubt}", value(old, 1)),
-        (Side::Absent, new) => format!("{path} none → {}{doubt}", value(new, 1)),
-        (old, new) => format!("{path} {} → {}{doubt}", value(old, 2), value(new, 2)),
+        (Side::Absent, new) if is_new => format!("{path} {}{doubt}", value(new, room)),
+        (old, new) if old == new => format!(
+            "{path} {}  sent again{doubt}",
+            value(new, room.saturating_sub(24))
+        ),
+        (old, Side::Absent) => format!(
+            "{path} {} → removed{doubt}",
+            value(old, room.saturating_sub(10))
+        ),
+        (Side::Absent, new) => format!(
+            "{path} none → {}{doubt}",
+            value(new, room.saturating_sub(7))
+        ),
+        (old, new) => format!("{path} {} → {}{doubt}", value(old, half), value(new, half)),
     }
 }
 
@@ -114,7 +181,9 @@ fn shown(side: &Side) -> String {
 
 fn is_plain(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/@+$".contains(c);
-    !text.is_empty() && text.chars().all(plain) && !matches!(text, "none" | "null" | "true" | "false" | "removed")
+    !text.is_empty()
+        && text.chars().all(plain)
+        && !matches!(text, "none" | "null" | "true" | "false" | "removed")
 }
 
 fn hidden(fields: &[Field], secrets: usize) -> Option<String> {
@@ -130,8 +199,14 @@ fn notes(item: &Item, look: Look) -> Vec<(&'static str, String)> {
     let mut notes = Vec::new();
     match &item.standing {
         Standing::Now => {}
-        Standing::ComparedFirst => notes.push(("wait", "Vercel is asked first; only what differs there is sent".to_owned())),
-        Standing::InFlight => notes.push(("wait", "a request is on its way; its answer decides what is left".to_owned())),
+        Standing::ComparedFirst => notes.push((
+            "wait",
+            "Vercel is asked first; only what differs there is sent".to_owned(),
+        )),
+        Standing::InFlight => notes.push((
+            "wait",
+            "a request is on its way; its answer decides what is left".to_owned(),
+        )),
         Standing::Waits { why, until } => {
             let until = until.map(|until| {
                 if look.terminal {
@@ -142,7 +217,10 @@ fn notes(item: &Item, look: Look) -> Vec<(&'static str, String)> {
             });
             notes.push(("wait", format!("{why}{}", until.unwrap_or_default())));
         }
-        Standing::Held => notes.push(("held", "its pass changes more than [guard] allows; a person has to release it".to_owned())),
+        Standing::Held => notes.push((
+            "held",
+            "its pass changes more than [guard] allows; a person has to release it".to_owned(),
+        )),
         Standing::Parked { why } if item.left_out.is_empty() => notes.push(("dead", why.clone())),
         Standing::Parked { .. } => {}
     }
@@ -150,14 +228,27 @@ fn notes(item: &Item, look: Look) -> Vec<(&'static str, String)> {
         matches!((&change.old, &change.new), (Side::Secret(old), Side::Secret(new)) if old != new)
     });
     if rotates {
-        notes.push(("note", "connected projects may keep the old value until they are redeployed".to_owned()));
+        notes.push((
+            "note",
+            "connected projects may keep the old value until they are redeployed".to_owned(),
+        ));
     }
     notes
 }
 
 fn unusable_row(row: &UnusableRow) -> String {
-    let UnusableRow { installation_id, resource_id, problem } = row;
-    let id = |id: &str| if id.is_empty() { "(no id)".to_owned() } else { visible(id) };
+    let UnusableRow {
+        installation_id,
+        resource_id,
+        problem,
+    } = row;
+    let id = |id: &str| {
+        if id.is_empty() {
+            "(no id)".to_owned()
+        } else {
+            visible(id)
+        }
+    };
     format!(
         "{} {} / {}  column `{}` {}\n    {}   {}",
         styled(BAD, "!"),
@@ -188,7 +279,10 @@ fn summary(totals: &Totals) -> String {
     } = *totals;
     let mut rest = Vec::new();
     if adopted > 0 {
-        rest.push(format!("{} would be taken as acknowledged without sending.", count(adopted)));
+        rest.push(format!(
+            "{} would be taken as acknowledged without sending.",
+            count(adopted)
+        ));
     }
     if unusable > 0 {
         rest.push(format!("{} cannot be used.", counted(unusable, "row")));
@@ -197,7 +291,10 @@ fn summary(totals: &Totals) -> String {
         let agree = match unchanged {
             0 => "Nothing to send.".to_owned(),
             1 => "Nothing to send: 1 resource is unchanged.".to_owned(),
-            _ => format!("Nothing to send: {} resources are unchanged.", count(unchanged)),
+            _ => format!(
+                "Nothing to send: {} resources are unchanged.",
+                count(unchanged)
+            ),
         };
         rest.insert(0, agree);
         return rest.join(" ");
@@ -208,7 +305,11 @@ fn summary(totals: &Totals) -> String {
     };
     let parts: Vec<String> = [
         verb(now, "would be sent now", "would be sent now"),
-        verb(compared_first, "would be compared first", "would be compared first"),
+        verb(
+            compared_first,
+            "would be compared first",
+            "would be compared first",
+        ),
         verb(in_flight, "is being sent", "are being sent"),
         verb(waiting, "waits", "wait"),
         verb(held, "is held", "are held"),
@@ -217,7 +318,11 @@ fn summary(totals: &Totals) -> String {
     .into_iter()
     .flatten()
     .collect();
-    let secrets = if secrets > 0 { format!(" ({})", counted(secrets, "secret")) } else { String::new() };
+    let secrets = if secrets > 0 {
+        format!(" ({})", counted(secrets, "secret"))
+    } else {
+        String::new()
+    };
     rest.insert(0, format!("{} unchanged.", count(unchanged)));
     format!(
         "{}, {}{secrets}: {}. {}",
@@ -248,11 +353,21 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_777_903_331_000);
 
     fn look(terminal: bool) -> Look {
-        Look { terminal, width: 80, now: NOW }
+        Look {
+            terminal,
+            width: 80,
+            now: NOW,
+        }
     }
 
     fn change(field: Field, path: &str, old: Side, new: Side) -> Change {
-        Change { field, path: path.to_owned(), old, new, in_doubt: false }
+        Change {
+            field,
+            path: path.to_owned(),
+            old,
+            new,
+            in_doubt: false,
+        }
     }
 
     fn survey() -> Survey {
@@ -262,7 +377,9 @@ mod tests {
             key: ResourceKey::new(installation, resource).expect("ids"),
             name: Some(name.to_owned()),
             is_new: false,
-            since: Some(Since::Changed(NOW.minus(std::time::Duration::from_secs(seconds)))),
+            since: Some(Since::Changed(
+                NOW.minus(std::time::Duration::from_secs(seconds)),
+            )),
             changes,
             unchanged_fields: Vec::new(),
             unchanged_secrets: 0,
@@ -277,7 +394,12 @@ mod tests {
                 "res_0412",
                 "orders-db",
                 38,
-                vec![change(Field::Secrets, "secrets.DATABASE_URL", secret(0x9f), secret(0xb0))],
+                vec![change(
+                    Field::Secrets,
+                    "secrets.DATABASE_URL",
+                    secret(0x9f),
+                    secret(0xb0),
+                )],
                 Standing::Now,
             )
         };
@@ -287,22 +409,45 @@ mod tests {
             "cache-eu",
             120,
             vec![
-                change(Field::Status, "status", value(json!("ready")), value(json!("suspended"))),
-                change(Field::Metadata, "metadata.note", value(json!("x".repeat(200))), Side::Absent),
+                change(
+                    Field::Status,
+                    "status",
+                    value(json!("ready")),
+                    value(json!("suspended")),
+                ),
+                change(
+                    Field::Metadata,
+                    "metadata.note",
+                    value(json!("x".repeat(200))),
+                    Side::Absent,
+                ),
             ],
-            Standing::Waits { why: "installation paused by ana 14:00: \"customer migration\"".to_owned(), until: None },
+            Standing::Waits {
+                why: "installation paused by ana 14:00: \"customer migration\"".to_owned(),
+                until: None,
+            },
         );
         let rejected = Item {
             is_new: true,
             since: None,
-            left_out: vec![(Field::BillingPlan, "rejected by Vercel with 400 bad_request".to_owned())],
+            left_out: vec![(
+                Field::BillingPlan,
+                "rejected by Vercel with 400 bad_request".to_owned(),
+            )],
             ..item(
                 "icfg_9aQ",
                 "res_0078",
                 "cache\u{1b}[31m",
                 0,
-                vec![change(Field::BillingPlan, "billingPlan", Side::Absent, value(json!({"id": "pro"})))],
-                Standing::Parked { why: "…".to_owned() },
+                vec![change(
+                    Field::BillingPlan,
+                    "billingPlan",
+                    Side::Absent,
+                    value(json!({"id": "pro"})),
+                )],
+                Standing::Parked {
+                    why: "…".to_owned(),
+                },
             )
         };
         let totals = Totals {
@@ -320,9 +465,19 @@ mod tests {
         let unusable = UnusableRow {
             installation_id: "icfg_9aQ".to_owned(),
             resource_id: String::new(),
-            problem: Unusable { column: "resource_id", problem: "is NULL".to_owned(), accepted: "1 to 512 bytes" },
+            problem: Unusable {
+                column: "resource_id",
+                problem: "is NULL".to_owned(),
+                accepted: "1 to 512 bytes",
+            },
         };
-        Survey { has_state: true, items: vec![rotation, paused, rejected], unusable: vec![unusable], totals, guard: None }
+        Survey {
+            has_state: true,
+            items: vec![rotation, paused, rejected],
+            unusable: vec![unusable],
+            totals,
+            guard: None,
+        }
     }
 
     fn plain(survey: &Survey, terminal: bool) -> String {
@@ -331,7 +486,31 @@ mod tests {
 
     #[test]
     fn a_person_sees_identity_changes_and_counts_of_what_is_hidden() {
-        insta::assert_snapshot!(plain(&survey(), true), @r#""#);
+        insta::assert_snapshot!(plain(&survey(), true), @r#"
+        Against what Vercel last acknowledged. Nothing was sent.
+
+        ~ icfg_7Hd / res_0412  "orders-db"        changed 38 s ago
+            secrets.DATABASE_URL   9f9f9f → b0b0b0
+            (2 secrets, status, billingPlan, name unchanged)
+            note   connected projects may keep the old value until they are redeployed
+
+        ~ icfg_9aQ / res_0077  "cache-eu"         changed 2 min ago
+            status                 ready → suspended
+            metadata.note          xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx… → removed
+            wait   installation paused by ana 14:00: "customer migration"
+
+        + icfg_9aQ / res_0078  "cache\u{1b}[31m"  never sent
+            billingPlan            {"id":"pro"}
+            dead   billingPlan rejected by Vercel with 400 bad_request; not sent until the source changes it
+
+        … 1 more not shown; --limit 0 shows all.
+
+        ! icfg_9aQ / (no id)  column `resource_id` is NULL
+            help   1 to 512 bytes
+
+        4 resources, 5 fields (1 secret): 1 would be sent now, 2 wait, 1 is dead. 41,205 unchanged. 1 row cannot be used.
+        Next: reconciled outbox list
+        "#);
     }
 
     #[test]
@@ -343,8 +522,16 @@ mod tests {
 
     #[test]
     fn nothing_to_send_is_said_in_a_line() {
-        let totals = Totals { rows: 3, unchanged: 3, ..Totals::default() };
-        let survey = Survey { has_state: true, totals, ..Survey::default() };
+        let totals = Totals {
+            rows: 3,
+            unchanged: 3,
+            ..Totals::default()
+        };
+        let survey = Survey {
+            has_state: true,
+            totals,
+            ..Survey::default()
+        };
         assert_eq!(
             plain(&survey, true),
             "Against what Vercel last acknowledged. Nothing was sent.\n\n\

@@ -9,15 +9,16 @@ use chrono::DateTime;
 
 use super::change::{Change, changes, unchanged};
 use crate::model::{
-    EntryState, Field, FingerprintKey, InstallationId, Mode, Origin, RawRow, Reason, Record, ResourceKey, RowHash,
-    Snapshot, Timestamp, Unusable,
+    EntryState, Field, FingerprintKey, InstallationId, Mode, Origin, RawRow, Reason, Record,
+    ResourceKey, RowHash, Snapshot, Timestamp, Unusable,
 };
 use crate::plan::diff::left_out;
-use crate::plan::guard::{Found, Impact, Limits, impact};
+use crate::plan::guard::{Found, Impact, impact};
 use crate::plan::{Decision, decide, diff, pending};
 use crate::reconcile::{self, PAGE_ROWS};
 use crate::source::{CursorKind, Source};
-use crate::store::{Console, Pause, PauseKind};
+use crate::store::console::Console;
+use crate::store::{Pause, PauseKind};
 
 use super::super::fault::Fault;
 
@@ -39,7 +40,6 @@ pub(super) struct Surveyor {
     pub(super) console: Option<Arc<dyn Console>>,
     pub(super) key: FingerprintKey,
     pub(super) settings: reconcile::Settings,
-    pub(super) limits: Limits,
     pub(super) filter: Filter,
     pub(super) now: Timestamp,
 }
@@ -116,7 +116,10 @@ pub(super) enum Standing {
     /// A request is on its way.
     InFlight,
     /// It waits: why, and until when if that is known.
-    Waits { why: String, until: Option<Timestamp> },
+    Waits {
+        why: String,
+        until: Option<Timestamp>,
+    },
     /// The guard holds it until a person releases it.
     Held,
     /// It is not sent: why.
@@ -139,7 +142,10 @@ impl Surveyor {
             Some(console) => console.pauses().await?,
             None => Vec::new(),
         };
-        let mut survey = Survey { has_state: self.console.is_some(), ..Survey::default() };
+        let mut survey = Survey {
+            has_state: self.console.is_some(),
+            ..Survey::default()
+        };
         let mut found = Found::default();
         let mut after = None;
         loop {
@@ -152,7 +158,9 @@ impl Surveyor {
                 None => keys.into_iter().map(Record::new).collect(),
             };
             for (record, (desired, cursor_text)) in records.into_iter().zip(usable.into_values()) {
-                let changed = cursor_text.filter(|_| cursor == Some(CursorKind::Timestamp)).and_then(|t| instant(&t));
+                let changed = cursor_text
+                    .filter(|_| cursor == Some(CursorKind::Timestamp))
+                    .and_then(|t| instant(&t));
                 self.consider(record, &desired, changed, &pauses, &mut survey, &mut found);
             }
             tell(survey.totals.rows);
@@ -161,12 +169,16 @@ impl Surveyor {
                 None => break,
             }
         }
-        survey.guard = self.limits.are_exceeded(found).then_some(found);
+        survey.guard = self.settings.guard.are_exceeded(found).then_some(found);
         Ok(survey)
     }
 
     /// Decodes a page; rows that cannot be used are noted. Rows with equal ids are always in one page.
-    fn sort(&self, rows: Vec<RawRow>, survey: &mut Survey) -> BTreeMap<ResourceKey, (Snapshot, Option<String>)> {
+    fn sort(
+        &self,
+        rows: Vec<RawRow>,
+        survey: &mut Survey,
+    ) -> BTreeMap<ResourceKey, (Snapshot, Option<String>)> {
         let mut by_key: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
         let mut usable = BTreeMap::new();
         for row in rows {
@@ -185,7 +197,9 @@ impl Surveyor {
                     let desired = row.desired(&self.key, self.settings.ignored);
                     usable.insert(key, (desired, raw.cursor.clone()));
                 }
-                (Err(problem), Some(raw)) => self.note_unusable(raw, problem, rows.len() as u64, survey),
+                (Err(problem), Some(raw)) => {
+                    self.note_unusable(raw, problem, rows.len() as u64, survey)
+                }
                 _ => {}
             }
         }
@@ -193,7 +207,10 @@ impl Surveyor {
     }
 
     fn is_wanted(&self, key: &ResourceKey) -> bool {
-        self.filter.installation.as_ref().is_none_or(|wanted| *wanted == key.installation_id)
+        self.filter
+            .installation
+            .as_ref()
+            .is_none_or(|wanted| *wanted == key.installation_id)
     }
 
     fn note_unusable(&self, row: &RawRow, problem: Unusable, rows: u64, survey: &mut Survey) {
@@ -205,7 +222,11 @@ impl Surveyor {
         survey.totals.unusable += rows;
         if survey.unusable.len() < UNUSABLE_MAX {
             let resource_id = row.resource_id.shown_id();
-            survey.unusable.push(UnusableRow { installation_id, resource_id, problem });
+            survey.unusable.push(UnusableRow {
+                installation_id,
+                resource_id,
+                problem,
+            });
         }
     }
 
@@ -223,7 +244,14 @@ impl Surveyor {
         let was_open = before.entry.is_some();
         let mut record = before;
         let row_hash = record.row_hash.unwrap_or(RowHash::from_bytes([0; 16]));
-        let decided = decide(&mut record, desired, row_hash, Origin::Sweep, self.settings.policy, self.now);
+        let decided = decide(
+            &mut record,
+            desired,
+            row_hash,
+            Origin::Sweep,
+            self.settings.policy,
+            self.now,
+        );
         if decided.decision == Decision::Adopted {
             survey.totals.adopted += 1;
             return;
@@ -257,7 +285,11 @@ impl Surveyor {
             name: name(desired, &record),
             is_new,
             since: changed.map(Since::Changed).or_else(|| {
-                let found = record.entry.as_ref().filter(|_| was_open).map(|entry| entry.created_at);
+                let found = record
+                    .entry
+                    .as_ref()
+                    .filter(|_| was_open)
+                    .map(|entry| entry.created_at);
                 found.map(Since::Found)
             }),
             left_out: why_left_out(&record, desired),
@@ -271,27 +303,43 @@ impl Surveyor {
 
     fn standing(&self, record: &Record, desired: &Snapshot, pauses: &[Pause]) -> Standing {
         let Some(entry) = &record.entry else {
-            return Standing::Parked { why: "a person discarded it; it is sent again when the source changes it".to_owned() };
+            return Standing::Parked {
+                why: "a person discarded it; it is sent again when the source changes it"
+                    .to_owned(),
+            };
         };
         match entry.state {
             EntryState::Held => return Standing::Held,
-            EntryState::Dead => return Standing::Parked { why: entry.reason.sentence().to_owned() },
+            EntryState::Dead => {
+                return Standing::Parked {
+                    why: entry.reason.sentence().to_owned(),
+                };
+            }
             _ => {}
         }
         if entry.in_flight.is_some() {
             return Standing::InFlight;
         }
         if pending(record, desired).0.is_empty() {
-            return Standing::Parked { why: Reason::Rejected.sentence().to_owned() };
+            return Standing::Parked {
+                why: Reason::Rejected.sentence().to_owned(),
+            };
         }
         let in_effect = |pause: &&Pause| {
-            pause.installation_id == record.key.installation_id && pause.until.is_none_or(|until| until > self.now)
+            pause.installation_id == record.key.installation_id
+                && pause.until.is_none_or(|until| until > self.now)
         };
         if let Some(pause) = pauses.iter().find(in_effect) {
-            return Standing::Waits { why: paused(pause, self.now), until: pause.until };
+            return Standing::Waits {
+                why: paused(pause, self.now),
+                until: pause.until,
+            };
         }
         if entry.due_at > self.now {
-            return Standing::Waits { why: entry.reason.sentence().to_owned(), until: Some(entry.due_at) };
+            return Standing::Waits {
+                why: entry.reason.sentence().to_owned(),
+                until: Some(entry.due_at),
+            };
         }
         match entry.mode {
             Mode::Compare => Standing::ComparedFirst,
@@ -303,9 +351,15 @@ impl Surveyor {
 impl Totals {
     fn add(&mut self, changes: &[Change], standing: &Standing) {
         self.resources += 1;
-        let secrets = changes.iter().filter(|change| change.field == Field::Secrets).count() as u64;
-        let fields: std::collections::BTreeSet<Field> =
-            changes.iter().map(|change| change.field).filter(|field| *field != Field::Secrets).collect();
+        let secrets = changes
+            .iter()
+            .filter(|change| change.field == Field::Secrets)
+            .count() as u64;
+        let fields: std::collections::BTreeSet<Field> = changes
+            .iter()
+            .map(|change| change.field)
+            .filter(|field| *field != Field::Secrets)
+            .collect();
         self.fields += fields.len() as u64 + secrets;
         self.secrets += secrets;
         *match standing {
@@ -320,7 +374,14 @@ impl Totals {
 }
 
 fn name(desired: &Snapshot, record: &Record) -> Option<String> {
-    let of = |snapshot: &Snapshot| snapshot.values.get(&Field::Name)?.to_value().as_str().map(str::to_owned);
+    let of = |snapshot: &Snapshot| {
+        snapshot
+            .values
+            .get(&Field::Name)?
+            .to_value()
+            .as_str()
+            .map(str::to_owned)
+    };
     of(desired).or_else(|| of(&record.acknowledged))
 }
 
@@ -328,16 +389,29 @@ fn why_left_out(record: &Record, desired: &Snapshot) -> Vec<(Field, String)> {
     let rejected = record.entry.as_ref().map(|entry| &entry.rejected);
     let why = |field: Field| match rejected.and_then(|rejected| rejected.get(&field)) {
         Some(rejection) => {
-            let code = rejection.code.as_deref().map(|code| format!(" {code}")).unwrap_or_default();
+            let code = rejection
+                .code
+                .as_deref()
+                .map(|code| format!(" {code}"))
+                .unwrap_or_default();
             format!("rejected by Vercel with {}{code}", rejection.status)
         }
         None => "discarded by a person".to_owned(),
     };
-    left_out(record, desired).iter().map(|field| (field, why(field))).collect()
+    left_out(record, desired)
+        .iter()
+        .map(|field| (field, why(field)))
+        .collect()
 }
 
 fn paused(pause: &Pause, now: Timestamp) -> String {
-    let Pause { kind, by, reason, since, .. } = pause;
+    let Pause {
+        kind,
+        by,
+        reason,
+        since,
+        ..
+    } = pause;
     match kind {
         PauseKind::Manual => {
             let since = super::super::text::moment(*since, now);
@@ -352,7 +426,9 @@ fn paused(pause: &Pause, now: Timestamp) -> String {
 /// The instant of a timestamp cursor that says its zone, as the databases write it.
 fn instant(cursor: &str) -> Option<Timestamp> {
     let formats = ["%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f%#z"];
-    let parsed = formats.iter().find_map(|format| DateTime::parse_from_str(cursor, format).ok());
+    let parsed = formats
+        .iter()
+        .find_map(|format| DateTime::parse_from_str(cursor, format).ok());
     let parsed = parsed.or_else(|| DateTime::parse_from_rfc3339(cursor).ok());
     parsed.map(|time| Timestamp::from_millis(time.timestamp_millis()))
 }
@@ -364,7 +440,11 @@ mod tests {
     #[test]
     fn only_a_cursor_that_says_its_zone_is_an_instant() {
         let expected = Some(Timestamp::from_millis(1_777_903_331_500));
-        for text in ["2026-05-04 14:02:11.5+00", "2026-05-04T14:02:11.5Z", "2026-05-04 16:02:11.500+02:00"] {
+        for text in [
+            "2026-05-04 14:02:11.5+00",
+            "2026-05-04T14:02:11.5Z",
+            "2026-05-04 16:02:11.500+02:00",
+        ] {
             assert_eq!(instant(text), expected, "{text}");
         }
         for text in ["2026-05-04 14:02:11", "1777903331", "infinity", ""] {

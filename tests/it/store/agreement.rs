@@ -247,7 +247,7 @@ impl Pair {
         settlement.limit_installation_until = limit;
         settlement.recheck = recheck;
         // Most are forgotten once they are settled; those that are not are stale the next time.
-        if how % 2 == 0 {
+        if how.is_multiple_of(2) {
             self.claimed.retain(|other| other.token != claimed.token);
         }
         both!(self, store => store.advance(settlement.clone()));
