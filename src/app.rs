@@ -1,6 +1,7 @@
 //! Composition: builds the worlds from the configuration, runs the two loops on schedule, drains at the end.
 
 mod build;
+mod guard;
 mod oauth;
 mod once;
 mod run;
