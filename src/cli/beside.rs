@@ -47,13 +47,27 @@ impl Actor {
     /// The name that the history keeps.
     pub(crate) fn name(self) -> String {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        who(self.name, variable("SUDO_USER"), variable("USER"), rustix::process::getuid().as_raw())
+        who(
+            self.name,
+            variable("SUDO_USER"),
+            variable("USER"),
+            rustix::process::getuid().as_raw(),
+        )
     }
 }
 
-fn who(given: Option<String>, sudo: Option<OsString>, user: Option<OsString>, number: u32) -> String {
-    let variable = sudo.or(user).map(|name| name.to_string_lossy().into_owned());
-    given.or(variable).unwrap_or_else(|| format!("uid {number}"))
+fn who(
+    given: Option<String>,
+    sudo: Option<OsString>,
+    user: Option<OsString>,
+    number: u32,
+) -> String {
+    let variable = sudo
+        .or(user)
+        .map(|name| name.to_string_lossy().into_owned());
+    given
+        .or(variable)
+        .unwrap_or_else(|| format!("uid {number}"))
 }
 
 /// Text for the history: not blank, and short enough for a table.
@@ -92,7 +106,12 @@ mod tests {
     #[test]
     fn the_person_behind_sudo_is_who_acts() {
         let name = |given: Option<&str>, sudo: Option<&str>, user: Option<&str>| {
-            who(given.map(Into::into), sudo.map(Into::into), user.map(Into::into), 7)
+            who(
+                given.map(Into::into),
+                sudo.map(Into::into),
+                user.map(Into::into),
+                7,
+            )
         };
         assert_eq!(name(Some("pager"), Some("ana"), Some("root")), "pager");
         assert_eq!(name(None, Some("ana"), Some("root")), "ana");
@@ -104,7 +123,10 @@ mod tests {
     fn a_reason_is_never_blank() {
         assert!(parse_words("  ").is_err());
         assert!(parse_words(&"x".repeat(501)).is_err());
-        assert_eq!(parse_words(" bad migration ").as_deref(), Ok("bad migration"));
+        assert_eq!(
+            parse_words(" bad migration ").as_deref(),
+            Ok("bad migration")
+        );
     }
 
     #[test]

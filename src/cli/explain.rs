@@ -32,7 +32,9 @@ const LIMIT_DEFAULT: u32 = 50;
 /// It sends nothing, changes nothing, and may run beside the daemon, also while the source cannot be reached. It exits with 1 if
 /// neither the source nor the state knows the resource.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled explain icfg_7Hd res_0412\n\nNext: the command in its last line")]
+#[command(
+    after_long_help = "Example:\n  reconciled explain icfg_7Hd res_0412\n\nNext: the command in its last line"
+)]
 pub(crate) struct Arguments {
     /// The installation.
     #[arg(value_name = "INSTALLATION")]
@@ -49,10 +51,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let Arguments { installation, resource, limit, json } = arguments;
+    let Arguments {
+        installation,
+        resource,
+        limit,
+        json,
+    } = arguments;
     let key = ResourceKey::new(&installation, &resource).map_err(|error| {
         let help = crate::model::InvalidId::accepted();
-        Failure::new(NO_ID, format!("one of the two ids {error}")).help(help).exit(Exit::Usage)
+        Failure::new(NO_ID, format!("one of the two ids {error}"))
+            .help(help)
+            .exit(Exit::Usage)
     })?;
     let (config, console) = beside::open(session).await?;
     let look = session.look();
@@ -70,7 +79,11 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     } else {
         session.out.print(&render::render(&told, look));
     }
-    Ok(if Verdict::of(&told) == Verdict::Unknown { Exit::Failed } else { Exit::Done })
+    Ok(if Verdict::of(&told) == Verdict::Unknown {
+        Exit::Failed
+    } else {
+        Exit::Done
+    })
 }
 
 /// Everything that the answer is made of.
@@ -109,7 +122,11 @@ impl Told {
 }
 
 /// Reads the row; that the source cannot be reached is part of the answer, that it is misconfigured is not.
-async fn ask(config: &Config, key: &ResourceKey, fingerprints: &FingerprintKey) -> Result<SourceRow, Fault> {
+async fn ask(
+    config: &Config,
+    key: &ResourceKey,
+    fingerprints: &FingerprintKey,
+) -> Result<SourceRow, Fault> {
     let source = app::source(config)?;
     let rows = match source.fetch(std::slice::from_ref(key)).await {
         Ok(rows) => rows,
@@ -117,7 +134,9 @@ async fn ask(config: &Config, key: &ResourceKey, fingerprints: &FingerprintKey) 
         Err(error) => return Ok(SourceRow::Unreachable(error.to_string())),
     };
     // A database that compares without case may give another resource's row too.
-    let mut rows = rows.into_iter().filter(|row| row.key().is_ok_and(|found| found == *key));
+    let mut rows = rows
+        .into_iter()
+        .filter(|row| row.key().is_ok_and(|found| found == *key));
     let Some(row) = rows.next() else {
         return Ok(SourceRow::Absent);
     };
@@ -149,10 +168,21 @@ mod tests {
     }
 
     pub(super) fn snapshot(status: &str, database_url: u8) -> Snapshot {
-        let secret = |name: &str, byte| (SecretName::new(name).expect("a name"), Fingerprint::from_bytes([byte; 16]));
+        let secret = |name: &str, byte| {
+            (
+                SecretName::new(name).expect("a name"),
+                Fingerprint::from_bytes([byte; 16]),
+            )
+        };
         Snapshot {
             values: [(Field::Status, Json::from_text(status))].into(),
-            secrets: Some([secret("DATABASE_URL", database_url), secret("REDIS_URL", 0x11)].into()),
+            secrets: Some(
+                [
+                    secret("DATABASE_URL", database_url),
+                    secret("REDIS_URL", 0x11),
+                ]
+                .into(),
+            ),
         }
     }
 

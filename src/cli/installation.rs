@@ -42,7 +42,9 @@ enum Command {
 
 /// One line per installation: its state, its resources and what is open.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled installation list --json\n\nNext: reconciled outbox list --installation ID")]
+#[command(
+    after_long_help = "Example:\n  reconciled installation list --json\n\nNext: reconciled outbox list --installation ID"
+)]
 struct ListArguments {
     /// The list as JSON.
     #[arg(long)]
@@ -75,7 +77,9 @@ struct PauseArguments {
 ///
 /// A pause that the daemon made ends when a probe succeeds, not by this command.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled installation resume icfg_7Hd\n\nNext: reconciled status")]
+#[command(
+    after_long_help = "Example:\n  reconciled installation resume icfg_7Hd\n\nNext: reconciled status"
+)]
 struct ResumeArguments {
     /// The installation.
     #[arg(value_name = "INSTALLATION", value_parser = parse_installation)]
@@ -103,10 +107,22 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     Ok(exit)
 }
 
-async fn pause(arguments: PauseArguments, console: &Arc<dyn Console>, look: Look) -> Result<(String, Exit), Fault> {
-    let PauseArguments { id, reason, period, unknown, actor } = arguments;
+async fn pause(
+    arguments: PauseArguments,
+    console: &Arc<dyn Console>,
+    look: Look,
+) -> Result<(String, Exit), Fault> {
+    let PauseArguments {
+        id,
+        reason,
+        period,
+        unknown,
+        actor,
+    } = arguments;
     let installations = console.installations().await?;
-    let known = installations.iter().find(|known| known.installation_id == id);
+    let known = installations
+        .iter()
+        .find(|known| known.installation_id == id);
     if known.is_none() && !unknown {
         return Ok((refuse_unknown(&id, &installations), Exit::Failed));
     }
@@ -144,14 +160,23 @@ fn tell_paused(pause: &Pause, known: Option<&InstallationSummary>, look: Look) -
          Next: reconciled installation resume {}\n",
         styled(WARN, "PAUSED"),
         visible(pause.installation_id.as_str()),
-        if open == 1 { "1 entry waits".to_owned() } else { format!("{} entries wait", count(open)) },
+        if open == 1 {
+            "1 entry waits".to_owned()
+        } else {
+            format!("{} entries wait", count(open))
+        },
         shell(pause.installation_id.as_str()),
     )
 }
 
 fn refuse_unknown(id: &InstallationId, installations: &[InstallationSummary]) -> String {
-    let distance = |known: &&InstallationSummary| strsim::damerau_levenshtein(known.installation_id.as_str(), id.as_str());
-    let nearest = installations.iter().min_by_key(distance).filter(|known| distance(known) <= 3);
+    let distance = |known: &&InstallationSummary| {
+        strsim::damerau_levenshtein(known.installation_id.as_str(), id.as_str())
+    };
+    let nearest = installations
+        .iter()
+        .min_by_key(distance)
+        .filter(|known| distance(known) <= 3);
     let nearest = nearest.map(|known| format!("; did you mean {}?", known.installation_id));
     format!(
         "{}   the state knows no installation {}{}\nNext: reconciled installation list, or the same with --unknown\n",
@@ -161,14 +186,19 @@ fn refuse_unknown(id: &InstallationId, installations: &[InstallationSummary]) ->
     )
 }
 
-async fn resume(arguments: ResumeArguments, console: &Arc<dyn Console>, look: Look) -> Result<(String, Exit), Fault> {
+async fn resume(
+    arguments: ResumeArguments,
+    console: &Arc<dyn Console>,
+    look: Look,
+) -> Result<(String, Exit), Fault> {
     let ResumeArguments { id, actor } = arguments;
     let actor = actor.name();
     let resumed = console.resume_manually(&id, &actor, look.now).await?;
     if resumed {
         info!(
             event = "installation.resumed_by_hand",
-            installation_id = id.as_str(), actor,
+            installation_id = id.as_str(),
+            actor,
             "Resumed {id} for {actor}"
         );
     }
@@ -179,10 +209,19 @@ async fn resume(arguments: ResumeArguments, console: &Arc<dyn Console>, look: Lo
     Ok(tell_resumed(&id, resumed, automatic.as_ref(), look))
 }
 
-fn tell_resumed(id: &InstallationId, resumed: bool, automatic: Option<&Pause>, look: Look) -> (String, Exit) {
+fn tell_resumed(
+    id: &InstallationId,
+    resumed: bool,
+    automatic: Option<&Pause>,
+    look: Look,
+) -> (String, Exit) {
     let shown = visible(id.as_str());
     if let Some(pause) = automatic {
-        let manual = if resumed { "its pause by hand has ended, but " } else { "" };
+        let manual = if resumed {
+            "its pause by hand has ended, but "
+        } else {
+            ""
+        };
         let text = format!(
             "{}   {shown}: {manual}{}\n\
              It goes on by itself when a probe succeeds.\nNext: reconciled outbox list --installation {}\n",
@@ -193,19 +232,32 @@ fn tell_resumed(id: &InstallationId, resumed: bool, automatic: Option<&Pause>, l
         return (text, if resumed { Exit::Done } else { Exit::Failed });
     }
     let verdict = if resumed {
-        format!("{}   {shown}: what waits is sent now", styled(GOOD, "RESUMED"))
+        format!(
+            "{}   {shown}: what waits is sent now",
+            styled(GOOD, "RESUMED")
+        )
     } else {
-        format!("{}   {shown} was not paused; nothing was changed", styled(GOOD, "ACTIVE"))
+        format!(
+            "{}   {shown} was not paused; nothing was changed",
+            styled(GOOD, "ACTIVE")
+        )
     };
     (format!("{verdict}\nNext: reconciled status\n"), Exit::Done)
 }
 
 fn list(installations: &[InstallationSummary], look: Look) -> String {
-    let paused = installations.iter().filter(|one| is_paused(one, look.now)).count() as u64;
+    let paused = installations
+        .iter()
+        .filter(|one| is_paused(one, look.now))
+        .count() as u64;
     let verdict = match (installations.len() as u64, paused) {
         (0, _) => "No installations yet: nothing was read from the source.".to_owned(),
         (all, 0) => format!("{}, none paused.", counted(all, "installation")),
-        (all, paused) => format!("{}, {} paused.", counted(all, "installation"), count(paused)),
+        (all, paused) => format!(
+            "{}, {} paused.",
+            counted(all, "installation"),
+            count(paused)
+        ),
     };
     let mut text = format!("{verdict}\n");
     if !installations.is_empty() {
@@ -213,9 +265,14 @@ fn list(installations: &[InstallationSummary], look: Look) -> String {
         text.push_str(&table(installations.iter(), look).render(look));
         text.push('\n');
     }
-    let next = installations.iter().find(|one| manual(one, look.now).is_some());
+    let next = installations
+        .iter()
+        .find(|one| manual(one, look.now).is_some());
     let next = match next {
-        Some(one) => format!("reconciled installation resume {}", shell(one.installation_id.as_str())),
+        Some(one) => format!(
+            "reconciled installation resume {}",
+            shell(one.installation_id.as_str())
+        ),
         None => "reconciled status".to_owned(),
     };
     text.push_str(&format!("Next: {next}\n"));
@@ -223,15 +280,39 @@ fn list(installations: &[InstallationSummary], look: Look) -> String {
 }
 
 /// The table of installations, also for `status`.
-pub(crate) fn table<'a>(installations: impl Iterator<Item = &'a InstallationSummary>, look: Look) -> Table {
+pub(crate) fn table<'a>(
+    installations: impl Iterator<Item = &'a InstallationSummary>,
+    look: Look,
+) -> Table {
     /// A longer reason is cut at a terminal.
     const REASON_COLUMNS: usize = 48;
-    let oldest = if look.terminal { "OLDEST" } else { "OLDEST SINCE" };
-    let mut table = Table::new(&["INSTALLATION", "STATE", "RESOURCES", "WAITING", "HELD", "DEAD", oldest, "WHY"]);
+    let oldest = if look.terminal {
+        "OLDEST"
+    } else {
+        "OLDEST SINCE"
+    };
+    let mut table = Table::new(&[
+        "INSTALLATION",
+        "STATE",
+        "RESOURCES",
+        "WAITING",
+        "HELD",
+        "DEAD",
+        oldest,
+        "WHY",
+    ]);
     for one in installations {
         let why = one.pauses.iter().find(|pause| in_effect(pause, look.now));
-        let why = why.map(|pause| short_reason(pause, look)).unwrap_or_default();
-        let number = |number: u64| if look.terminal { count(number) } else { number.to_string() };
+        let why = why
+            .map(|pause| short_reason(pause, look))
+            .unwrap_or_default();
+        let number = |number: u64| {
+            if look.terminal {
+                count(number)
+            } else {
+                number.to_string()
+            }
+        };
         table.row(vec![
             visible(one.installation_id.as_str()),
             state(one, look.now).to_owned(),
@@ -240,25 +321,37 @@ pub(crate) fn table<'a>(installations: impl Iterator<Item = &'a InstallationSumm
             number(one.held),
             number(one.dead),
             one.oldest.map(|at| span(at, look)).unwrap_or_default(),
-            if look.terminal { cut(&why, REASON_COLUMNS) } else { why },
+            if look.terminal {
+                cut(&why, REASON_COLUMNS)
+            } else {
+                why
+            },
         ]);
     }
     table
 }
 
 fn short_reason(pause: &Pause, look: Look) -> String {
-    let end = pause.until.map(|at| format!(", ends {}", ahead(at, look))).unwrap_or_default();
+    let end = pause
+        .until
+        .map(|at| format!(", ends {}", ahead(at, look)))
+        .unwrap_or_default();
     match pause.kind {
         PauseKind::Manual => format!("{}: {}{end}", visible(&pause.by), visible(&pause.reason)),
-        PauseKind::Token | PauseKind::Gone => {
-            pause.probe_at.map(|at| format!("probed {}", ahead(at, look))).unwrap_or_default()
-        }
+        PauseKind::Token | PauseKind::Gone => pause
+            .probe_at
+            .map(|at| format!("probed {}", ahead(at, look)))
+            .unwrap_or_default(),
     }
 }
 
 /// One word for what an installation is in.
 fn state(one: &InstallationSummary, now: Timestamp) -> &'static str {
-    let of = |kind| one.pauses.iter().any(|pause| pause.kind == kind && in_effect(pause, now));
+    let of = |kind| {
+        one.pauses
+            .iter()
+            .any(|pause| pause.kind == kind && in_effect(pause, now))
+    };
     match () {
         () if of(PauseKind::Gone) => "gone",
         () if of(PauseKind::Token) => "token refused",
@@ -275,7 +368,9 @@ pub(crate) fn is_paused(one: &InstallationSummary, now: Timestamp) -> bool {
 
 /// The pause that a person made, while it is in effect.
 pub(crate) fn manual(one: &InstallationSummary, now: Timestamp) -> Option<&Pause> {
-    one.pauses.iter().find(|pause| pause.kind == PauseKind::Manual && in_effect(pause, now))
+    one.pauses
+        .iter()
+        .find(|pause| pause.kind == PauseKind::Manual && in_effect(pause, now))
 }
 
 fn list_json(installations: &[InstallationSummary], now: Timestamp) -> Value {
@@ -288,7 +383,16 @@ fn list_json(installations: &[InstallationSummary], now: Timestamp) -> Value {
 
 /// One installation for machines, also in `status`.
 pub(crate) fn to_json(one: &InstallationSummary, now: Timestamp) -> Value {
-    let InstallationSummary { installation_id, resources, waiting, held, dead, oldest, pauses, limited_until } = one;
+    let InstallationSummary {
+        installation_id,
+        resources,
+        waiting,
+        held,
+        dead,
+        oldest,
+        pauses,
+        limited_until,
+    } = one;
     json!({
         "installation_id": installation_id.as_str(),
         "state": state(one, now).replace(' ', "_"),
@@ -307,7 +411,11 @@ mod tests {
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_millis(1_777_903_331_000);
-    const LOOK: Look = Look { terminal: true, width: 100, now: NOW };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 100,
+        now: NOW,
+    };
 
     fn ago(seconds: u64) -> Timestamp {
         NOW.minus(Duration::from_secs(seconds))
@@ -318,7 +426,12 @@ mod tests {
         let pause = |(kind, until): (PauseKind, Option<Timestamp>)| Pause {
             installation_id: installation_id.clone(),
             kind,
-            by: if kind == PauseKind::Manual { "ana" } else { "reconciled" }.into(),
+            by: if kind == PauseKind::Manual {
+                "ana"
+            } else {
+                "reconciled"
+            }
+            .into(),
             reason: "customer migration".into(),
             since: ago(120),
             until,
@@ -360,13 +473,22 @@ mod tests {
 
         Next: reconciled installation resume icfg_9aQ
         ");
-        let pipe = plain(&list(&fleet, Look { terminal: false, ..LOOK }));
+        let pipe = plain(&list(
+            &fleet,
+            Look {
+                terminal: false,
+                ..LOOK
+            },
+        ));
         assert!(pipe.contains("icfg_9aQ\tpaused\t1112\t1\t0\t0\t2026-05-04T13:59:57.000Z\tana: customer migration\n"), "{pipe}");
     }
 
     #[test]
     fn a_mistyped_installation_is_not_paused() {
-        let text = plain(&refuse_unknown(&InstallationId::new("icfg_7hd").expect("an id"), &[one("icfg_7Hd", vec![])]));
+        let text = plain(&refuse_unknown(
+            &InstallationId::new("icfg_7hd").expect("an id"),
+            &[one("icfg_7Hd", vec![])],
+        ));
         insta::assert_snapshot!(text, @r"
         NOT PAUSED   the state knows no installation icfg_7hd; did you mean icfg_7Hd?
         Next: reconciled installation list, or the same with --unknown
@@ -375,7 +497,10 @@ mod tests {
 
     #[test]
     fn a_pause_says_what_it_means_and_how_it_ends() {
-        let fleet = one("icfg_9aQ", vec![(PauseKind::Manual, Some(NOW.plus(Duration::from_secs(7200))))]);
+        let fleet = one(
+            "icfg_9aQ",
+            vec![(PauseKind::Manual, Some(NOW.plus(Duration::from_secs(7200))))],
+        );
         insta::assert_snapshot!(plain(&tell_paused(&fleet.pauses[0], Some(&fleet), LOOK)), @r"
         PAUSED   icfg_9aQ: nothing is sent for it, ends by itself in 2 h
         1 entry waits meanwhile; a request on its way ends by itself.

@@ -26,7 +26,9 @@ const LIMIT_DEFAULT: u32 = 50;
 ///
 /// Everything here works beside the daemon, which takes notice within a second. Every act is kept with who did it, when and why.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled outbox list --state dead --since 1h\n\nNext: reconciled outbox show ID")]
+#[command(
+    after_long_help = "Example:\n  reconciled outbox list --state dead --since 1h\n\nNext: reconciled outbox show ID"
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -43,7 +45,9 @@ enum Command {
 
 /// Entries by number, the oldest first: what each would send, and what it waits for.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled outbox list --state dead --installation icfg_7Hd\n\nNext: reconciled outbox show ID")]
+#[command(
+    after_long_help = "Example:\n  reconciled outbox list --state dead --installation icfg_7Hd\n\nNext: reconciled outbox show ID"
+)]
 struct ListArguments {
     #[command(flatten)]
     filter: Filter,
@@ -57,7 +61,9 @@ struct ListArguments {
 
 /// One entry: both sides field by field, its attempts, why it is where it is.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled outbox show 58213\n\nNext: reconciled explain INSTALLATION RESOURCE")]
+#[command(
+    after_long_help = "Example:\n  reconciled outbox show 58213\n\nNext: reconciled explain INSTALLATION RESOURCE"
+)]
 struct ShowArguments {
     /// The entry's number.
     #[arg(value_name = "ID", value_parser = parse_entry)]
@@ -71,8 +77,10 @@ struct ShowArguments {
 ///
 /// What Vercel rejected is sent once more as it is: correct the source first if the value is wrong.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled outbox retry --state dead --installation icfg_7Hd --dry-run\n\n\
-    Exit codes: 0 all was done, 1 something was refused.\n\nNext: reconciled outbox list")]
+#[command(
+    after_long_help = "Example:\n  reconciled outbox retry --state dead --installation icfg_7Hd --dry-run\n\n\
+    Exit codes: 0 all was done, 1 something was refused.\n\nNext: reconciled outbox list"
+)]
 struct RetryArguments {
     #[command(flatten)]
     which: Which,
@@ -80,8 +88,10 @@ struct RetryArguments {
 
 /// Closes entries for good: what they wanted is not sent until the source changes it.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled outbox discard --state held --reason \"bad migration, rolled back\"\n\n\
-    Exit codes: 0 all was done, 1 something was refused.\n\nNext: reconciled status")]
+#[command(
+    after_long_help = "Example:\n  reconciled outbox discard --state held --reason \"bad migration, rolled back\"\n\n\
+    Exit codes: 0 all was done, 1 something was refused.\n\nNext: reconciled status"
+)]
 struct DiscardArguments {
     #[command(flatten)]
     which: Which,
@@ -92,8 +102,10 @@ struct DiscardArguments {
 
 /// Lets entries go that the guard holds; they are sent at once.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Example:\n  reconciled outbox release --installation icfg_7Hd\n\n\
-    Exit codes: 0 all was done, 1 something was refused.\n\nNext: reconciled status")]
+#[command(
+    after_long_help = "Example:\n  reconciled outbox release --installation icfg_7Hd\n\n\
+    Exit codes: 0 all was done, 1 something was refused.\n\nNext: reconciled status"
+)]
 struct ReleaseArguments {
     #[command(flatten)]
     which: Which,
@@ -157,7 +169,9 @@ struct Selection {
 
 fn parse_entry(text: &str) -> Result<EntryId, String> {
     let number = text.parse::<i64>().ok().filter(|number| *number > 0);
-    number.map(EntryId).ok_or_else(|| "an entry's number is a positive integer, as outbox list shows it".to_owned())
+    number.map(EntryId).ok_or_else(|| {
+        "an entry's number is a positive integer, as outbox list shows it".to_owned()
+    })
 }
 
 fn parse_state(text: &str) -> Result<EntryState, String> {
@@ -169,24 +183,37 @@ fn parse_state(text: &str) -> Result<EntryState, String> {
 
 fn parse_open_state(text: &str) -> Result<EntryState, String> {
     let state = parse_state(text)?;
-    if state.is_open() { Ok(state) } else { Err("a closed entry cannot be changed; open states are waiting, held and dead".to_owned()) }
+    if state.is_open() {
+        Ok(state)
+    } else {
+        Err("a closed entry cannot be changed; open states are waiting, held and dead".to_owned())
+    }
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
     match arguments.command {
         Command::List(arguments) => list::execute(arguments, session).await,
         Command::Show(arguments) => show::execute(arguments, session).await,
-        Command::Retry(RetryArguments { which }) => act::execute(act::Verb::Retry, which, session).await,
+        Command::Retry(RetryArguments { which }) => {
+            act::execute(act::Verb::Retry, which, session).await
+        }
         Command::Discard(DiscardArguments { which, reason }) => {
             act::execute(act::Verb::Discard { reason }, which, session).await
         }
-        Command::Release(ReleaseArguments { which }) => act::execute(act::Verb::Release, which, session).await,
+        Command::Release(ReleaseArguments { which }) => {
+            act::execute(act::Verb::Release, which, session).await
+        }
     }
 }
 
 impl Filter {
     fn to_store(&self, limit: u32, now: Timestamp) -> EntryFilter {
-        let Self { states, installation, field, since } = self;
+        let Self {
+            states,
+            installation,
+            field,
+            since,
+        } = self;
         EntryFilter {
             states: states.clone(),
             installation_id: installation.clone(),

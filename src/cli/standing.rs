@@ -53,7 +53,9 @@ pub(crate) fn standing(
         EntryState::Waiting => {}
     }
     if let Some(in_flight) = &entry.in_flight {
-        return Standing::InFlight { since: in_flight.claimed_at };
+        return Standing::InFlight {
+            since: in_flight.claimed_at,
+        };
     }
     if let Some(pause) = pauses.iter().find(|pause| in_effect(pause, now)) {
         return Standing::Paused(pause.clone());
@@ -61,7 +63,9 @@ pub(crate) fn standing(
     let limited = limited_until.filter(|until| *until > now);
     match limited {
         Some(until) if until > entry.due_at => Standing::Limited { until },
-        _ if entry.due_at > now => Standing::Later { due_at: entry.due_at },
+        _ if entry.due_at > now => Standing::Later {
+            due_at: entry.due_at,
+        },
         _ => Standing::Due,
     }
 }
@@ -77,7 +81,9 @@ impl Standing {
         match self {
             Self::Closed => "closed".to_owned(),
             Self::InFlight { .. } => "a request is on its way; its answer decides".to_owned(),
-            Self::Held | Self::Dead | Self::Due | Self::Later { .. } => reason.sentence().to_owned(),
+            Self::Held | Self::Dead | Self::Due | Self::Later { .. } => {
+                reason.sentence().to_owned()
+            }
             Self::Paused(pause) => paused(pause, look),
             Self::Limited { .. } => Reason::RateLimited.sentence().to_owned(),
         }
@@ -127,22 +133,55 @@ impl Standing {
 
 /// A pause in a sentence: who, when, why, and when it ends.
 pub(crate) fn paused(pause: &Pause, look: Look) -> String {
-    let Pause { kind, by, reason, since, until, probe_at, .. } = pause;
+    let Pause {
+        kind,
+        by,
+        reason,
+        since,
+        until,
+        probe_at,
+        ..
+    } = pause;
     let since = clock(*since, look);
-    let probe = || probe_at.map(|at| format!("; probed again {}", ahead(at, look))).unwrap_or_default();
+    let probe = || {
+        probe_at
+            .map(|at| format!("; probed again {}", ahead(at, look)))
+            .unwrap_or_default()
+    };
     match kind {
         PauseKind::Manual => {
-            let until = until.map(|at| format!(", ends {}", ahead(at, look))).unwrap_or_default();
-            format!("installation paused by {} {since}: \"{}\"{until}", visible(by), visible(reason))
+            let until = until
+                .map(|at| format!(", ends {}", ahead(at, look)))
+                .unwrap_or_default();
+            format!(
+                "installation paused by {} {since}: \"{}\"{until}",
+                visible(by),
+                visible(reason)
+            )
         }
-        PauseKind::Token => format!("installation paused {since}: Vercel refuses its token{}", probe()),
-        PauseKind::Gone => format!("installation paused {since}: Vercel no longer knows it{}", probe()),
+        PauseKind::Token => format!(
+            "installation paused {since}: Vercel refuses its token{}",
+            probe()
+        ),
+        PauseKind::Gone => format!(
+            "installation paused {since}: Vercel no longer knows it{}",
+            probe()
+        ),
     }
 }
 
 /// A pause for machines.
 pub(crate) fn pause_json(pause: &Pause, now: Timestamp) -> Value {
-    let Pause { installation_id: _, kind, by, reason, since, until, probe_at, probes_failed } = pause;
+    let Pause {
+        installation_id: _,
+        kind,
+        by,
+        reason,
+        since,
+        until,
+        probe_at,
+        probes_failed,
+    } = pause;
     json!({
         "kind": kind.name(),
         "in_effect": in_effect(pause, now),
@@ -161,18 +200,30 @@ pub(crate) fn ahead(at: Timestamp, look: Look) -> String {
         return format!("at {at}");
     }
     let left = at.since(look.now);
-    if left.is_zero() { "now".to_owned() } else { format!("in {}", duration(left)) }
+    if left.is_zero() {
+        "now".to_owned()
+    } else {
+        format!("in {}", duration(left))
+    }
 }
 
 /// The hour and minute for a person, the exact time for a pipe.
 pub(crate) fn clock(at: Timestamp, look: Look) -> String {
-    if look.terminal { moment(at, look.now) } else { at.to_string() }
+    if look.terminal {
+        moment(at, look.now)
+    } else {
+        at.to_string()
+    }
 }
 
 /// The hour, minute and second for a person, with the date when it is another day's; the exact time for a pipe.
 pub(crate) fn clock_seconds(at: Timestamp, look: Look) -> String {
     let (at, now) = (at.to_string(), look.now.to_string());
-    let range = if at.get(..10) == now.get(..10) { 11..19 } else { 0..19 };
+    let range = if at.get(..10) == now.get(..10) {
+        11..19
+    } else {
+        0..19
+    };
     match at.get(range) {
         Some(short) if look.terminal => short.replace('T', " "),
         _ => at,
@@ -181,7 +232,11 @@ pub(crate) fn clock_seconds(at: Timestamp, look: Look) -> String {
 
 /// How long ago as a bare duration for a person, the exact time for a pipe.
 pub(crate) fn span(at: Timestamp, look: Look) -> String {
-    if look.terminal { duration(look.now.since(at)) } else { at.to_string() }
+    if look.terminal {
+        duration(look.now.since(at))
+    } else {
+        at.to_string()
+    }
 }
 
 /// Milliseconds for a `_ms` property; zero for what is ahead.
@@ -197,11 +252,19 @@ mod tests {
     use crate::model::{InstallationId, Mode, Origin, Snapshot};
 
     const NOW: Timestamp = Timestamp::from_millis(1_777_903_331_000);
-    const LOOK: Look = Look { terminal: true, width: 100, now: NOW };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 100,
+        now: NOW,
+    };
 
     fn entry(due_in: u64) -> Entry {
         let due_at = NOW.plus(Duration::from_secs(due_in));
-        Entry { due_at, reason: Reason::Backoff, ..Entry::new(Snapshot::default(), Origin::Poll, Mode::Whole, NOW) }
+        Entry {
+            due_at,
+            reason: Reason::Backoff,
+            ..Entry::new(Snapshot::default(), Origin::Poll, Mode::Whole, NOW)
+        }
     }
 
     fn pause(until: Option<Timestamp>) -> Pause {
@@ -243,7 +306,10 @@ mod tests {
 
     #[test]
     fn a_pipe_gets_exact_times() {
-        let pipe = Look { terminal: false, ..LOOK };
+        let pipe = Look {
+            terminal: false,
+            ..LOOK
+        };
         assert_eq!(ahead(NOW, pipe), "at 2026-05-04T14:02:11.000Z");
         assert_eq!(clock(NOW, pipe), "2026-05-04T14:02:11.000Z");
     }

@@ -44,7 +44,11 @@ pub(crate) struct Arguments {
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
     let (config, console) = beside::open(session).await?;
     let look = session.look();
-    let rows = if look.terminal && !arguments.json { QUARANTINED_SHOWN } else { QUARANTINED_MAX };
+    let rows = if look.terminal && !arguments.json {
+        QUARANTINED_SHOWN
+    } else {
+        QUARANTINED_MAX
+    };
     let overview = Overview::gather(&config, &console, rows, look.now).await?;
     if arguments.json {
         session.out.json(&json::render(&overview));
@@ -96,13 +100,24 @@ impl Overview {
 
     /// The sign of life of the daemon that runs now.
     fn alive(&self) -> Option<&Heartbeat> {
-        self.daemon.heartbeat.as_ref().filter(|_| self.daemon.running)
+        self.daemon
+            .heartbeat
+            .as_ref()
+            .filter(|_| self.daemon.running)
     }
 
     /// When the last poll ended and how many rows it read, as far as anything recorded it.
     fn last_poll(&self) -> Option<(Timestamp, u64)> {
-        let told = self.daemon.heartbeat.as_ref().and_then(|heartbeat| heartbeat.last_poll);
-        let kept = self.progress.poll.as_ref().and_then(|poll| Some((poll.completed_at?, poll.rows)));
+        let told = self
+            .daemon
+            .heartbeat
+            .as_ref()
+            .and_then(|heartbeat| heartbeat.last_poll);
+        let kept = self
+            .progress
+            .poll
+            .as_ref()
+            .and_then(|poll| Some((poll.completed_at?, poll.rows)));
         told.into_iter().chain(kept).max_by_key(|(at, _)| *at)
     }
 }
@@ -157,10 +172,18 @@ pub(super) mod tests {
             source_problem: None,
             outage_since: None,
         };
-        let account = SweepAccount { rows: 41_207, equal: 41_207, ..SweepAccount::default() };
+        let account = SweepAccount {
+            rows: 41_207,
+            equal: 41_207,
+            ..SweepAccount::default()
+        };
         Overview {
             now: NOW,
-            counts: Counts { resources: 41_207, last_acknowledged: Some(ago(3)), ..Counts::default() },
+            counts: Counts {
+                resources: 41_207,
+                last_acknowledged: Some(ago(3)),
+                ..Counts::default()
+            },
             progress: Progress {
                 poll: Some(PollProgress {
                     cursor: None,
@@ -177,9 +200,15 @@ pub(super) mod tests {
                     last: Some((ago(40), account)),
                 }),
             },
-            daemon: Daemon { running: true, heartbeat: Some(heartbeat) },
+            daemon: Daemon {
+                running: true,
+                heartbeat: Some(heartbeat),
+            },
             retries: 3,
-            installations: vec![installation("icfg_7Hd", 0, 0), installation("icfg_9aQ", 0, 0)],
+            installations: vec![
+                installation("icfg_7Hd", 0, 0),
+                installation("icfg_9aQ", 0, 0),
+            ],
             unusable: Vec::new(),
             unusable_total: 0,
             poll_schedule: Some("*/5 * * * * *".into()),

@@ -4,6 +4,7 @@ mod cli;
 mod delivery;
 mod deploy;
 mod harness;
+mod operate;
 mod source;
 mod store;
 mod support;

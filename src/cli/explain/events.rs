@@ -8,8 +8,8 @@ use super::super::standing::clock_seconds;
 use super::super::text::{count, duration, visible};
 use crate::model::{EntryId, EntryState, Timestamp};
 use crate::plan::diff;
-use crate::store::console::{Act, Attempt, Story};
 use crate::store::PauseKind;
+use crate::store::console::{Act, Attempt, Story};
 
 /// Something that happened, once or several times in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,18 +35,39 @@ pub(super) fn events(story: &Story) -> Vec<Event> {
     let mut events: Vec<Event> = story.attempts.iter().map(of_attempt).collect();
     events.extend(entries(story));
     events.extend(story.acts.iter().map(of_act));
-    let automatic = story.pauses.iter().filter(|pause| pause.kind != PauseKind::Manual);
+    let automatic = story
+        .pauses
+        .iter()
+        .filter(|pause| pause.kind != PauseKind::Manual);
     events.extend(automatic.map(|pause| {
-        let why = if pause.kind == PauseKind::Token { "Vercel refuses the token" } else { "Vercel no longer knows it" };
-        one(pause.since, "paused", format!("the installation: {why}"), None)
+        let why = if pause.kind == PauseKind::Token {
+            "Vercel refuses the token"
+        } else {
+            "Vercel no longer knows it"
+        };
+        one(
+            pause.since,
+            "paused",
+            format!("the installation: {why}"),
+            None,
+        )
     }));
     if let Some(row) = &story.quarantined {
-        let text = format!("column `{}` {}", visible(&row.column), visible(&row.problem));
+        let text = format!(
+            "column `{}` {}",
+            visible(&row.column),
+            visible(&row.problem)
+        );
         events.push(one(row.since, "quarantined", text, None));
     }
     if let Some(missing) = story.record.missing {
         let sweeps = super::super::text::counted(missing.sweeps.into(), "sweep");
-        events.push(one(missing.since, "missing", format!("the row is gone from the source, for {sweeps}"), None));
+        events.push(one(
+            missing.since,
+            "missing",
+            format!("the row is gone from the source, for {sweeps}"),
+            None,
+        ));
     }
     // What a change led to stands after it, also within one millisecond.
     events.sort_by_key(|event| (event.at, event.kind != "changed"));
@@ -54,7 +75,15 @@ pub(super) fn events(story: &Story) -> Vec<Event> {
 }
 
 fn one(at: Timestamp, kind: &'static str, text: String, entry: Option<EntryId>) -> Event {
-    Event { at, last_at: at, times: 1, kind, text, vercel_id: None, entry }
+    Event {
+        at,
+        last_at: at,
+        times: 1,
+        kind,
+        text,
+        vercel_id: None,
+        entry,
+    }
 }
 
 /// When the changes were found, and how entries ended that no attempt ended.
@@ -63,27 +92,56 @@ fn entries(story: &Story) -> Vec<Event> {
     for listed in &story.closed {
         let entry = &listed.entry;
         let mut sent: Vec<String> = Vec::new();
-        for attempt in story.attempts.iter().filter(|attempt| attempt.entry_id == entry.id) {
-            sent.extend(attempt.secret_names.iter().filter(|name| !sent.contains(name)).cloned().collect::<Vec<_>>());
+        for attempt in story
+            .attempts
+            .iter()
+            .filter(|attempt| attempt.entry_id == entry.id)
+        {
+            sent.extend(
+                attempt
+                    .secret_names
+                    .iter()
+                    .filter(|name| !sent.contains(name))
+                    .cloned()
+                    .collect::<Vec<_>>(),
+            );
         }
         let fields = field_names(listed.fields.iter(), &sent);
-        events.push(one(entry.created_at, "changed", found(&fields, entry.origin.name()), Some(entry.id)));
+        events.push(one(
+            entry.created_at,
+            "changed",
+            found(&fields, entry.origin.name()),
+            Some(entry.id),
+        ));
         if let (EntryState::Withdrawn, Some(at)) = (entry.state, listed.closed_at) {
             let text = "the source went back; nothing was left to send".to_owned();
             events.push(one(at, "withdrawn", text, Some(entry.id)));
         }
     }
     if let Some(entry) = &story.record.entry {
-        let patch = diff(&entry.desired, &story.record.acknowledged, &story.record.doubt);
+        let patch = diff(
+            &entry.desired,
+            &story.record.acknowledged,
+            &story.record.doubt,
+        );
         let secrets: Vec<String> = patch.secret_names().map(ToString::to_string).collect();
         let fields = field_names(patch.fields().iter(), &secrets);
-        events.push(one(entry.created_at, "changed", found(&fields, entry.origin.name()), Some(entry.id)));
+        events.push(one(
+            entry.created_at,
+            "changed",
+            found(&fields, entry.origin.name()),
+            Some(entry.id),
+        ));
     }
     events
 }
 
 fn found(fields: &str, origin: &str) -> String {
-    if fields.is_empty() { format!("({origin})") } else { format!("{fields} ({origin})") }
+    if fields.is_empty() {
+        format!("({origin})")
+    } else {
+        format!("{fields} ({origin})")
+    }
 }
 
 fn of_attempt(attempt: &Attempt) -> Event {
@@ -118,7 +176,16 @@ fn kind(outcome: &str) -> &'static str {
 }
 
 fn attempt_text(attempt: &Attempt) -> String {
-    let Attempt { method, fields, secret_names, outcome, status, error_code, message, .. } = attempt;
+    let Attempt {
+        method,
+        fields,
+        secret_names,
+        outcome,
+        status,
+        error_code,
+        message,
+        ..
+    } = attempt;
     let mut text = Vec::new();
     if method != "PATCH" {
         text.push(visible(method));
@@ -126,18 +193,34 @@ fn attempt_text(attempt: &Attempt) -> String {
     // That an acknowledgement was a 200 is no news.
     if outcome != "acknowledged" {
         text.extend(status.map(|status| status.to_string()));
-        text.extend(error_code.as_deref().filter(|code| *code != outcome).map(visible));
+        text.extend(
+            error_code
+                .as_deref()
+                .filter(|code| *code != outcome)
+                .map(visible),
+        );
     }
     let names = field_names(fields.iter().copied(), secret_names);
     if !names.is_empty() {
         text.push(names);
     }
-    let said = message.as_deref().map(|said| format!(": {}", visible(said))).unwrap_or_default();
+    let said = message
+        .as_deref()
+        .map(|said| format!(": {}", visible(said)))
+        .unwrap_or_default();
     format!("{}{said}", text.join(" "))
 }
 
 fn of_act(act: &Act) -> Event {
-    let Act { at, actor, act, installation_id: _, resource_id: _, entry_id, reason } = act;
+    let Act {
+        at,
+        actor,
+        act,
+        installation_id: _,
+        resource_id: _,
+        entry_id,
+        reason,
+    } = act;
     let kind = match act.as_str() {
         "retry" => "retried",
         "discard" => "discarded",
@@ -146,9 +229,21 @@ fn of_act(act: &Act) -> Event {
         "resume" => "resumed",
         _ => "act",
     };
-    let whole = if entry_id.is_none() { " the whole installation" } else { "" };
-    let reason = reason.as_deref().map(|reason| format!(": \"{}\"", visible(reason))).unwrap_or_default();
-    one(*at, kind, format!("by {}{whole}{reason}", visible(actor)), *entry_id)
+    let whole = if entry_id.is_none() {
+        " the whole installation"
+    } else {
+        ""
+    };
+    let reason = reason
+        .as_deref()
+        .map(|reason| format!(": \"{}\"", visible(reason)))
+        .unwrap_or_default();
+    one(
+        *at,
+        kind,
+        format!("by {}{whole}{reason}", visible(actor)),
+        *entry_id,
+    )
 }
 
 /// Joins neighbours that say the same.
@@ -156,7 +251,9 @@ fn fold(events: Vec<Event>) -> Vec<Event> {
     let mut folded: Vec<Event> = Vec::with_capacity(events.len());
     for event in events {
         match folded.last_mut() {
-            Some(last) if last.kind == event.kind && last.text == event.text && last.kind != "changed" => {
+            Some(last)
+                if last.kind == event.kind && last.text == event.text && last.kind != "changed" =>
+            {
                 last.times += 1;
                 last.last_at = last.last_at.max(event.last_at);
                 last.vercel_id = event.vercel_id.or(last.vercel_id.take());
@@ -172,10 +269,21 @@ fn fold(events: Vec<Event>) -> Vec<Event> {
 pub(super) fn table(events: &[Event], look: Look) -> Table {
     let mut table = Table::new(&["TIME", "EVENT", "WHAT", "X-VERCEL-ID"]);
     // The id is what support asks for: it is never cut, and the text gets what it leaves.
-    let used = 10 + 16 + events.iter().filter_map(|event| event.vercel_id.as_ref()).map(String::len).max().unwrap_or(11);
+    let used = 10
+        + 16
+        + events
+            .iter()
+            .filter_map(|event| event.vercel_id.as_ref())
+            .map(String::len)
+            .max()
+            .unwrap_or(11);
     for event in events {
         let again = if event.times > 1 {
-            format!("×{} over {}  ", count(event.times), duration(event.last_at.since(event.at)))
+            format!(
+                "×{} over {}  ",
+                count(event.times),
+                duration(event.last_at.since(event.at))
+            )
         } else {
             String::new()
         };
@@ -192,7 +300,13 @@ pub(super) fn table(events: &[Event], look: Look) -> Table {
 /// Attempts alone, each for itself: for `outbox show`.
 pub(crate) fn attempts_table(attempts: &[Attempt], look: Look) -> Table {
     let mut table = Table::new(&["TIME", "ATTEMPT", "OUTCOME", "WHAT", "TOOK", "X-VERCEL-ID"]);
-    let used = 50 + attempts.iter().filter_map(|attempt| attempt.vercel_id.as_ref()).map(String::len).max().unwrap_or(11);
+    let used = 50
+        + attempts
+            .iter()
+            .filter_map(|attempt| attempt.vercel_id.as_ref())
+            .map(String::len)
+            .max()
+            .unwrap_or(11);
     for attempt in attempts {
         let took = attempt.ended_at.since(attempt.started_at);
         table.row(vec![
@@ -201,7 +315,11 @@ pub(crate) fn attempts_table(attempts: &[Attempt], look: Look) -> Table {
             kind(&attempt.outcome).to_owned(),
             look.fit(&attempt_text(attempt), used),
             duration(took),
-            attempt.vercel_id.as_deref().map(visible).unwrap_or_default(),
+            attempt
+                .vercel_id
+                .as_deref()
+                .map(visible)
+                .unwrap_or_default(),
         ]);
     }
     table
@@ -249,7 +367,12 @@ pub(crate) mod tests {
     use crate::store::console::ListedEntry;
 
     /// An attempt that was sent so many seconds ago and took 0.4 s.
-    pub(crate) fn attempt(number: u32, seconds_ago: u64, outcome: &str, status: Option<u16>) -> Attempt {
+    pub(crate) fn attempt(
+        number: u32,
+        seconds_ago: u64,
+        outcome: &str,
+        status: Option<u16>,
+    ) -> Attempt {
         Attempt {
             entry_id: EntryId(58_213),
             number,
@@ -282,7 +405,10 @@ pub(crate) mod tests {
             closed_at: Some(ago(390)),
         }];
         let open = Entry::new(snapshot("ready", 0xb0), Origin::Poll, Mode::Whole, ago(38));
-        story.record.entry = Some(Entry { id: EntryId(58_213), ..open });
+        story.record.entry = Some(Entry {
+            id: EntryId(58_213),
+            ..open
+        });
         story.attempts = vec![
             attempt(1, 37, "failed", Some(503)),
             attempt(2, 30, "failed", Some(503)),
@@ -298,8 +424,13 @@ pub(crate) mod tests {
             entry_id: Some(EntryId(58_213)),
             reason: None,
         }];
-        let look = Look { terminal: true, width: 110, now: NOW };
-        let text = anstream::adapter::strip_str(&table(&events(&story), look).render(look)).to_string();
+        let look = Look {
+            terminal: true,
+            width: 110,
+            now: NOW,
+        };
+        let text =
+            anstream::adapter::strip_str(&table(&events(&story), look).render(look)).to_string();
         insta::assert_snapshot!(text, @r"
         TIME      EVENT         WHAT                                                 X-VERCEL-ID
         13:55:31  changed       (sweep)
@@ -316,8 +447,17 @@ pub(crate) mod tests {
         let mut forged = attempt(1, 9, "rejected", Some(422));
         forged.message = Some("a\nb\u{1b}[31m".into());
         forged.vercel_id = Some("iad1\t::x".into());
-        let look = Look { terminal: false, width: 80, now: NOW };
+        let look = Look {
+            terminal: false,
+            width: 80,
+            now: NOW,
+        };
         let text = table(&[of_attempt(&forged)], look).render(look);
-        assert!(text.contains("422 server_error secrets.DATABASE_URL: a\\u{a}b\\u{1b}[31m\tiad1\\u{9}::x\n"), "{text}");
+        assert!(
+            text.contains(
+                "422 server_error secrets.DATABASE_URL: a\\u{a}b\\u{1b}[31m\tiad1\\u{9}::x\n"
+            ),
+            "{text}"
+        );
     }
 }

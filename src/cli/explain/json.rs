@@ -17,7 +17,10 @@ pub(super) fn render(told: &Told, look: Look) -> Value {
     let verdict = Verdict::of(told);
     let record = &told.story.record;
     // Machines get exact times, as a pipe does.
-    let look = Look { terminal: false, ..look };
+    let look = Look {
+        terminal: false,
+        ..look
+    };
     let (row, problem) = match &told.source {
         SourceRow::Usable(_) => ("usable", None),
         SourceRow::Unusable(unusable) => ("unusable", Some(unusable.to_string())),
@@ -58,7 +61,12 @@ pub(super) fn render(told: &Told, look: Look) -> Value {
 }
 
 fn closed(listed: &ListedEntry) -> Value {
-    let ListedEntry { key: _, entry, fields, closed_at } = listed;
+    let ListedEntry {
+        key: _,
+        entry,
+        fields,
+        closed_at,
+    } = listed;
     json!({
         "entry": entry.id.0,
         "state": entry.state.name(),
@@ -71,7 +79,15 @@ fn closed(listed: &ListedEntry) -> Value {
 }
 
 fn act(act: &Act) -> Value {
-    let Act { at, actor, act, installation_id: _, resource_id: _, entry_id, reason } = act;
+    let Act {
+        at,
+        actor,
+        act,
+        installation_id: _,
+        resource_id: _,
+        entry_id,
+        reason,
+    } = act;
     json!({
         "at": at.to_string(),
         "actor": actor,
@@ -90,7 +106,14 @@ mod tests {
     fn machines_get_fingerprints_exact_times_and_no_null_lists() {
         let mut told = in_sync();
         told.source = SourceRow::Usable(snapshot("ready", 0xb0));
-        let shown = render(&told, Look { terminal: true, width: 80, now: NOW });
+        let shown = render(
+            &told,
+            Look {
+                terminal: true,
+                width: 80,
+                now: NOW,
+            },
+        );
         assert_eq!(shown["schema"], 1);
         assert_eq!(shown["verdict"], "changed");
         assert_eq!(shown["attempts"], json!([]));

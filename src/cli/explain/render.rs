@@ -16,7 +16,11 @@ pub(super) fn render(told: &Told, look: Look) -> String {
         text.push_str(&format!("{}\n", styled(WARN, note)));
     }
     if !lines.is_empty() {
-        let left = if matches!(told.source, SourceRow::Usable(_)) { "SOURCE" } else { "LAST READ" };
+        let left = if matches!(told.source, SourceRow::Usable(_)) {
+            "SOURCE"
+        } else {
+            "LAST READ"
+        };
         text.push_str(&format!("\n{}", matrix::render(&lines, left, look)));
     }
     let events = events(&told.story);
@@ -27,7 +31,11 @@ pub(super) fn render(told: &Told, look: Look) -> String {
         }
         text.push_str(&table(&events, look).render(look));
     }
-    text.push_str(&format!("\nWhy: {}.\nNext: {}\n", verdict.why(told, look), verdict.next(told)));
+    text.push_str(&format!(
+        "\nWhy: {}.\nNext: {}\n",
+        verdict.why(told, look),
+        verdict.next(told)
+    ));
     text
 }
 
@@ -35,7 +43,10 @@ pub(super) fn render(told: &Told, look: Look) -> String {
 fn source_note(told: &Told) -> Option<String> {
     let entry = told.story.record.entry.is_some();
     match &told.source {
-        SourceRow::Unreachable(problem) => Some(format!("The source could not be asked: {}.", visible(problem))),
+        SourceRow::Unreachable(problem) => Some(format!(
+            "The source could not be asked: {}.",
+            visible(problem)
+        )),
         SourceRow::Absent if entry => Some("The source has no such row any more.".to_owned()),
         SourceRow::Usable(_) | SourceRow::Unusable(_) | SourceRow::Absent => None,
     }
@@ -48,13 +59,20 @@ mod tests {
     use super::*;
     use crate::model::{Entry, EntryId, Mark, Mode, Origin, Reason, SecretName};
 
-    const LOOK: Look = Look { terminal: true, width: 100, now: NOW };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 100,
+        now: NOW,
+    };
 
     fn waiting() -> Told {
         let mut told = in_sync();
         told.source = SourceRow::Usable(snapshot("ready", 0xb0));
         let record = &mut told.story.record;
-        record.doubt.secrets.insert(SecretName::new("DATABASE_URL").expect("a name"), Mark::default());
+        record.doubt.secrets.insert(
+            SecretName::new("DATABASE_URL").expect("a name"),
+            Mark::default(),
+        );
         record.entry = Some(Entry {
             id: EntryId(58_213),
             reason: Reason::Backoff,
@@ -62,7 +80,10 @@ mod tests {
             due_at: NOW.plus(std::time::Duration::from_secs(12)),
             ..Entry::new(snapshot("ready", 0xb0), Origin::Poll, Mode::Whole, ago(38))
         });
-        told.story.attempts = vec![attempt(1, 37, "failed", Some(503)), attempt(2, 21, "failed", Some(503))];
+        told.story.attempts = vec![
+            attempt(1, 37, "failed", Some(503)),
+            attempt(2, 21, "failed", Some(503)),
+        ];
         told
     }
 
@@ -92,16 +113,34 @@ mod tests {
     #[test]
     fn without_the_source_the_last_reading_is_shown_as_such() {
         let mut told = waiting();
-        told.source = SourceRow::Unreachable("cannot reach the source at db/app: connection refused".into());
+        told.source =
+            SourceRow::Unreachable("cannot reach the source at db/app: connection refused".into());
         let text = plain(&told, LOOK);
-        assert!(text.contains("The source could not be asked: cannot reach the source at db/app: connection refused."));
-        assert!(text.contains("LAST READ") && text.contains("b0b0b0"), "{text}");
+        assert!(text.contains(
+            "The source could not be asked: cannot reach the source at db/app: connection refused."
+        ));
+        assert!(
+            text.contains("LAST READ") && text.contains("b0b0b0"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_pipe_gets_exact_times_and_tabs() {
-        let text = plain(&waiting(), Look { terminal: false, ..LOOK });
-        assert!(text.contains("secrets.DATABASE_URL\tb0b0b0\t9f9f9f\tyes\tb0b0b0\n"), "{text}");
-        assert!(text.contains("2026-05-04T14:01:34.000Z\tfailed\t×2 over 16 s  503 server_error"), "{text}");
+        let text = plain(
+            &waiting(),
+            Look {
+                terminal: false,
+                ..LOOK
+            },
+        );
+        assert!(
+            text.contains("secrets.DATABASE_URL\tb0b0b0\t9f9f9f\tyes\tb0b0b0\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("2026-05-04T14:01:34.000Z\tfailed\t×2 over 16 s  503 server_error"),
+            "{text}"
+        );
     }
 }

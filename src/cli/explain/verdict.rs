@@ -40,7 +40,12 @@ impl Verdict {
             return Self::Unusable;
         }
         if let Some(entry) = &record.entry {
-            return Self::Open(standing(entry, &told.story.pauses, told.story.limited_until, told.now));
+            return Self::Open(standing(
+                entry,
+                &told.story.pauses,
+                told.story.limited_until,
+                told.now,
+            ));
         }
         let is_known = record.row_hash.is_some() || !record.acknowledged.is_empty();
         match &told.source {
@@ -92,12 +97,21 @@ impl Verdict {
         let differences = || counted_differences(lines);
         match self {
             Self::Unknown => "neither the source nor the state knows this resource".to_owned(),
-            Self::Unusable => "the row in the source cannot be used; nothing of it is sent".to_owned(),
+            Self::Unusable => {
+                "the row in the source cannot be used; nothing of it is sent".to_owned()
+            }
             Self::Open(standing) => open(told, standing, lines, look),
-            Self::Missing => "the row is gone from the source; Vercel still has the resource".to_owned(),
-            Self::Unasked => "the source could not be asked; nothing is open in the state".to_owned(),
+            Self::Missing => {
+                "the row is gone from the source; Vercel still has the resource".to_owned()
+            }
+            Self::Unasked => {
+                "the source could not be asked; nothing is open in the state".to_owned()
+            }
             Self::Unseen => {
-                format!("{} in the source not yet seen by the daemon", differences().unwrap_or_else(|| "a change".into()))
+                format!(
+                    "{} in the source not yet seen by the daemon",
+                    differences().unwrap_or_else(|| "a change".into())
+                )
             }
             Self::Discarded => "the sides differ, and a person said not to send it".to_owned(),
             Self::InSync if lines.is_empty() => "the row manages no field".to_owned(),
@@ -152,22 +166,45 @@ impl Verdict {
     pub(super) fn next(&self, told: &Told) -> String {
         let key = &told.story.record.key;
         match self {
-            Self::Unknown => format!("reconciled plan --installation {}", shell(key.installation_id.as_str())),
-            Self::Unusable => "correct the row in the source; the next poll or sweep takes it up".to_owned(),
+            Self::Unknown => format!(
+                "reconciled plan --installation {}",
+                shell(key.installation_id.as_str())
+            ),
+            Self::Unusable => {
+                "correct the row in the source; the next poll or sweep takes it up".to_owned()
+            }
             Self::Open(standing) => {
                 let entry = told.story.record.entry.as_ref();
                 let advice = entry.and_then(|entry| {
-                    advice(standing, entry.reason, entry.id, key.installation_id.as_str())
+                    advice(
+                        standing,
+                        entry.reason,
+                        entry.id,
+                        key.installation_id.as_str(),
+                    )
                 });
                 advice.unwrap_or_else(|| "reconciled status".to_owned())
             }
-            Self::Missing => "nothing, or remove the resource at Vercel if it is meant to be gone".to_owned(),
+            Self::Missing => {
+                "nothing, or remove the resource at Vercel if it is meant to be gone".to_owned()
+            }
             Self::Unasked => "reconciled check".to_owned(),
-            Self::Unseen if told.daemon_runs => "wait for the next poll or sweep; reconciled status tells when".to_owned(),
+            Self::Unseen if told.daemon_runs => {
+                "wait for the next poll or sweep; reconciled status tells when".to_owned()
+            }
             Self::Unseen => "reconciled run, or reconciled once".to_owned(),
             Self::Discarded => "change the value in the source to have it sent".to_owned(),
-            Self::InSync if told.story.record.acknowledged.secrets.as_ref().is_some_and(|secrets| !secrets.is_empty()) => {
-                "nothing; connected projects may keep an older secret until they are redeployed".to_owned()
+            Self::InSync
+                if told
+                    .story
+                    .record
+                    .acknowledged
+                    .secrets
+                    .as_ref()
+                    .is_some_and(|secrets| !secrets.is_empty()) =>
+            {
+                "nothing; connected projects may keep an older secret until they are redeployed"
+                    .to_owned()
             }
             Self::InSync => "nothing to do".to_owned(),
         }
@@ -175,19 +212,31 @@ impl Verdict {
 }
 
 fn open(told: &Told, standing: &Standing, lines: &[Line], look: Look) -> String {
-    let Some(entry) = &told.story.record.entry else { return String::new() };
+    let Some(entry) = &told.story.record.entry else {
+        return String::new();
+    };
     let what = match counted_differences(lines) {
-        Some(_) if is_doubt_alone(lines, &told.story.record.doubt) => "equal, but in doubt until Vercel confirms it".to_owned(),
+        Some(_) if is_doubt_alone(lines, &told.story.record.doubt) => {
+            "equal, but in doubt until Vercel confirms it".to_owned()
+        }
         Some(differences) => format!("{differences} not yet acknowledged"),
         None if !entry.rejected.is_empty() => {
-            let fields: Vec<&str> = entry.rejected.keys().map(|field| Field::wire_name(*field)).collect();
+            let fields: Vec<&str> = entry
+                .rejected
+                .keys()
+                .map(|field| Field::wire_name(*field))
+                .collect();
             format!("{} rejected", fields.join(", "))
         }
         None => "nothing left to send".to_owned(),
     };
     match standing {
         Standing::Later { due_at } | Standing::Limited { until: due_at } => {
-            format!("{what}; attempt {} {}", entry.attempts + 1, ahead(*due_at, look))
+            format!(
+                "{what}; attempt {} {}",
+                entry.attempts + 1,
+                ahead(*due_at, look)
+            )
         }
         Standing::Due => format!("{what}; attempt {} is due", entry.attempts + 1),
         _ => what,
@@ -196,10 +245,20 @@ fn open(told: &Told, standing: &Standing, lines: &[Line], look: Look) -> String 
 
 /// What Vercel said last, where a person has to know it.
 fn said(told: &Told, entry: Option<&Entry>) -> String {
-    let Some(entry) = entry.filter(|entry| entry.state == EntryState::Dead) else { return String::new() };
-    let of_entry = told.story.attempts.iter().rev().filter(|attempt| attempt.entry_id == entry.id);
-    let said = of_entry.filter_map(|attempt| attempt.message.as_deref()).next();
-    said.map(|said| format!("; Vercel said: {}", visible(said))).unwrap_or_default()
+    let Some(entry) = entry.filter(|entry| entry.state == EntryState::Dead) else {
+        return String::new();
+    };
+    let of_entry = told
+        .story
+        .attempts
+        .iter()
+        .rev()
+        .filter(|attempt| attempt.entry_id == entry.id);
+    let said = of_entry
+        .filter_map(|attempt| attempt.message.as_deref())
+        .next();
+    said.map(|said| format!("; Vercel said: {}", visible(said)))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -210,7 +269,11 @@ mod tests {
     use crate::model::{EntryId, Mode, Origin, Reason, Unusable};
     use crate::store::console::Act;
 
-    const LOOK: Look = Look { terminal: true, width: 100, now: NOW };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 100,
+        now: NOW,
+    };
 
     fn told(change: impl FnOnce(&mut Told)) -> String {
         let mut told = in_sync();
@@ -218,7 +281,12 @@ mod tests {
         let verdict = Verdict::of(&told);
         let lines = matrix::lines(&told.story.record, told.desired());
         let because = verdict.because(&told, &lines, LOOK);
-        format!("{}: {because} | {} | {}", verdict.word(), verdict.why(&told, LOOK), verdict.next(&told))
+        format!(
+            "{}: {because} | {} | {}",
+            verdict.word(),
+            verdict.why(&told, LOOK),
+            verdict.next(&told)
+        )
     }
 
     fn open(told: &mut Told, change: impl FnOnce(&mut Entry)) {
@@ -238,11 +306,13 @@ mod tests {
                  nothing; connected projects may keep an older secret until they are redeployed",
             ),
             (
-                told(|t| open(t, |entry| {
-                    entry.reason = Reason::Backoff;
-                    entry.attempts = 2;
-                    entry.due_at = NOW.plus(std::time::Duration::from_secs(12));
-                })),
+                told(|t| {
+                    open(t, |entry| {
+                        entry.reason = Reason::Backoff;
+                        entry.attempts = 2;
+                        entry.due_at = NOW.plus(std::time::Duration::from_secs(12));
+                    })
+                }),
                 "WAITING: 1 secret not yet acknowledged; attempt 3 in 12 s | a temporary error at Vercel; its outcome is in doubt, so \
                  the value is sent until it is acknowledged | wait, or reconciled outbox retry 58213",
             ),
@@ -268,7 +338,10 @@ mod tests {
                  correct the row in the source; the next poll or sweep takes it up",
             ),
             (
-                told(|t| t.source = SourceRow::Unreachable("cannot reach the source at db/app: refused".into())),
+                told(|t| {
+                    t.source =
+                        SourceRow::Unreachable("cannot reach the source at db/app: refused".into())
+                }),
                 "UNPROVEN: the source could not be asked; nothing is open in the state | cannot reach the source at db/app: refused | \
                  reconciled check",
             ),
@@ -295,7 +368,10 @@ mod tests {
                 reason: Some("bad migration".into()),
             });
         });
-        assert!(text.contains("| ana discarded it at 14:01:11: \"bad migration\" |"), "{text}");
+        assert!(
+            text.contains("| ana discarded it at 14:01:11: \"bad migration\" |"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -304,6 +380,9 @@ mod tests {
             t.story.record = crate::model::Record::new(t.story.record.key.clone());
             t.source = SourceRow::Absent;
         });
-        assert!(text.starts_with("UNKNOWN: neither the source nor the state knows this resource"), "{text}");
+        assert!(
+            text.starts_with("UNKNOWN: neither the source nor the state knows this resource"),
+            "{text}"
+        );
     }
 }

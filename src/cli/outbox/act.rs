@@ -18,8 +18,8 @@ use super::super::text::{count, counted, visible};
 use super::{Selection, Which};
 use crate::model::{EntryId, EntryState, InstallationId, ResourceKey, Timestamp};
 use crate::plan::manual::{self, Refusal};
-use crate::store::console::{Answer, Console, EntryFilter, ListedEntry, Order};
 use crate::store::StoreError;
+use crate::store::console::{Answer, Console, EntryFilter, ListedEntry, Order};
 
 /// Nobody could be asked whether to act on many.
 pub(crate) const UNCONFIRMED: &str = "R042";
@@ -40,7 +40,9 @@ impl Verb {
     fn order(&self) -> Order {
         match self {
             Self::Retry => Order::Retry,
-            Self::Discard { reason } => Order::Discard { reason: reason.clone() },
+            Self::Discard { reason } => Order::Discard {
+                reason: reason.clone(),
+            },
             Self::Release => Order::Release,
         }
     }
@@ -63,7 +65,11 @@ impl Verb {
     }
 
     /// What would become of an entry, decided as the store decides it.
-    fn rehearse(&self, record: &mut crate::model::Record, now: Timestamp) -> Result<EntryState, Refusal> {
+    fn rehearse(
+        &self,
+        record: &mut crate::model::Record,
+        now: Timestamp,
+    ) -> Result<EntryState, Refusal> {
         match self {
             Self::Retry => manual::retry(record, now).map(|()| EntryState::Waiting),
             Self::Release => manual::release(record, now).map(|()| EntryState::Waiting),
@@ -72,8 +78,18 @@ impl Verb {
     }
 }
 
-pub(super) async fn execute(verb: Verb, which: Which, session: &mut Session) -> Result<Exit, Fault> {
-    let Which { selection, dry_run, yes, json, actor } = which;
+pub(super) async fn execute(
+    verb: Verb,
+    which: Which,
+    session: &mut Session,
+) -> Result<Exit, Fault> {
+    let Which {
+        selection,
+        dry_run,
+        yes,
+        json,
+        actor,
+    } = which;
     let by_filter = selection.ids.is_empty();
     let can_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     if by_filter && !dry_run && !yes && !can_ask {
@@ -92,27 +108,40 @@ pub(super) async fn execute(verb: Verb, which: Which, session: &mut Session) -> 
     } else {
         carry_out(&*console, &verb, &targets, &actor, look.now).await?
     };
-    let results = Results { verb, dry_run, rows: rows(&*console, targets, answers, look.now).await? };
+    let results = Results {
+        verb,
+        dry_run,
+        rows: rows(&*console, targets, answers, look.now).await?,
+    };
     if json {
         session.out.json(&results.to_json(look.now));
     } else {
         session.out.print(&results.render(look));
     }
-    Ok(if results.refused() == 0 { Exit::Done } else { Exit::Failed })
+    Ok(if results.refused() == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 fn unconfirmed() -> Failure {
-    Failure::new(UNCONFIRMED, "filters may match many entries, and nobody can be asked here")
-        .help("see what it means with --dry-run, then confirm with --yes")
-        .help("or name the entries by their numbers")
-        .exit(Exit::Usage)
+    Failure::new(
+        UNCONFIRMED,
+        "filters may match many entries, and nobody can be asked here",
+    )
+    .help("see what it means with --dry-run, then confirm with --yes")
+    .help("or name the entries by their numbers")
+    .exit(Exit::Usage)
 }
 
 fn ask(verb: &Verb, number: u64) -> bool {
     let entries = counted_entries(number);
     let what = match verb {
         Verb::Retry => format!("Send {entries} again at once?"),
-        Verb::Discard { .. } => format!("Discard {entries}? What they wanted is not sent until the source changes it."),
+        Verb::Discard { .. } => {
+            format!("Discard {entries}? What they wanted is not sent until the source changes it.")
+        }
         Verb::Release => format!("Release {entries}? They are sent at once."),
     };
     complain(&format!("{what} [y/N] "));
@@ -134,7 +163,13 @@ async fn resolve(
     selection: Selection,
     now: Timestamp,
 ) -> Result<Vec<Target>, StoreError> {
-    let Selection { mut ids, states, installation, field, since } = selection;
+    let Selection {
+        mut ids,
+        states,
+        installation,
+        field,
+        since,
+    } = selection;
     let by_filter = ids.is_empty();
     let states = match (by_filter, states.is_empty()) {
         (false, _) => EntryState::ALL.to_vec(),
@@ -151,12 +186,27 @@ async fn resolve(
     };
     let found = console.entries(&filter).await?.entries;
     if by_filter {
-        return Ok(found.into_iter().map(|listed| Target { id: listed.entry.id, listed: Some(listed) }).collect());
+        return Ok(found
+            .into_iter()
+            .map(|listed| Target {
+                id: listed.entry.id,
+                listed: Some(listed),
+            })
+            .collect());
     }
-    let mut found: BTreeMap<EntryId, ListedEntry> = found.into_iter().map(|listed| (listed.entry.id, listed)).collect();
+    let mut found: BTreeMap<EntryId, ListedEntry> = found
+        .into_iter()
+        .map(|listed| (listed.entry.id, listed))
+        .collect();
     ids.sort_unstable();
     ids.dedup();
-    Ok(ids.into_iter().map(|id| Target { id, listed: found.remove(&id) }).collect())
+    Ok(ids
+        .into_iter()
+        .map(|id| Target {
+            id,
+            listed: found.remove(&id),
+        })
+        .collect())
 }
 
 async fn carry_out(
@@ -208,17 +258,30 @@ async fn rehearse(
 ) -> Result<Vec<Answer>, StoreError> {
     let mut answers = Vec::with_capacity(targets.len());
     for batch in targets.chunks(BATCH) {
-        let keys: Vec<ResourceKey> = batch.iter().filter_map(|target| Some(target.listed.as_ref()?.key.clone())).collect();
+        let keys: Vec<ResourceKey> = batch
+            .iter()
+            .filter_map(|target| Some(target.listed.as_ref()?.key.clone()))
+            .collect();
         let records = console.records(&keys).await?;
         let mut records: BTreeMap<ResourceKey, _> = keys.into_iter().zip(records).collect();
         answers.extend(batch.iter().map(|target| {
-            let Some(listed) = &target.listed else { return Answer::Unknown };
+            let Some(listed) = &target.listed else {
+                return Answer::Unknown;
+            };
             let record = records.get_mut(&listed.key).filter(|record| {
-                record.entry.as_ref().is_some_and(|entry| entry.id == target.id)
+                record
+                    .entry
+                    .as_ref()
+                    .is_some_and(|entry| entry.id == target.id)
             });
-            let Some(record) = record else { return Answer::Refused(Refusal::Closed) };
+            let Some(record) = record else {
+                return Answer::Refused(Refusal::Closed);
+            };
             match verb.rehearse(&mut record.clone(), now) {
-                Ok(state) => Answer::Done { key: listed.key.clone(), state },
+                Ok(state) => Answer::Done {
+                    key: listed.key.clone(),
+                    state,
+                },
                 Err(refusal) => Answer::Refused(refusal),
             }
         }));
@@ -243,13 +306,30 @@ async fn rows(
     now: Timestamp,
 ) -> Result<Vec<Row>, StoreError> {
     let pauses = console.pauses().await?;
-    let paused: std::collections::BTreeSet<InstallationId> =
-        pauses.into_iter().filter(|pause| in_effect(pause, now)).map(|pause| pause.installation_id).collect();
+    let paused: std::collections::BTreeSet<InstallationId> = pauses
+        .into_iter()
+        .filter(|pause| in_effect(pause, now))
+        .map(|pause| pause.installation_id)
+        .collect();
     let row = |(target, answer): (Target, Answer)| {
         let key = target.listed.map(|listed| listed.key);
-        let waits = matches!(&answer, Answer::Done { state: EntryState::Waiting, .. });
-        let paused = waits && key.as_ref().is_some_and(|key| paused.contains(&key.installation_id));
-        Row { id: target.id, key, answer, paused }
+        let waits = matches!(
+            &answer,
+            Answer::Done {
+                state: EntryState::Waiting,
+                ..
+            }
+        );
+        let paused = waits
+            && key
+                .as_ref()
+                .is_some_and(|key| paused.contains(&key.installation_id));
+        Row {
+            id: target.id,
+            key,
+            answer,
+            paused,
+        }
     };
     Ok(targets.into_iter().zip(answers).map(row).collect())
 }
@@ -264,7 +344,10 @@ struct Results {
 
 impl Results {
     fn done(&self) -> u64 {
-        self.rows.iter().filter(|row| matches!(row.answer, Answer::Done { .. })).count() as u64
+        self.rows
+            .iter()
+            .filter(|row| matches!(row.answer, Answer::Done { .. }))
+            .count() as u64
     }
 
     fn refused(&self) -> u64 {
@@ -282,7 +365,10 @@ impl Results {
             (Verb::Discard { .. }, false) => "reconciled status",
             _ => "reconciled outbox list",
         };
-        text.push_str(&format!("{}Next: {next}\n", if self.rows.is_empty() { "" } else { "\n" }));
+        text.push_str(&format!(
+            "{}Next: {next}\n",
+            if self.rows.is_empty() { "" } else { "\n" }
+        ));
         text
     }
 
@@ -300,30 +386,58 @@ impl Results {
         } else {
             styled(style, word)
         };
-        let refused = if refused > 0 { format!(", {} refused", count(refused)) } else { String::new() };
-        let nothing = if self.dry_run { "; nothing was changed" } else { "" };
+        let refused = if refused > 0 {
+            format!(", {} refused", count(refused))
+        } else {
+            String::new()
+        };
+        let nothing = if self.dry_run {
+            "; nothing was changed"
+        } else {
+            ""
+        };
         format!("{head}   {}{refused}{nothing}", counted_entries(done))
     }
 
     fn table(&self, look: Look) -> String {
         let mut table = Table::new(&["ID", "RESOURCE", "RESULT"]);
         let mut hidden = 0;
-        for (index, Row { id, key, answer, paused }) in self.rows.iter().enumerate() {
+        for (
+            index,
+            Row {
+                id,
+                key,
+                answer,
+                paused,
+            },
+        ) in self.rows.iter().enumerate()
+        {
             let is_done = matches!(answer, Answer::Done { .. });
             if look.terminal && is_done && index >= SHOWN_MAX {
                 hidden += 1;
                 continue;
             }
-            let note = if *paused { "; its installation is paused" } else { "" };
+            let note = if *paused {
+                "; its installation is paused"
+            } else {
+                ""
+            };
             let result = match answer {
                 Answer::Done { state, .. } => format!("{state}{note}"),
                 Answer::Refused(refusal) => format!("refused: {refusal}"),
                 Answer::Unknown => "refused: there is no such entry".to_owned(),
             };
-            let key = key.as_ref().map(|key| visible(&key.to_string())).unwrap_or_default();
+            let key = key
+                .as_ref()
+                .map(|key| visible(&key.to_string()))
+                .unwrap_or_default();
             table.row(vec![id.to_string(), key, result]);
         }
-        let more = if hidden > 0 { format!("… and {} more\n", counted(hidden, "line")) } else { String::new() };
+        let more = if hidden > 0 {
+            format!("… and {} more\n", counted(hidden, "line"))
+        } else {
+            String::new()
+        };
         format!("{}{more}", table.render(look))
     }
 
@@ -341,7 +455,12 @@ impl Results {
 }
 
 fn row_json(row: &Row) -> Value {
-    let Row { id, key, answer, paused } = row;
+    let Row {
+        id,
+        key,
+        answer,
+        paused,
+    } = row;
     let (done, state, refusal) = match answer {
         Answer::Done { state, .. } => (true, Some(state.name()), None),
         Answer::Refused(refusal) => (false, None, Some(refusal_code(*refusal))),
@@ -368,7 +487,11 @@ const fn refusal_code(refusal: Refusal) -> &'static str {
 }
 
 fn counted_entries(number: u64) -> String {
-    if number == 1 { "1 entry".to_owned() } else { format!("{} entries", count(number)) }
+    if number == 1 {
+        "1 entry".to_owned()
+    } else {
+        format!("{} entries", count(number))
+    }
 }
 
 #[cfg(test)]
@@ -383,7 +506,12 @@ mod tests {
             Some(Err(refusal)) => (Some(key), Answer::Refused(refusal)),
             None => (None, Answer::Unknown),
         };
-        Row { id: EntryId(id), key, answer, paused }
+        Row {
+            id: EntryId(id),
+            key,
+            answer,
+            paused,
+        }
     }
 
     fn plain(results: &Results) -> String {
@@ -414,7 +542,10 @@ mod tests {
         Next: reconciled outbox list
         ");
         let machine = results.to_json(NOW);
-        assert_eq!((&machine["done"], &machine["refused"]), (&json!(2), &json!(2)));
+        assert_eq!(
+            (&machine["done"], &machine["refused"]),
+            (&json!(2), &json!(2))
+        );
         assert_eq!(machine["entries"][2]["refusal"], "held");
         assert_eq!(machine["entries"][3]["refusal"], "unknown");
     }
@@ -422,7 +553,13 @@ mod tests {
     #[test]
     fn a_rehearsal_says_that_nothing_was_changed() {
         let rows = vec![row(1, Some(Ok(EntryState::Discarded)), false)];
-        let results = Results { verb: Verb::Discard { reason: "bad".into() }, dry_run: true, rows };
+        let results = Results {
+            verb: Verb::Discard {
+                reason: "bad".into(),
+            },
+            dry_run: true,
+            rows,
+        };
         insta::assert_snapshot!(plain(&results), @r"
         WOULD BE DISCARDED   1 entry; nothing was changed
 
@@ -431,16 +568,32 @@ mod tests {
 
         Next: the same without --dry-run
         ");
-        let none = Results { rows: Vec::new(), ..results };
-        assert_eq!(plain(&none), "No entry matches; nothing was changed.\nNext: reconciled status\n".replace("status", "outbox list"));
+        let none = Results {
+            rows: Vec::new(),
+            ..results
+        };
+        assert_eq!(
+            plain(&none),
+            "No entry matches; nothing was changed.\nNext: reconciled status\n"
+                .replace("status", "outbox list")
+        );
     }
 
     #[test]
     fn of_many_a_terminal_sees_the_first_and_every_refusal() {
-        let mut rows: Vec<Row> = (1..=60).map(|id| row(id, Some(Ok(EntryState::Waiting)), false)).collect();
+        let mut rows: Vec<Row> = (1..=60)
+            .map(|id| row(id, Some(Ok(EntryState::Waiting)), false))
+            .collect();
         rows.push(row(61, Some(Err(Refusal::InFlight)), false));
-        let text = plain(&Results { verb: Verb::Release, dry_run: false, rows });
-        assert!(text.contains("in flight") && text.contains("… and 10 lines more"), "{text}");
+        let text = plain(&Results {
+            verb: Verb::Release,
+            dry_run: false,
+            rows,
+        });
+        assert!(
+            text.contains("in flight") && text.contains("… and 10 lines more"),
+            "{text}"
+        );
     }
 
     #[test]

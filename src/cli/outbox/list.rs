@@ -15,14 +15,21 @@ use super::super::text::{count, cut, visible};
 use super::ListArguments;
 use crate::model::{EntryState, Field, InstallationId, ResourceKey, Timestamp};
 use crate::plan::pending;
-use crate::store::console::{Console, EntryPage, InstallationSummary, ListedEntry};
 use crate::store::StoreError;
+use crate::store::console::{Console, EntryPage, InstallationSummary, ListedEntry};
 
 /// Attempts of a closed entry that are asked for the names of its secrets.
 const ATTEMPTS_MAX: u32 = 100;
 
-pub(super) async fn execute(arguments: ListArguments, session: &mut Session) -> Result<Exit, Fault> {
-    let ListArguments { filter, limit, json } = arguments;
+pub(super) async fn execute(
+    arguments: ListArguments,
+    session: &mut Session,
+) -> Result<Exit, Fault> {
+    let ListArguments {
+        filter,
+        limit,
+        json,
+    } = arguments;
     let (_, console) = beside::open(session).await?;
     let look = session.look();
     let page = console.entries(&filter.to_store(limit, look.now)).await?;
@@ -45,21 +52,33 @@ pub(super) struct Row {
 }
 
 /// Looks up what a page does not hold: the names of the secrets, pauses and rate limits.
-pub(super) async fn rows(console: &dyn Console, page: &EntryPage, now: Timestamp) -> Result<Vec<Row>, StoreError> {
+pub(super) async fn rows(
+    console: &dyn Console,
+    page: &EntryPage,
+    now: Timestamp,
+) -> Result<Vec<Row>, StoreError> {
     let installations: BTreeMap<InstallationId, InstallationSummary> = console
         .installations()
         .await?
         .into_iter()
         .map(|one| (one.installation_id.clone(), one))
         .collect();
-    let keys: Vec<ResourceKey> = page.entries.iter().map(|listed| listed.key.clone()).collect();
+    let keys: Vec<ResourceKey> = page
+        .entries
+        .iter()
+        .map(|listed| listed.key.clone())
+        .collect();
     let records = console.records(&keys).await?;
     let mut rows = Vec::with_capacity(page.entries.len());
     for (listed, record) in page.entries.iter().zip(records) {
         let secret_names = if !listed.fields.contains(Field::Secrets) {
             Vec::new()
         } else if listed.entry.state.is_open() {
-            pending(&record, &listed.entry.desired).0.secret_names().map(ToString::to_string).collect()
+            pending(&record, &listed.entry.desired)
+                .0
+                .secret_names()
+                .map(ToString::to_string)
+                .collect()
         } else {
             sent_secrets(console, listed).await?
         };
@@ -67,15 +86,25 @@ pub(super) async fn rows(console: &dyn Console, page: &EntryPage, now: Timestamp
         let pauses = one.map_or(&[][..], |one| &one.pauses);
         let limited_until = one.and_then(|one| one.limited_until);
         let standing = standing(&listed.entry, pauses, limited_until, now);
-        rows.push(Row { listed: listed.clone(), secret_names, standing });
+        rows.push(Row {
+            listed: listed.clone(),
+            secret_names,
+            standing,
+        });
     }
     Ok(rows)
 }
 
-async fn sent_secrets(console: &dyn Console, listed: &ListedEntry) -> Result<Vec<String>, StoreError> {
+async fn sent_secrets(
+    console: &dyn Console,
+    listed: &ListedEntry,
+) -> Result<Vec<String>, StoreError> {
     let detail = console.entry(listed.entry.id, ATTEMPTS_MAX).await?;
     let attempts = detail.map(|detail| detail.attempts).unwrap_or_default();
-    let names: BTreeSet<String> = attempts.into_iter().flat_map(|attempt| attempt.secret_names).collect();
+    let names: BTreeSet<String> = attempts
+        .into_iter()
+        .flat_map(|attempt| attempt.secret_names)
+        .collect();
     Ok(names.into_iter().collect())
 }
 
@@ -89,19 +118,45 @@ fn render(rows: &[Row], page: &EntryPage, closed: bool, look: Look) -> String {
     if look.terminal {
         text.push_str(&format!("{}.\n\n", verdict(rows, page)));
     }
-    let (age, next) = if look.terminal { ("AGE", "NEXT") } else { ("FOUND", "NEXT") };
-    let mut headings = vec!["ID", "STATE", "INSTALLATION", "RESOURCE", "FIELDS", "ATTEMPTS", age];
+    let (age, next) = if look.terminal {
+        ("AGE", "NEXT")
+    } else {
+        ("FOUND", "NEXT")
+    };
+    let mut headings = vec![
+        "ID",
+        "STATE",
+        "INSTALLATION",
+        "RESOURCE",
+        "FIELDS",
+        "ATTEMPTS",
+        age,
+    ];
     headings.push(if closed { "CLOSED OR NEXT" } else { next });
     let mut table = Table::new(&headings);
-    for Row { listed, secret_names, standing } in rows {
-        let ListedEntry { key, entry, fields, closed_at } = listed;
+    for Row {
+        listed,
+        secret_names,
+        standing,
+    } in rows
+    {
+        let ListedEntry {
+            key,
+            entry,
+            fields,
+            closed_at,
+        } = listed;
         let fields = field_names(fields.iter(), secret_names);
         table.row(vec![
             entry.id.to_string(),
             entry.state.to_string(),
             visible(key.installation_id.as_str()),
             visible(key.resource_id.as_str()),
-            if look.terminal { cut(&fields, FIELDS_COLUMNS) } else { fields },
+            if look.terminal {
+                cut(&fields, FIELDS_COLUMNS)
+            } else {
+                fields
+            },
             entry.attempts.to_string(),
             span(entry.created_at, look),
             match closed_at {
@@ -112,7 +167,10 @@ fn render(rows: &[Row], page: &EntryPage, closed: bool, look: Look) -> String {
     }
     text.push_str(&table.render(look));
     if page.cut() > 0 {
-        text.push_str(&format!("… and {} more; --limit 0 shows all\n", count(page.cut())));
+        text.push_str(&format!(
+            "… and {} more; --limit 0 shows all\n",
+            count(page.cut())
+        ));
     }
     if look.terminal {
         text.push_str(&format!("\nNext: {}\n", next_command(rows)));
@@ -121,22 +179,38 @@ fn render(rows: &[Row], page: &EntryPage, closed: bool, look: Look) -> String {
 }
 
 fn verdict(rows: &[Row], page: &EntryPage) -> String {
-    let total = if page.total == 1 { "1 entry".to_owned() } else { format!("{} entries", count(page.total)) };
-    let in_state = |state| rows.iter().filter(|row| row.listed.entry.state == state).count() as u64;
+    let total = if page.total == 1 {
+        "1 entry".to_owned()
+    } else {
+        format!("{} entries", count(page.total))
+    };
+    let in_state = |state| {
+        rows.iter()
+            .filter(|row| row.listed.entry.state == state)
+            .count() as u64
+    };
     let states: Vec<String> = EntryState::ALL
         .into_iter()
         .filter(|state| in_state(*state) > 0)
         .map(|state| format!("{} {state}", count(in_state(state))))
         .collect();
     if page.cut() > 0 {
-        format!("{total}; the oldest {}: {}", count(rows.len() as u64), states.join(", "))
+        format!(
+            "{total}; the oldest {}: {}",
+            count(rows.len() as u64),
+            states.join(", ")
+        )
     } else {
         format!("{total}: {}", states.join(", "))
     }
 }
 
 fn next_command(rows: &[Row]) -> String {
-    let first = |state| rows.iter().find(|row| row.listed.entry.state == state).map(|row| row.listed.entry.id);
+    let first = |state| {
+        rows.iter()
+            .find(|row| row.listed.entry.state == state)
+            .map(|row| row.listed.entry.id)
+    };
     if let Some(id) = first(EntryState::Held) {
         format!("reconciled outbox show {id}, then outbox release or outbox discard --state held")
     } else if let Some(id) = first(EntryState::Dead) {
@@ -160,7 +234,17 @@ fn to_json(rows: &[Row], page: &EntryPage, now: Timestamp) -> Value {
 
 /// One entry for machines, also in `outbox show` and `explain`.
 pub(crate) fn row_json(row: &Row, now: Timestamp) -> Value {
-    let Row { listed: ListedEntry { key, entry, fields, closed_at }, secret_names, standing } = row;
+    let Row {
+        listed:
+            ListedEntry {
+                key,
+                entry,
+                fields,
+                closed_at,
+            },
+        secret_names,
+        standing,
+    } = row;
     json!({
         "entry": entry.id.0,
         "state": entry.state.name(),
@@ -189,7 +273,11 @@ pub(in super::super) mod tests {
     use crate::store::{Pause, PauseKind};
 
     pub(in super::super) const NOW: Timestamp = Timestamp::from_millis(1_777_903_331_000);
-    pub(in super::super) const LOOK: Look = Look { terminal: true, width: 120, now: NOW };
+    pub(in super::super) const LOOK: Look = Look {
+        terminal: true,
+        width: 120,
+        now: NOW,
+    };
 
     pub(in super::super) fn row(id: i64, state: EntryState, reason: Reason, resource: &str) -> Row {
         let entry = Entry {
@@ -198,17 +286,34 @@ pub(in super::super) mod tests {
             reason,
             attempts: 3,
             due_at: NOW.plus(Duration::from_secs(12)),
-            ..Entry::new(Snapshot::default(), Origin::Poll, Mode::Whole, NOW.minus(Duration::from_secs(38)))
+            ..Entry::new(
+                Snapshot::default(),
+                Origin::Poll,
+                Mode::Whole,
+                NOW.minus(Duration::from_secs(38)),
+            )
         };
         let standing = standing(&entry, &[], None, NOW);
         let fields: FieldSet = [Field::Secrets, Field::Status].into_iter().collect();
         let key = ResourceKey::new("icfg_7Hd", resource).expect("ids");
         let closed_at = (!state.is_open()).then(|| NOW.minus(Duration::from_secs(3)));
-        Row { listed: ListedEntry { key, entry, fields, closed_at }, secret_names: vec!["DATABASE_URL".into()], standing }
+        Row {
+            listed: ListedEntry {
+                key,
+                entry,
+                fields,
+                closed_at,
+            },
+            secret_names: vec!["DATABASE_URL".into()],
+            standing,
+        }
     }
 
     fn page(rows: &[Row], total: u64) -> EntryPage {
-        EntryPage { entries: rows.iter().map(|row| row.listed.clone()).collect(), total }
+        EntryPage {
+            entries: rows.iter().map(|row| row.listed.clone()).collect(),
+            total,
+        }
     }
 
     fn plain(rows: &[Row], total: u64, look: Look) -> String {
@@ -248,23 +353,46 @@ pub(in super::super) mod tests {
 
     #[test]
     fn a_pipe_gets_the_table_alone() {
-        let rows = [row(58_213, EntryState::Waiting, Reason::Backoff, "res_0412")];
+        let rows = [row(
+            58_213,
+            EntryState::Waiting,
+            Reason::Backoff,
+            "res_0412",
+        )];
         let expected = [
             "ID\tSTATE\tINSTALLATION\tRESOURCE\tFIELDS\tATTEMPTS\tFOUND\tNEXT\n",
             "58213\twaiting\ticfg_7Hd\tres_0412\tstatus, secrets.DATABASE_URL\t3\t2026-05-04T14:01:33.000Z\tat 2026-05-04T14:02:23.000Z, backoff\n",
         ];
-        assert_eq!(plain(&rows, 1, Look { terminal: false, ..LOOK }), expected.concat());
+        assert_eq!(
+            plain(
+                &rows,
+                1,
+                Look {
+                    terminal: false,
+                    ..LOOK
+                }
+            ),
+            expected.concat()
+        );
     }
 
     #[test]
     fn machines_get_names_of_secrets_and_what_was_cut() {
-        let rows = [row(58_213, EntryState::Waiting, Reason::Backoff, "res_0412")];
+        let rows = [row(
+            58_213,
+            EntryState::Waiting,
+            Reason::Backoff,
+            "res_0412",
+        )];
         let shown = to_json(&rows, &page(&rows, 15), NOW);
         assert_eq!(shown["cut"], 14);
         let entry = &shown["entries"][0];
         assert_eq!(entry["fields"], json!(["secrets", "status"]));
         assert_eq!(entry["secret_names"], json!(["DATABASE_URL"]));
-        assert_eq!((&entry["age_ms"], &entry["next_in_ms"]), (&json!(38_000), &json!(12_000)));
+        assert_eq!(
+            (&entry["age_ms"], &entry["next_in_ms"]),
+            (&json!(38_000), &json!(12_000))
+        );
         assert_eq!(to_json(&[], &page(&[], 0), NOW)["entries"], json!([]));
     }
 }

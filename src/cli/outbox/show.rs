@@ -20,13 +20,18 @@ use crate::store::console::{Console, EntryDetail, ListedEntry};
 /// The newest attempts that are shown.
 const ATTEMPTS_MAX: u32 = 100;
 
-pub(super) async fn execute(arguments: ShowArguments, session: &mut Session) -> Result<Exit, Fault> {
+pub(super) async fn execute(
+    arguments: ShowArguments,
+    session: &mut Session,
+) -> Result<Exit, Fault> {
     let ShowArguments { id, json } = arguments;
     let (_, console) = beside::open(session).await?;
     let look = session.look();
     let Some(detail) = console.entry(id, ATTEMPTS_MAX).await? else {
         if json {
-            session.out.json(&json!({ "schema": 1, "at": look.now.to_string(), "entry": null }));
+            session
+                .out
+                .json(&json!({ "schema": 1, "at": look.now.to_string(), "entry": null }));
         } else {
             session.out.print(&unknown(id));
         }
@@ -41,11 +46,22 @@ pub(super) async fn execute(arguments: ShowArguments, session: &mut Session) -> 
     Ok(Exit::Done)
 }
 
-async fn standing_of(console: &dyn Console, detail: &EntryDetail, now: Timestamp) -> Result<Standing, Fault> {
+async fn standing_of(
+    console: &dyn Console,
+    detail: &EntryDetail,
+    now: Timestamp,
+) -> Result<Standing, Fault> {
     let installations = console.installations().await?;
-    let one = installations.iter().find(|one| one.installation_id == detail.listed.key.installation_id);
+    let one = installations
+        .iter()
+        .find(|one| one.installation_id == detail.listed.key.installation_id);
     let pauses = one.map_or(&[][..], |one| &one.pauses);
-    Ok(standing(&detail.listed.entry, pauses, one.and_then(|one| one.limited_until), now))
+    Ok(standing(
+        &detail.listed.entry,
+        pauses,
+        one.and_then(|one| one.limited_until),
+        now,
+    ))
 }
 
 fn unknown(id: EntryId) -> String {
@@ -56,7 +72,12 @@ fn unknown(id: EntryId) -> String {
 }
 
 fn render(detail: &EntryDetail, standing: &Standing, look: Look) -> String {
-    let ListedEntry { key, entry, closed_at, .. } = &detail.listed;
+    let ListedEntry {
+        key,
+        entry,
+        closed_at,
+        ..
+    } = &detail.listed;
     let word = entry.state.name().to_uppercase();
     let style = match entry.state {
         EntryState::Dead | EntryState::Held => BAD,
@@ -71,11 +92,22 @@ fn render(detail: &EntryDetail, standing: &Standing, look: Look) -> String {
         visible(key.resource_id.as_str())
     );
     let mut fact = |label: &str, value: String| {
-        let label = if look.terminal { pad(label, 10) } else { format!("{label}\t") };
+        let label = if look.terminal {
+            pad(label, 10)
+        } else {
+            format!("{label}\t")
+        };
         text.push_str(&format!("{}{value}\n", styled(HEAD, label)));
     };
-    fact("found", format!("{} ({})", look.when(entry.created_at), entry.origin.name()));
-    let failures = if entry.failures > 0 { format!(", {} in a row failed", entry.failures) } else { String::new() };
+    fact(
+        "found",
+        format!("{} ({})", look.when(entry.created_at), entry.origin.name()),
+    );
+    let failures = if entry.failures > 0 {
+        format!(", {} in a row failed", entry.failures)
+    } else {
+        String::new()
+    };
     fact("attempts", format!("{}{failures}", entry.attempts));
     if let Some(at) = closed_at {
         fact("closed", look.when(*at));
@@ -100,16 +132,26 @@ fn render(detail: &EntryDetail, standing: &Standing, look: Look) -> String {
 }
 
 fn why(detail: &EntryDetail, standing: &Standing, look: Look) -> String {
-    let ListedEntry { entry, closed_at, .. } = &detail.listed;
-    let at = closed_at.map(|at| clock_seconds(at, look)).unwrap_or_default();
+    let ListedEntry {
+        entry, closed_at, ..
+    } = &detail.listed;
+    let at = closed_at
+        .map(|at| clock_seconds(at, look))
+        .unwrap_or_default();
     match entry.state {
         EntryState::Delivered => format!("Vercel acknowledged everything at {at}"),
         EntryState::Withdrawn => format!("nothing was left to send at {at}: the source went back"),
         EntryState::Discarded => format!("a person discarded it at {at}; explain says who and why"),
         EntryState::Waiting | EntryState::Held => standing.why(entry.reason, look),
         EntryState::Dead => {
-            let said = detail.attempts.iter().rev().find_map(|attempt| attempt.message.as_deref());
-            let said = said.map(|said| format!("; Vercel said: {}", visible(said))).unwrap_or_default();
+            let said = detail
+                .attempts
+                .iter()
+                .rev()
+                .find_map(|attempt| attempt.message.as_deref());
+            let said = said
+                .map(|said| format!("; Vercel said: {}", visible(said)))
+                .unwrap_or_default();
             format!("{}{said}", entry.reason.sentence())
         }
     }
@@ -117,7 +159,13 @@ fn why(detail: &EntryDetail, standing: &Standing, look: Look) -> String {
 
 fn next(detail: &EntryDetail, standing: &Standing) -> String {
     let ListedEntry { key, entry, .. } = &detail.listed;
-    advice(standing, entry.reason, entry.id, key.installation_id.as_str()).unwrap_or_else(|| {
+    advice(
+        standing,
+        entry.reason,
+        entry.id,
+        key.installation_id.as_str(),
+    )
+    .unwrap_or_else(|| {
         format!(
             "reconciled explain {} {}",
             shell(key.installation_id.as_str()),
@@ -127,7 +175,12 @@ fn next(detail: &EntryDetail, standing: &Standing) -> String {
 }
 
 /// What to do about an open entry; also for `explain`.
-pub(crate) fn advice(standing: &Standing, reason: Reason, id: EntryId, installation: &str) -> Option<String> {
+pub(crate) fn advice(
+    standing: &Standing,
+    reason: Reason,
+    id: EntryId,
+    installation: &str,
+) -> Option<String> {
     use crate::store::PauseKind;
     Some(match standing {
         Standing::Closed => return None,
@@ -153,13 +206,26 @@ pub(crate) fn advice(standing: &Standing, reason: Reason, id: EntryId, installat
 }
 
 fn to_json(detail: &EntryDetail, standing: Standing, now: Timestamp) -> Value {
-    let EntryDetail { listed, record, attempts } = detail;
+    let EntryDetail {
+        listed,
+        record,
+        attempts,
+    } = detail;
     let is_open = listed.entry.state.is_open();
-    let lines = if is_open { matrix::lines(record, Some(&listed.entry.desired)) } else { Vec::new() };
-    let secret_names: Vec<String> = if is_open {
-        pending(record, &listed.entry.desired).0.secret_names().map(ToString::to_string).collect()
+    let lines = if is_open {
+        matrix::lines(record, Some(&listed.entry.desired))
     } else {
-        let sent: std::collections::BTreeSet<&String> = attempts.iter().flat_map(|one| &one.secret_names).collect();
+        Vec::new()
+    };
+    let secret_names: Vec<String> = if is_open {
+        pending(record, &listed.entry.desired)
+            .0
+            .secret_names()
+            .map(ToString::to_string)
+            .collect()
+    } else {
+        let sent: std::collections::BTreeSet<&String> =
+            attempts.iter().flat_map(|one| &one.secret_names).collect();
         sent.into_iter().cloned().collect()
     };
     let rejected: Vec<Value> = listed
@@ -188,7 +254,13 @@ mod tests {
     fn snapshot(status: &str, secret: u8) -> Snapshot {
         Snapshot {
             values: [(Field::Status, Json::from_text(status))].into(),
-            secrets: Some([(SecretName::new("DATABASE_URL").expect("a name"), Fingerprint::from_bytes([secret; 16]))].into()),
+            secrets: Some(
+                [(
+                    SecretName::new("DATABASE_URL").expect("a name"),
+                    Fingerprint::from_bytes([secret; 16]),
+                )]
+                .into(),
+            ),
         }
     }
 
@@ -198,8 +270,15 @@ mod tests {
         let mut record = Record::new(listed.key.clone());
         record.acknowledged = snapshot("ready", 0x9f);
         record.entry = state.is_open().then(|| listed.entry.clone());
-        let attempts = vec![attempt(1, 21, "failed", Some(503)), attempt(2, 15, "failed", Some(503))];
-        EntryDetail { listed, record, attempts }
+        let attempts = vec![
+            attempt(1, 21, "failed", Some(503)),
+            attempt(2, 15, "failed", Some(503)),
+        ];
+        EntryDetail {
+            listed,
+            record,
+            attempts,
+        }
     }
 
     fn plain(detail: &EntryDetail) -> String {
@@ -244,12 +323,19 @@ mod tests {
     fn a_closed_entry_claims_nothing_of_today() {
         let text = plain(&detail(EntryState::Delivered, Reason::Due));
         assert!(!text.contains("TO SEND"), "{text}");
-        assert!(text.contains("Why: Vercel acknowledged everything at 14:02:08."), "{text}");
+        assert!(
+            text.contains("Why: Vercel acknowledged everything at 14:02:08."),
+            "{text}"
+        );
     }
 
     #[test]
     fn machines_get_fingerprints_and_never_values() {
-        let shown = to_json(&detail(EntryState::Waiting, Reason::Backoff), Standing::Due, NOW);
+        let shown = to_json(
+            &detail(EntryState::Waiting, Reason::Backoff),
+            Standing::Due,
+            NOW,
+        );
         assert_eq!(shown["lines"][1]["to_send_fingerprint"], "b0b0b0");
         assert_eq!(shown["entry"]["secret_names"], json!(["DATABASE_URL"]));
         assert_eq!(shown["attempts"][0]["status"], 503);

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::super::installation;
 use super::super::standing::age_ms;
-use super::verdict::Verdict;
 use super::Overview;
+use super::verdict::Verdict;
 use crate::model::Timestamp;
 use crate::store::{Counts, Quarantined, SweepAccount};
 
@@ -94,7 +94,16 @@ fn sweep(overview: &Overview) -> Value {
 }
 
 fn unusable(row: &Quarantined, now: Timestamp) -> Value {
-    let Quarantined { key: _, installation_id, resource_id, column, problem, accepted, row_hash: _, since } = row;
+    let Quarantined {
+        key: _,
+        installation_id,
+        resource_id,
+        column,
+        problem,
+        accepted,
+        row_hash: _,
+        since,
+    } = row;
     json!({
         "installation_id": installation_id,
         "resource_id": resource_id,
@@ -117,7 +126,10 @@ mod tests {
         assert_eq!(shown["verdict"], "behind");
         assert_eq!(shown["outbox"]["oldest_waiting_age_ms"], 134_000);
         assert_eq!(shown["daemon"]["last_sign_age_ms"], 2_000);
-        assert_eq!(shown["poll"], json!({"age_ms": 3_000, "rows": 9, "schedule": "*/5 * * * * *"}));
+        assert_eq!(
+            shown["poll"],
+            json!({"age_ms": 3_000, "rows": 9, "schedule": "*/5 * * * * *"})
+        );
         assert_eq!(shown["sweep"]["last"]["equal"], 41_207);
         assert_eq!(shown["sweep"]["under_way"], Value::Null);
         assert_eq!(shown["quarantined"]["rows"], json!([]));

@@ -4,10 +4,10 @@ use super::super::installation::{is_paused, table};
 use super::super::out::{BAD, HEAD, Look, Table, WARN, styled};
 use super::super::standing::span;
 use super::super::text::{count, counted, cut, pad, visible};
-use super::verdict::Verdict;
 use super::Overview;
-use crate::store::console::InstallationSummary;
+use super::verdict::Verdict;
 use crate::store::SweepAccount;
+use crate::store::console::InstallationSummary;
 
 /// Where values begin.
 const LABEL_COLUMNS: usize = 9;
@@ -40,8 +40,15 @@ fn head(verdict: Verdict, overview: &Overview, look: Look) -> String {
         return format!("{}\t{because}\t{}", verdict.word(), overview.now);
     }
     let sentence = format!("{}   {because}", verdict.word());
-    let gap = TIME_COLUMN.saturating_sub(unicode_width::UnicodeWidthStr::width(sentence.as_str())).max(3);
-    format!("{}   {because}{}{}", styled(verdict.style(), verdict.word()), " ".repeat(gap), overview.now)
+    let gap = TIME_COLUMN
+        .saturating_sub(unicode_width::UnicodeWidthStr::width(sentence.as_str()))
+        .max(3);
+    format!(
+        "{}   {because}{}{}",
+        styled(verdict.style(), verdict.word()),
+        " ".repeat(gap),
+        overview.now
+    )
 }
 
 fn facts(overview: &Overview, look: Look) -> Vec<(&'static str, String)> {
@@ -55,7 +62,10 @@ fn facts(overview: &Overview, look: Look) -> Vec<(&'static str, String)> {
     facts.push(("vercel", vercel(overview, look)));
     if overview.counts.missing > 0 {
         let missing = counted(overview.counts.missing, "resource");
-        facts.push(("missing", format!("{missing} of the state no longer in the source")));
+        facts.push((
+            "missing",
+            format!("{missing} of the state no longer in the source"),
+        ));
     }
     facts
 }
@@ -73,7 +83,11 @@ fn daemon(overview: &Overview, look: Look) -> String {
         }
         (None, true) => "running; it has given no sign of life yet".to_owned(),
         (Some(heartbeat), false) => {
-            format!("not running; pid {} gave its last sign of life {}", heartbeat.pid, look.when(heartbeat.at))
+            format!(
+                "not running; pid {} gave its last sign of life {}",
+                heartbeat.pid,
+                look.when(heartbeat.at)
+            )
         }
         (None, false) => "not running; none has ever run on this state".to_owned(),
     }
@@ -94,7 +108,11 @@ fn sweep(overview: &Overview, look: Look) -> String {
         None => "none complete yet".to_owned(),
     };
     let under_way = progress.filter(|sweep| !sweep.complete).map(|sweep| {
-        format!("; another began {}, {} so far", look.when(sweep.started_at), counted(sweep.account.rows, "row"))
+        format!(
+            "; another began {}, {} so far",
+            look.when(sweep.started_at),
+            counted(sweep.account.rows, "row")
+        )
     });
     match under_way {
         Some(under_way) => format!("{last}{under_way}"),
@@ -104,7 +122,15 @@ fn sweep(overview: &Overview, look: Look) -> String {
 }
 
 fn sum(account: SweepAccount) -> String {
-    let SweepAccount { rows, equal, waiting, held, dead, quarantined, missing: _ } = account;
+    let SweepAccount {
+        rows,
+        equal,
+        waiting,
+        held,
+        dead,
+        quarantined,
+        missing: _,
+    } = account;
     format!(
         "{} = {} equal + {} waiting + {} held + {} dead + {} quarantined",
         counted(rows, "row"),
@@ -125,9 +151,26 @@ fn vercel(overview: &Overview, look: Look) -> String {
         1 => "1 retry".to_owned(),
         retries => format!("{} retries", count(retries)),
     };
-    let outage = overview.alive().and_then(|heartbeat| heartbeat.outage_since);
-    let outage = outage.map(|at| format!("; {}", styled(BAD, format_args!("failing {} {}", if look.terminal { "for" } else { "since" }, span(at, look)))));
-    format!("{acknowledged}; {retries} in the last hour{}", outage.unwrap_or_default())
+    let outage = overview
+        .alive()
+        .and_then(|heartbeat| heartbeat.outage_since);
+    let outage = outage.map(|at| {
+        format!(
+            "; {}",
+            styled(
+                BAD,
+                format_args!(
+                    "failing {} {}",
+                    if look.terminal { "for" } else { "since" },
+                    span(at, look)
+                )
+            )
+        )
+    });
+    format!(
+        "{acknowledged}; {retries} in the last hour{}",
+        outage.unwrap_or_default()
+    )
 }
 
 /// A cron expression in words, where there are short ones.
@@ -136,7 +179,11 @@ fn rhythm(expression: Option<&str>) -> String {
         return "; not scheduled".to_owned();
     };
     let fields: Vec<&str> = expression.split_whitespace().collect();
-    let every = |field: &str| field.strip_prefix("*/").and_then(|every| every.parse::<u8>().ok());
+    let every = |field: &str| {
+        field
+            .strip_prefix("*/")
+            .and_then(|every| every.parse::<u8>().ok())
+    };
     match fields.as_slice() {
         ["*", "*", "*", "*", "*", "*"] => ", every second".to_owned(),
         [seconds, "*", "*", "*", "*", "*"] if every(seconds).is_some() => {
@@ -160,17 +207,31 @@ fn unusable(overview: &Overview, look: Look) -> String {
         table.row(vec![
             format!("{} / {}", id(&row.installation_id), id(&row.resource_id)),
             visible(&row.column),
-            if look.terminal { cut(&problem, 60) } else { problem },
+            if look.terminal {
+                cut(&problem, 60)
+            } else {
+                problem
+            },
             span(row.since, look),
         ]);
     }
-    let hidden = overview.unusable_total.saturating_sub(overview.unusable.len() as u64);
-    let more = if hidden > 0 { format!("… and {} more\n", count(hidden)) } else { String::new() };
+    let hidden = overview
+        .unusable_total
+        .saturating_sub(overview.unusable.len() as u64);
+    let more = if hidden > 0 {
+        format!("… and {} more\n", count(hidden))
+    } else {
+        String::new()
+    };
     format!("\n{}{more}", table.render(look))
 }
 
 fn id(id: &str) -> String {
-    if id.is_empty() { "(no id)".to_owned() } else { visible(id) }
+    if id.is_empty() {
+        "(no id)".to_owned()
+    } else {
+        visible(id)
+    }
 }
 
 fn installations(overview: &Overview, look: Look) -> String {
@@ -179,19 +240,33 @@ fn installations(overview: &Overview, look: Look) -> String {
             || is_paused(one, overview.now)
             || one.limited_until.is_some_and(|until| until > overview.now)
     };
-    let speaking: Vec<&InstallationSummary> = overview.installations.iter().filter(speaks).collect();
+    let speaking: Vec<&InstallationSummary> =
+        overview.installations.iter().filter(speaks).collect();
     if speaking.is_empty() {
         return String::new();
     }
-    let shown = if look.terminal { speaking.len().min(INSTALLATIONS_SHOWN) } else { speaking.len() };
-    let mut text = format!("\n{}", table(speaking[..shown].iter().copied(), look).render(look));
+    let shown = if look.terminal {
+        speaking.len().min(INSTALLATIONS_SHOWN)
+    } else {
+        speaking.len()
+    };
+    let mut text = format!(
+        "\n{}",
+        table(speaking[..shown].iter().copied(), look).render(look)
+    );
     if shown < speaking.len() {
         let hidden = (speaking.len() - shown) as u64;
-        text.push_str(&format!("… and {} more with something open: reconciled installation list\n", styled(WARN, count(hidden))));
+        text.push_str(&format!(
+            "… and {} more with something open: reconciled installation list\n",
+            styled(WARN, count(hidden))
+        ));
     }
     let silent = (overview.installations.len() - speaking.len()) as u64;
     if silent > 0 {
-        text.push_str(&format!("{} with nothing open\n", counted(silent, "other installation")));
+        text.push_str(&format!(
+            "{} with nothing open\n",
+            counted(silent, "other installation")
+        ));
     }
     text
 }
@@ -201,7 +276,11 @@ mod tests {
     use super::super::tests::{NOW, ago, behind, in_sync, quarantined};
     use super::*;
 
-    const LOOK: Look = Look { terminal: true, width: 100, now: NOW };
+    const LOOK: Look = Look {
+        terminal: true,
+        width: 100,
+        now: NOW,
+    };
 
     fn plain(overview: &Overview, look: Look) -> String {
         anstream::adapter::strip_str(&render(overview, look)).to_string()
@@ -223,10 +302,18 @@ mod tests {
     #[test]
     fn behind_shows_whom_it_waits_for() {
         let mut overview = behind();
-        let account = SweepAccount { rows: 41_207, equal: 41_205, waiting: 2, ..SweepAccount::default() };
+        let account = SweepAccount {
+            rows: 41_207,
+            equal: 41_205,
+            waiting: 2,
+            ..SweepAccount::default()
+        };
         let sweep = overview.progress.sweep.as_mut().expect("there is one");
-        (sweep.last, sweep.complete, sweep.account.rows) = (Some((ago(3_640), account)), false, 12_000);
-        overview.installations.push(super::super::tests::installation("icfg_zzz", 0, 0));
+        (sweep.last, sweep.complete, sweep.account.rows) =
+            (Some((ago(3_640), account)), false, 12_000);
+        overview
+            .installations
+            .push(super::super::tests::installation("icfg_zzz", 0, 0));
         insta::assert_snapshot!(plain(&overview, LOOK), @r"
         BEHIND   2 waiting; oldest 2 min 14 s                     2026-05-04T14:02:11.000Z
         daemon   running 6 d 2 h, pid 812, 0.1.0
@@ -247,7 +334,8 @@ mod tests {
     fn trouble_is_named_where_it_is() {
         let mut overview = in_sync();
         let heartbeat = overview.daemon.heartbeat.as_mut().expect("there is one");
-        heartbeat.source_problem = Some("cannot reach the source at db/app: connection refused".into());
+        heartbeat.source_problem =
+            Some("cannot reach the source at db/app: connection refused".into());
         heartbeat.outage_since = Some(ago(300));
         overview.unusable = vec![quarantined("res_1")];
         overview.unusable_total = 13;
@@ -284,7 +372,16 @@ mod tests {
             "\n",
             "Next: reconciled outbox list\n",
         ];
-        assert_eq!(plain(&behind(), Look { terminal: false, ..LOOK }), expected.concat());
+        assert_eq!(
+            plain(
+                &behind(),
+                Look {
+                    terminal: false,
+                    ..LOOK
+                }
+            ),
+            expected.concat()
+        );
     }
 
     #[test]
