@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Random};
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
-use crate::plan::RetryPolicy;
+use crate::plan::{RetryPolicy, SecretsWay};
 use crate::plan::outage::Outage;
 use crate::planted::{Bug, is_planted};
 use crate::source::Source;
@@ -59,6 +59,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// The fields left to Vercel.
     pub ignored: FieldSet,
+    /// How secrets are sent: alone when they have an operation of their own.
+    pub secrets: SecretsWay,
 }
 
 /// The outside worlds that dispatch works with.
@@ -254,6 +256,7 @@ impl Dispatcher {
             after: self.last_served.clone(),
             excluded: self.pace.exhausted(now),
             late_apply: self.settings.retry.late_apply,
+            secrets: self.settings.secrets,
         };
         self.worlds.store.claim(&request).await
     }

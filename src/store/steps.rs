@@ -502,6 +502,7 @@ impl Round<'_> {
             owner,
             lease_expires_at,
             late_apply,
+            secrets,
             ..
         } = self.request;
         let Some(token) = self.tokens.clone().next() else {
@@ -513,7 +514,7 @@ impl Round<'_> {
             expires_at: *lease_expires_at,
         };
         let mut after = before.clone();
-        let claim = plan::claim(&mut after, *now, &lease, *late_apply);
+        let claim = plan::claim_with(&mut after, *now, &lease, *late_apply, *secrets);
         let closed = match &claim {
             Claim::Closed(entry) => Some(&**entry),
             Claim::Claimed(_) | Claim::NotNow => None,
