@@ -120,7 +120,10 @@ fn check(name: &str, setting: Setting, states_min: usize, signs: Signs) {
         }
     }
     assert!(checker.is_done(), "{name}: the check is incomplete");
-    assert!(missing.is_empty(), "{name}: never occurred: {missing:?}");
+    assert!(
+        signs == Signs::Some || missing.is_empty(),
+        "{name}: never occurred: {missing:?}"
+    );
     assert!(
         states >= states_min,
         "{name}: only {states} states, at least {states_min} were expected"
@@ -348,11 +351,14 @@ fn every_planted_bug_of_the_protocol_is_found() {
             missed.push(bug);
             continue;
         };
-        let steps = path.into_vec();
+        let mut steps = path.into_vec();
         let length = steps.len() - 1;
+        if law == laws::CONVERGENCE {
+            checker.model().go_on_calmly(&mut steps);
+        }
         let tale = tale::tell(checker.model(), steps);
         say(&format!(
-            "{bug:?} is found in {length} steps: not so: {law}\n{tale}"
+            "{bug:?} is found in {length} steps. Not so: {law}\n{tale}"
         ));
     }
     assert!(missed.is_empty(), "not found: {missed:?}");

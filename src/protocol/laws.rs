@@ -23,7 +23,7 @@ const NO_WITHDRAWAL_IN_DOUBT: &str = "what is in doubt has an open entry";
 /// Law 1, at rest.
 const REST_IS_EQUALITY: &str = "with nothing left to do Vercel holds what the source says";
 /// Law 1.
-const CONVERGENCE: &str = "calm weather brings both sides together";
+pub(super) const CONVERGENCE: &str = "calm weather brings both sides together";
 
 /// All laws, and the signs that the model is not trivial.
 pub(super) fn properties() -> Vec<Property<Protocol>> {

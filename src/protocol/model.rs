@@ -19,6 +19,9 @@ use super::laws;
 /// How long calm weather may take to bring both sides together, in steps.
 const CALM_STEPS_MAX: usize = 100;
 
+/// How much of calm weather is told, in steps.
+const TOLD_STEPS_MAX: usize = 12;
+
 /// What may still go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Budget {
@@ -228,12 +231,16 @@ impl Protocol {
             return state.held == self.book.holding(state.source);
         };
         let held = self.book.held(state.held);
-        let Snapshot { values, secrets } = &self.setting.values[usize::from(state.source)];
-        let rejected = |field: &Field| dead.rejected.contains_key(field);
+        let source = &self.setting.values[usize::from(state.source)];
+        let rejected = |field: Field| {
+            let rejection = dead.rejected.get(&field);
+            rejection.is_some_and(|rejection| source.digest(field) == Some(rejection.digest))
+        };
+        let Snapshot { values, secrets } = source;
         values
             .iter()
-            .all(|(field, value)| held.values.get(field) == Some(value) || rejected(field))
-            && (held.secrets == *secrets || rejected(&Field::Secrets))
+            .all(|(field, value)| held.values.get(field) == Some(value) || rejected(*field))
+            && (held.secrets == *secrets || rejected(Field::Secrets))
     }
 
     /// Whether no worker works, the row was read, and no entry waits.
@@ -271,7 +278,7 @@ impl Protocol {
                 return true;
             }
             trail.push(hash);
-            let Some(next) = self.calm(&state) else {
+            let Some((_, next)) = self.calm(&state) else {
                 return false;
             };
             state = next;
@@ -279,8 +286,25 @@ impl Protocol {
         false
     }
 
+    /// Appends to a path what follows in calm weather, until nothing is left to do or it has gone on long enough.
+    pub(super) fn go_on_calmly(&self, path: &mut Vec<(State, Option<Action>)>) {
+        for _ in 0..TOLD_STEPS_MAX {
+            let Some((state, last)) = path.last_mut() else {
+                return;
+            };
+            if self.is_at_rest(state) {
+                return;
+            }
+            let Some((action, next)) = self.calm(state) else {
+                return;
+            };
+            *last = Some(action);
+            path.push((next, None));
+        }
+    }
+
     /// The next step in calm weather; `None` when there is none.
-    fn calm(&self, state: &State) -> Option<State> {
+    fn calm(&self, state: &State) -> Option<(Action, State)> {
         let workers = state
             .workers
             .iter()
@@ -303,7 +327,7 @@ impl Protocol {
             .flatten()
             .chain(polled)
             .chain([Action::Claim(0), Action::Tick])
-            .find_map(|action| self.next_state(state, action))
+            .find_map(|action| Some((action, self.next_state(state, action)?)))
     }
 
     fn claim(&self, state: &mut State, index: usize) {
