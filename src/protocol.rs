@@ -7,6 +7,7 @@ mod book;
 mod laws;
 mod model;
 mod tale;
+mod world;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,7 +18,8 @@ use crate::model::{Field, Fingerprint, Json, SecretName, Snapshot};
 use crate::planted::Bug;
 
 use book::Terms;
-use model::{Budget, Protocol, Setting};
+use model::Protocol;
+use world::{Budget, Setting};
 
 const TERMS: Terms = Terms {
     lease: 2,

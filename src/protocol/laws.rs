@@ -5,7 +5,8 @@ use stateright::Property;
 use crate::model::{EntryState, Reason};
 
 use super::book::{PatchId, Question};
-use super::model::{AtVercel, Claim, Protocol, Sent, State, Worker};
+use super::model::Protocol;
+use super::world::{AtVercel, Claim, Sent, State, Worker};
 
 /// Law 2: what a request may change is in doubt in the state before it leaves and for as long as it may be applied.
 const DOUBT_FIRST: &str =
