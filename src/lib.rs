@@ -1,5 +1,7 @@
 //! Keeps Vercel's view of a Marketplace provider's resources equal to the provider's own database.
 
+pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatch;

@@ -1,3 +1,7 @@
-//! The `reconciled` binary.
+//! The `reconciled` binary: everything it does is in the library's `cli`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    reconciled::cli::main()
+}

@@ -13,6 +13,11 @@ pub mod guard;
 pub mod manual;
 pub mod outage;
 
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod laws;
+
 pub use advance::{Advance, Outcome, RetryPolicy, advance};
 pub use claim::{Claimed, claim, expire};
 pub use classify::{Answer, AnswerKind, LostKind, UnsentKind, Verdict, classify};

@@ -8,13 +8,14 @@ mod page;
 mod poll;
 mod sweep;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
-use crate::model::{Field, FieldSet, FingerprintKey};
-use crate::plan::Policy;
+use crate::model::{Field, FieldSet, FingerprintKey, Origin};
+use crate::plan::{Policy, guard};
 use crate::source::{Source, SourceError};
-use crate::store::{Store, StoreError};
+use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
 pub use page::{PageCounts, QuarantineNotice};
 pub use poll::PollReport;
@@ -30,8 +31,22 @@ pub struct Settings {
     pub policy: Policy,
     /// The fields left to Vercel.
     pub ignored: FieldSet,
+    /// How much a pass may change before a person must agree.
+    pub guard: guard::Limits,
+    /// What becomes of a resource whose row disappeared.
+    pub on_missing: OnMissing,
     /// Rows per page, from 1 to [`PAGE_ROWS`] or more.
     pub page_rows: u32,
+}
+
+/// What becomes of a resource whose row disappeared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnMissing {
+    /// Nothing: sweeps count it.
+    #[default]
+    Ignore,
+    /// Two complete sweeps in a row without the row send the status `uninstalled`, within the guard.
+    Uninstall,
 }
 
 impl Settings {
@@ -62,6 +77,10 @@ pub struct Reconciler {
     clock: Arc<dyn Clock>,
     key: FingerprintKey,
     settings: Settings,
+    /// What the guard did, until somebody takes it to tell.
+    guard_events: Mutex<Vec<GuardEvent>>,
+    /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
+    poll_undecided: AtomicBool,
 }
 
 impl Reconciler {
@@ -80,7 +99,37 @@ impl Reconciler {
             clock,
             key,
             settings,
+            guard_events: Mutex::default(),
+            poll_undecided: AtomicBool::new(true),
         }
+    }
+
+    /// What the guard has done since this was last asked.
+    #[must_use]
+    pub fn take_guard_events(&self) -> Vec<GuardEvent> {
+        std::mem::take(
+            &mut *self
+                .guard_events
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Has a batch decided and committed, and keeps what the guard did.
+    async fn commit(&self, batch: Batch) -> Result<Reconciled, StoreError> {
+        let (is_poll, ends_pass) = (batch.origin == Origin::Poll, batch.ends_pass);
+        let reconciled = self.store.reconcile(batch).await?;
+        if is_poll && (ends_pass || reconciled.undecided) {
+            self.poll_undecided
+                .store(reconciled.undecided, Ordering::Relaxed);
+        }
+        let mut events = self
+            .guard_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        events.extend(&reconciled.guard);
+        drop(events);
+        Ok(reconciled)
     }
 
     /// Changes what rows mean from the next pass on.

@@ -3,7 +3,26 @@
 //! Every read is one page in its own read-only transaction under a statement timeout. What a row means is decided elsewhere
 //! ([`crate::model::row`]); this module finds rows and gives each column as text.
 
+mod columns;
+mod connect;
+mod connections;
+mod dialect;
+mod error;
+mod horizon;
+mod inspect;
+mod mysql;
+mod pages;
+mod postgres;
+mod query;
+mod reader;
+mod sqlite;
+mod statement;
+
 use async_trait::async_trait;
+
+pub use columns::{DEFAULT_OVERLAP, Overlap};
+pub use connect::{Settings, connect};
+pub use inspect::{Description, Guarantee};
 
 use crate::model::{AccessToken, FieldSet, InstallationId, RawRow, ResourceKey};
 
@@ -36,6 +55,13 @@ pub trait Source: Send + Sync {
 
     /// Who the database says it is: changes after a restore, a failover or a move.
     async fn identity(&self) -> Result<Identity, SourceError>;
+}
+
+/// A source that can also say what it is, for a person who is about to trust it.
+#[async_trait]
+pub trait Inspect: Source {
+    /// The server, the role, the query's columns and what its polls guarantee.
+    async fn describe(&self) -> Result<Description, SourceError>;
 }
 
 /// The columns of the source query.
@@ -74,11 +100,15 @@ pub enum PollFrom {
 pub struct Position {
     /// The cursor in the database's own text form.
     pub cursor: String,
-    /// The ids as the row has them.
+    /// The ids' place in the order.
     pub key: RawKey,
+    /// The horizon that was taken when the pass began; each page of the pass carries it on.
+    pub horizon: Option<String>,
 }
 
-/// The two ids of a row as the source has them, usable or not.
+/// The two ids of a row as places in the database's own order, usable or not.
+///
+/// Only the source that gave them reads them: they may be written in another form than the row's own columns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct RawKey {
     /// The column `installation_id`.
@@ -94,8 +124,11 @@ pub struct PollPage {
     pub rows: Vec<RawRow>,
     /// Where the next page starts; `None`: this was the last.
     pub next: Option<Position>,
-    /// The next pass must start no later than this, whatever was read: a transaction that is still open may commit rows
-    /// with cursors from here on. `None`: unknown, the overlap has to do.
+    /// The cursor to keep with this page instead of its last row's: a transaction that was open when the pass began may still
+    /// commit rows with cursors from here on. `None`: nothing is known to hold the last row's cursor back.
+    ///
+    /// It is never later than the last row's cursor, and it is taken before the pass's first page is read, so that it holds for
+    /// every page of the pass, also when the pass is not finished.
     pub horizon: Option<String>,
 }
 

@@ -13,15 +13,18 @@ use crate::model::{
     EntryId, EntryState, Field, FingerprintKey, InstallationId, LeaseToken, Origin, Reason, Record,
     ResourceKey, RowHash, Snapshot, Timestamp,
 };
-use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy};
+use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, guard};
 
 pub mod console;
+pub mod hold;
 pub mod memory;
 mod migrate;
 mod rules;
 pub mod sqlite;
 mod steps;
 
+pub use console::Console;
+pub use hold::{GuardEvent, Hold, HoldReport, HoldState};
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
@@ -91,6 +94,12 @@ pub trait Store: Send + Sync {
     /// row or a missing row of the resource ends the wish.
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError>;
 
+    /// A hold of the guard with what its entries would do; `None` when there never was one of this number.
+    async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError>;
+
+    /// The holds that wait for a person, by number.
+    async fn open_holds(&self) -> Result<Vec<Hold>, StoreError>;
+
     /// Leaves a sign of life for `status`: cheap, without a transaction in the state database, lost without harm.
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError>;
 
@@ -131,6 +140,13 @@ pub struct Batch {
     pub poll: Option<PollProgress>,
     /// The sweep's new position.
     pub sweep: Option<SweepProgress>,
+    /// `[guard]`: how much the pass may change before a person must agree.
+    pub guard: guard::Limits,
+    /// The last batch of its pass: the guard decides on what the pass has counted.
+    pub ends_pass: bool,
+    /// `[reconcile] on_missing = "uninstall"`: the end of the last complete sweep that read rows. What was found missing by
+    /// then and is missing now is uninstalled. `None`: nothing is.
+    pub uninstall_missing_since: Option<Timestamp>,
 }
 
 /// A usable row.
@@ -176,6 +192,12 @@ pub struct Reconciled {
     pub recovered: u64,
     /// How many resources were found missing for the first time.
     pub newly_missing: u64,
+    /// How many missing resources are to be uninstalled since this batch.
+    pub uninstalled: u64,
+    /// What the guard did, to be told.
+    pub guard: Vec<GuardEvent>,
+    /// The pass has found changes on which the guard decides at its end.
+    pub undecided: bool,
 }
 
 /// Where the poll stands.

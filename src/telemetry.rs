@@ -35,7 +35,29 @@ pub fn init(config: &LogConfig, output: Output) -> Result<LogHandle, TelemetryEr
             colour: output.wants_colour(),
         },
     };
-    let (layer, handle) = build::<Registry>(&config.filter, style, output.writer())?;
+    install(&config.filter, style, output.writer())
+}
+
+/// Like [`init`], for lines that go elsewhere: one `write_all` per line, never in colour.
+///
+/// Fails when logging was installed before or the filter does not parse.
+pub fn init_with_writer(
+    config: &LogConfig,
+    writer: Box<dyn Write + Send>,
+) -> Result<LogHandle, TelemetryError> {
+    let style = match config.format {
+        LogFormat::Json => Style::Json,
+        LogFormat::Pretty => Style::Pretty { colour: false },
+    };
+    install(&config.filter, style, writer)
+}
+
+fn install(
+    directives: &str,
+    style: Style,
+    writer: Box<dyn Write + Send>,
+) -> Result<LogHandle, TelemetryError> {
+    let (layer, handle) = build::<Registry>(directives, style, writer)?;
     let subscriber = tracing_subscriber::registry().with(layer);
     tracing::subscriber::set_global_default(subscriber)
         .map_err(|_| TelemetryError::AlreadyInstalled)?;

@@ -30,7 +30,7 @@ CREATE TABLE resource (
     dismissed       TEXT    NOT NULL CHECK (json_valid(dismissed)),
     row_hash        BLOB    CHECK (length(row_hash) = 16),
     missing_since   INTEGER,
-    missing_sweeps  INTEGER CHECK (missing_sweeps > 0),
+    missing_sweeps  INTEGER CHECK (missing_sweeps >= 0),
     acknowledged_at INTEGER,
     PRIMARY KEY (installation_id, resource_id),
     CHECK ((missing_since IS NULL) = (missing_sweeps IS NULL))
@@ -39,10 +39,11 @@ CREATE TABLE resource (
 CREATE INDEX resource_acknowledged ON resource (acknowledged_at) WHERE acknowledged_at IS NOT NULL;
 CREATE INDEX resource_missing ON resource (missing_since) WHERE missing_since IS NOT NULL;
 
--- The guard's holds: passes that were beyond the blast radius and wait for a person.
+-- The guard's holds: passes that were beyond the blast radius and wait for a person. A provisional one keeps back what a pass has
+-- counted until the pass ends; within the limits it is deleted then.
 CREATE TABLE hold (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    state       TEXT    NOT NULL CHECK (state IN ('provisional', 'open', 'released', 'discarded')),
+    state       TEXT    NOT NULL CHECK (state IN ('provisional', 'open', 'released', 'discarded', 'dissolved')),
     origin      TEXT    NOT NULL,
     opened_at   INTEGER NOT NULL,
     closed_at   INTEGER,
@@ -50,6 +51,10 @@ CREATE TABLE hold (
     changes     INTEGER NOT NULL DEFAULT 0 CHECK (changes >= 0),
     CHECK ((closed_at IS NULL) = (state IN ('provisional', 'open')))
 ) STRICT;
+
+-- At most one waits for a person, and one for the end of each kind of pass.
+CREATE UNIQUE INDEX hold_open ON hold (state) WHERE state = 'open';
+CREATE UNIQUE INDEX hold_provisional ON hold (origin) WHERE state = 'provisional';
 
 -- What the guard has counted: the changes of the window that it looks at.
 CREATE TABLE guarded (
@@ -79,7 +84,7 @@ CREATE TABLE entry (
     failures         INTEGER NOT NULL CHECK (failures >= 0),
     conflicts        INTEGER NOT NULL CHECK (conflicts >= 0),
     rejected         TEXT    NOT NULL CHECK (json_valid(rejected)),
-    hold_id          INTEGER REFERENCES hold (id),
+    hold_id          INTEGER REFERENCES hold (id) ON DELETE SET NULL,
     lease_owner      TEXT,
     lease_token      INTEGER,
     lease_expires_at INTEGER,
@@ -103,6 +108,8 @@ CREATE INDEX entry_due_by_installation ON entry (installation_id, due_at, id)
     WHERE state = 'waiting' AND lease_token IS NULL;
 CREATE INDEX entry_due ON entry (due_at) WHERE state = 'waiting' AND lease_token IS NULL;
 CREATE INDEX entry_lease ON entry (lease_expires_at) WHERE lease_token IS NOT NULL;
+-- What a hold keeps back.
+CREATE INDEX entry_hold ON entry (hold_id, installation_id, resource_id) WHERE hold_id IS NOT NULL;
 CREATE INDEX entry_by_state ON entry (state, created_at) WHERE closed_at IS NULL;
 CREATE INDEX entry_by_resource ON entry (installation_id, resource_id, id);
 CREATE INDEX entry_closed ON entry (closed_at) WHERE closed_at IS NOT NULL;

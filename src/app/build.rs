@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
+use crate::app::oauth::OauthTokens;
 use crate::clock::{Clock, Random, SeededRandom, SystemClock};
 use crate::config::{self, Config, DatabaseScheme};
 use crate::dispatch::{self, InstallationsQuery, TokenSource, Tokens, Worlds};
 use crate::model::{FingerprintKey, Timestamp};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, RetryPolicy};
-use crate::reconcile::{self, PAGE_ROWS, PassError, Reconciler};
-use crate::source::{self, Source, SourceError};
+use crate::plan::{Policy, RetryPolicy, guard};
+use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
+use crate::source::{self, Inspect, Source, SourceError};
+use crate::store::console::Console;
 use crate::store::sqlite::{Access, SqliteStore};
-use crate::store::{Console, Store, StoreError};
-use crate::vercel::{self, ClientError, HttpMarketplace, Marketplace};
+use crate::store::{Store, StoreError};
+use crate::vercel::{
+    self, ClientError, HttpMarketplace, Marketplace, OauthSettings, TokenEndpoint,
+};
 
 /// Why the daemon could not be built or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +79,8 @@ pub struct Parts {
     pub key: FingerprintKey,
     /// Unique to this process.
     pub owner: String,
+    /// Where access tokens come from.
+    token_source: Arc<dyn TokenSource>,
     /// Whether this process alone works on the state.
     access: Access,
 }
@@ -102,25 +108,51 @@ impl Parts {
     ) -> Result<Self, AppError> {
         let random: Arc<dyn Random> = Arc::new(SeededRandom::from_system());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = open_state(&config, access, clock.now()).await?;
+        let token_source = token_source(&config, &source, &clock)?;
+        let store = open_state(&config, access).await?;
         let key = store.fingerprint_key().await?;
         let owner = format!("{}-{:x}", std::process::id(), random.unique());
-        let worlds = Worlds { source, store: Arc::clone(&store) as Arc<dyn Store>, marketplace, clock, random };
-        Ok(Self { config, worlds, console: store, key, owner, access })
+        let worlds = Worlds {
+            source,
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            marketplace,
+            clock,
+            random,
+        };
+        Ok(Self {
+            config,
+            worlds,
+            console: store,
+            key,
+            owner,
+            token_source,
+            access,
+        })
     }
 
     /// A reconciler over these parts.
     #[must_use]
     pub fn reconciler(&self) -> Reconciler {
-        let Worlds { source, store, clock, .. } = &self.worlds;
+        let Worlds {
+            source,
+            store,
+            clock,
+            ..
+        } = &self.worlds;
         let settings = reconcile_settings(&self.config);
-        Reconciler::new(Arc::clone(source), Arc::clone(store), Arc::clone(clock), self.key.clone(), settings)
+        Reconciler::new(
+            Arc::clone(source),
+            Arc::clone(store),
+            Arc::clone(clock),
+            self.key.clone(),
+            settings,
+        )
     }
 
     /// Where access tokens come from.
     #[must_use]
     pub fn token_source(&self) -> Arc<dyn TokenSource> {
-        Arc::new(InstallationsQuery(Arc::clone(&self.worlds.source)))
+        Arc::clone(&self.token_source)
     }
 
     /// An empty memory of tokens.
@@ -136,19 +168,29 @@ impl Parts {
     pub async fn recover(&self, now: Timestamp) -> Result<u64, StoreError> {
         // Whoever has the state to himself knows that every other holder is gone.
         let alone = self.access == Access::Daemon;
-        self.worlds.store.recover(now, self.config.retry.late_apply, alone).await
+        self.worlds
+            .store
+            .recover(now, self.config.retry.late_apply, alone)
+            .await
     }
 
     /// The settings of dispatch.
     #[must_use]
     pub fn dispatch_settings(&self) -> dispatch::Settings {
-        let Config { vercel, retry, reconcile, .. } = &*self.config;
+        let Config {
+            vercel,
+            retry,
+            reconcile,
+            ..
+        } = &*self.config;
         let count = |n: std::num::NonZeroUsize| u32::try_from(n.get()).unwrap_or(u32::MAX);
         dispatch::Settings {
             owner: self.owner.clone(),
             max_in_flight: count(vercel.max_in_flight),
             max_in_flight_per_installation: count(vercel.max_in_flight_per_installation),
-            requests_per_minute_per_installation: vercel.requests_per_minute_per_installation.map(Into::into),
+            requests_per_minute_per_installation: vercel
+                .requests_per_minute_per_installation
+                .map(Into::into),
             lease: retry.lease,
             request_timeout: vercel.request_timeout,
             retry: RetryPolicy {
@@ -174,5 +216,154 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
         config::FirstSight::Compare => FirstSight::Compare,
         config::FirstSight::Adopt => FirstSight::Adopt,
     };
-    reconcile::Settings { policy: Policy { first_sight }, ignored: config.reconcile.ignore, page_rows: PAGE_ROWS }
+    let config::GuardConfig {
+        destructive_max,
+        changes_max,
+    } = config.guard;
+    let guard = guard::Limits {
+        destructive_max: destructive_max.map(Into::into),
+        changes_max: changes_max.map(Into::into),
+    };
+    let on_missing = match config.reconcile.on_missing {
+        config::OnMissing::Ignore => OnMissing::Ignore,
+        config::OnMissing::Uninstall => OnMissing::Uninstall,
+    };
+    reconcile::Settings {
+        policy: Policy { first_sight },
+        ignored: config.reconcile.ignore,
+        guard,
+        on_missing,
+        page_rows: PAGE_ROWS,
+    }
+}
+
+/// The source of this configuration; nothing is connected yet.
+///
+/// # Errors
+/// A query is not one statement, or a feature is configured that is not there.
+pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
+    let config::SourceConfig {
+        url,
+        query,
+        installations_query,
+        overlap,
+        statement_timeout,
+        max_connections,
+        listen: _,
+        feed,
+        allow_replica,
+    } = &config.source;
+    if feed.is_some() {
+        return Err(AppError::Unsupported {
+            what: "[source] feed",
+        });
+    }
+    let overlap = match *overlap {
+        config::Overlap::Unset => source::Overlap::Unset,
+        config::Overlap::Duration(duration) => source::Overlap::Duration(duration),
+        config::Overlap::Units(units) => source::Overlap::Units(units),
+    };
+    Ok(source::connect(&source::Settings {
+        url: url.expose().into(),
+        query: query.clone(),
+        installations_query: installations_query.clone(),
+        overlap,
+        statement_timeout: *statement_timeout,
+        max_connections: max_connections.get(),
+        allow_replica: *allow_replica,
+        application_name: "reconciled".to_owned(),
+    })?)
+}
+
+/// The client of this configuration; nothing is connected yet.
+///
+/// # Errors
+/// A setting cannot be used.
+pub fn marketplace(config: &Config) -> Result<Arc<dyn Marketplace>, AppError> {
+    Ok(Arc::new(HttpMarketplace::new(
+        &client_settings(config),
+        Arc::new(SystemClock),
+    )?))
+}
+
+/// Where access tokens come from: the authorization server if one is configured, else the installations query.
+///
+/// # Errors
+/// A setting cannot be used.
+pub fn token_source(
+    config: &Config,
+    source: &Arc<dyn Source>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<dyn TokenSource>, AppError> {
+    let Some(oauth) = &config.vercel.oauth else {
+        return Ok(Arc::new(InstallationsQuery(Arc::clone(source))));
+    };
+    let config::OauthConfig {
+        token_url,
+        client_id,
+        client_secret,
+        form,
+    } = oauth;
+    let settings = OauthSettings {
+        token_url: token_url.as_str().to_owned(),
+        client_id: client_id.clone(),
+        client_secret: client_secret.clone(),
+        form: form
+            .iter()
+            .map(|(name, template)| (name.clone(), template.as_str().to_owned()))
+            .collect(),
+    };
+    let endpoint = TokenEndpoint::new(settings, &client_settings(config), Arc::clone(clock))?;
+    Ok(Arc::new(OauthTokens(endpoint)))
+}
+
+fn client_settings(config: &Config) -> vercel::Settings {
+    let config::VercelConfig {
+        base_url,
+        request_timeout,
+        connect_timeout,
+        max_in_flight,
+        max_in_flight_per_installation: _,
+        requests_per_minute_per_installation: _,
+        secrets_endpoint,
+        clear_notification,
+        ca_file,
+        proxy,
+        oauth: _,
+    } = &config.vercel;
+    vercel::Settings {
+        base_url: base_url.as_str().to_owned(),
+        request_timeout: *request_timeout,
+        connect_timeout: *connect_timeout,
+        max_in_flight: max_in_flight.get(),
+        ca_file: ca_file.clone(),
+        proxy: proxy.as_ref().map(|proxy| proxy.expose().to_owned()),
+        clear_notification: match clear_notification {
+            config::ClearNotification::Empty => vercel::ClearNotification::Empty,
+            config::ClearNotification::Null => vercel::ClearNotification::Null,
+        },
+        secrets_endpoint: match secrets_endpoint {
+            config::SecretsEndpoint::Patch => vercel::SecretsEndpoint::Patch,
+            config::SecretsEndpoint::Put => vercel::SecretsEndpoint::Put,
+        },
+        user_agent: vercel::USER_AGENT.to_owned(),
+    }
+}
+
+/// Opens the state of this configuration.
+///
+/// # Errors
+/// It cannot be opened, or its kind is not supported.
+pub async fn open_state(config: &Config, access: Access) -> Result<Arc<dyn Console>, AppError> {
+    match (config.state.url.scheme(), config.state.url.sqlite_path()) {
+        (DatabaseScheme::Sqlite, Some(path)) => {
+            Ok(Arc::new(SqliteStore::open(&path, access).await?))
+        }
+        (DatabaseScheme::Sqlite, None) => Err(AppError::Unsupported {
+            what: "a [state] url in memory",
+        }),
+        (DatabaseScheme::Postgres | DatabaseScheme::MySql, _) => Err(AppError::Unsupported {
+            what: "a [state] url on PostgreSQL",
+        }),
+    }
 }

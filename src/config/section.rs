@@ -142,6 +142,11 @@ impl FormTemplate {
         Ok(Self(text.to_owned()))
     }
 
+    /// The value with its placeholder.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The value for one installation.
     pub fn render(&self, installation_id: &str) -> String {
         self.0.replace("{installation_id}", installation_id)

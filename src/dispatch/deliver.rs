@@ -8,6 +8,7 @@ use crate::model::{
     Row, SecretSet, SecretsPatch, Timestamp,
 };
 use crate::plan::backoff::Backoff;
+use crate::plan::decide::is_uninstallation;
 use crate::plan::{Answer, AnswerKind, Claimed, Outcome, Verdict, classify};
 use crate::planted::{Bug, is_planted};
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind, Settlement, StoreError};
@@ -355,8 +356,10 @@ impl Worker {
                 return attempted;
             }
         };
-        let unchanged =
-            row.is_some_and(|row| row.desired(&self.key, self.settings.ignored) == claimed.desired);
+        let unchanged = match row {
+            Some(row) => row.desired(&self.key, self.settings.ignored) == claimed.desired,
+            None => is_uninstallation(&claimed.desired),
+        };
         let observed = observed.filter(|_| answer.status() == Some(200));
         attempted.outcome = if unchanged {
             Outcome::Conflict { observed }

@@ -24,7 +24,8 @@ pub struct Mark {
 /// The items of one resource that are in doubt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Doubt {
-    /// Whole fields, secrets apart.
+    /// Whole fields. For the secrets: a complete array, which when it is applied late also takes away what was added since; only
+    /// another complete array settles it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<Field, Mark>,
     /// Single secrets, by name; the name may be one that the desired set no longer has.
@@ -51,6 +52,7 @@ impl Doubt {
                 self.secrets.entry(name.clone()).or_default().confirmed = false;
             }
             if matches!(secrets, SecretsPatch::Complete(_)) {
+                self.fields.entry(Field::Secrets).or_default().confirmed = false;
                 for name in acknowledged.secrets.iter().flatten().map(|(name, _)| name) {
                     self.secrets.entry(name.clone()).or_default();
                 }
@@ -80,7 +82,7 @@ impl Doubt {
             mark.confirmed && mark.uncertain_until.is_none_or(|until| sent_at > until)
         };
         self.fields
-            .retain(|field, mark| !(patch.values.contains_key(field) && settled(mark)));
+            .retain(|field, mark| !(is_written_whole(patch, *field) && settled(mark)));
         match &patch.secrets {
             Some(SecretsPatch::Complete(_)) => self.secrets.retain(|_, mark| !settled(mark)),
             Some(SecretsPatch::Partial(named)) => {
@@ -106,8 +108,8 @@ impl Doubt {
         let fields = self
             .fields
             .iter_mut()
-            .filter(|(field, _)| patch.values.contains_key(*field))
-            .map(|(_, m)| m);
+            .filter(|(field, _)| is_written_whole(patch, **field))
+            .map(|(_, mark)| mark);
         let secrets = self
             .secrets
             .iter_mut()
@@ -117,5 +119,13 @@ impl Doubt {
                 None => false,
             });
         fields.chain(secrets.map(|(_, mark)| mark))
+    }
+}
+
+/// Whether the patch replaces the whole field at Vercel.
+fn is_written_whole(patch: &Patch, field: Field) -> bool {
+    match field {
+        Field::Secrets => matches!(patch.secrets, Some(SecretsPatch::Complete(_))),
+        other => patch.values.contains_key(&other),
     }
 }

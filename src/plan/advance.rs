@@ -11,6 +11,7 @@ use crate::planted::{Bug, is_planted};
 use super::backoff::Backoff;
 use super::decide::{die, just_after, wait};
 use super::diff::{Pending, pending};
+use super::guard::keep_back;
 
 /// The settings of `[retry]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -359,12 +360,16 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
             let rejected = std::mem::take(&mut entry.rejected);
             let next = Entry {
                 rejected,
+                hold: entry.hold.take(),
                 ..Entry::new(entry.desired.clone(), Origin::Followup, Mode::Whole, now)
             };
             entry.state = EntryState::Delivered;
             closed = record.entry.replace(next);
         }
         Pending::Now | Pending::After(_) => {}
+    }
+    if let Some(entry) = &mut record.entry {
+        keep_back(entry);
     }
     if record
         .entry

@@ -10,6 +10,7 @@ use crate::planted::{Bug, is_planted};
 
 use super::decide::{die, just_after, wait};
 use super::diff::{Pending, pending, when};
+use super::guard::keep_back;
 
 /// How far in the future a due time may lie before it is taken for the trace of a clock that was set back.
 pub const DUE_HORIZON: Duration = Duration::from_secs(20 * 60);
@@ -173,6 +174,7 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
         entry.attempts += 1;
     }
     wait(entry, now, Reason::Backoff);
+    keep_back(entry);
     true
 }
 

@@ -1,7 +1,9 @@
 //! What a row that was read means for its resource: nothing, a new entry, a newer target for the open one, or its withdrawal.
 
 use crate::model::record::Missing;
-use crate::model::{Entry, EntryState, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp};
+use crate::model::{
+    Entry, EntryState, Field, Json, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp,
+};
 use crate::planted::{Bug, is_planted};
 
 use super::diff::{Pending, pending};
@@ -62,12 +64,17 @@ pub fn decide(
 ) -> Decided {
     let first_sight = record.is_first_sight();
     record.row_hash = Some(row_hash);
-    if origin != Origin::Missing {
+    if origin == Origin::Missing {
+        // It desires one field, and says nothing of the others.
+        record
+            .dismissed
+            .retain(|field, digest| desired.digest(*field).is_none_or(|now| now == *digest));
+    } else {
         record.missing = None;
+        record
+            .dismissed
+            .retain(|field, digest| desired.digest(*field) == Some(*digest));
     }
-    record
-        .dismissed
-        .retain(|field, digest| desired.digest(*field) == Some(*digest));
     let open = |decision| Decided {
         decision,
         closed: None,
@@ -115,15 +122,59 @@ pub fn decide(
     }
 }
 
-/// Records that the source has no row for the resource; true when it had one until now.
-pub fn missing(record: &mut Record, now: Timestamp) -> bool {
-    let (since, sweeps) = record.missing.map_or((now, 0), |m| (m.since, m.sweeps));
+/// Records that the source has no row for the resource, as `sweeps` further sweeps found (0: it was read by itself); true
+/// when it had one until now.
+pub fn missing(record: &mut Record, sweeps: u32, now: Timestamp) -> bool {
     let newly = record.missing.is_none();
+    let (since, before) = record.missing.map_or((now, 0), |m| (m.since, m.sweeps));
     record.missing = Some(Missing {
         since,
-        sweeps: sweeps.saturating_add(1),
+        sweeps: before.saturating_add(sweeps),
     });
     newly
+}
+
+/// What a missing resource desires when missing ones are uninstalled: its status `uninstalled`, and nothing else.
+///
+/// `None` unless one sweep found it missing by `until`, the end of the last complete one, and another since; and unless its
+/// status is known to be managed.
+#[must_use]
+pub fn uninstalled(record: &Record, until: Timestamp) -> Option<Snapshot> {
+    let missing = record.missing?;
+    if missing.sweeps < 2 || missing.since > until {
+        return None;
+    }
+    // What Vercel never heard of needs no uninstallation.
+    record.acknowledged.values.get(&Field::Status)?;
+    Some(uninstallation())
+}
+
+/// What a resource desires whose uninstallation is open, once its row is there again but cannot be used: the status that Vercel
+/// acknowledged.
+#[must_use]
+pub fn reinstalled(record: &Record) -> Option<Snapshot> {
+    record
+        .entry
+        .as_ref()
+        .filter(|entry| is_uninstallation(&entry.desired))?;
+    let status = record.acknowledged.values.get(&Field::Status)?;
+    Some(Snapshot {
+        values: [(Field::Status, status.clone())].into(),
+        secrets: None,
+    })
+}
+
+/// Whether this is what a missing resource desires.
+#[must_use]
+pub fn is_uninstallation(desired: &Snapshot) -> bool {
+    *desired == uninstallation()
+}
+
+fn uninstallation() -> Snapshot {
+    Snapshot {
+        values: [(Field::Status, Json::from_text("uninstalled"))].into(),
+        secrets: None,
+    }
 }
 
 /// Decides what an open entry that is not in flight does after its target changed; returns it when it is to be closed.

@@ -1,11 +1,21 @@
 //! The blast radius: how much of what a pass found may be sent without a person's word.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::{Entry, EntryState, Field, Json, Reason, Record};
+use crate::model::{
+    Entry, EntryState, Field, Json, Patch, Reason, Record, ResourceKey, SecretsPatch, Timestamp,
+};
+
+use super::diff::{Pending, pending};
 
 /// Changes found within this time of each other count as one, however many passes found them.
 pub const WINDOW: Duration = Duration::from_secs(10 * 60);
+
+/// How many resources a summary names.
+pub const EXAMPLES_MAX: usize = 10;
+/// How many different values a summary tells apart.
+const VALUES_MAX: usize = 50;
 
 /// States of a resource that take it away from its customer.
 const DESTRUCTIVE_STATUSES: [&str; 3] = ["suspended", "uninstalled", "error"];
@@ -32,9 +42,17 @@ impl Limits {
     /// Whether so many changes need a person's word.
     #[must_use]
     pub fn are_exceeded(&self, found: Found) -> bool {
-        self.destructive_max
-            .is_some_and(|max| found.destructive > max)
-            || self.changes_max.is_some_and(|max| found.changes > max)
+        self.exceeded(found).any()
+    }
+
+    /// Which of the limits so many changes are beyond.
+    #[must_use]
+    pub fn exceeded(&self, found: Found) -> Exceeded {
+        let beyond = |max: Option<u32>, count| max.is_some_and(|max| count > max);
+        Exceeded {
+            destructive: beyond(self.destructive_max, found.destructive),
+            changes: beyond(self.changes_max, found.changes),
+        }
     }
 
     /// Whether a change with this impact waits until its pass is known to be within the limits.
@@ -48,10 +66,37 @@ impl Limits {
     }
 }
 
+/// The limits that a pass is beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exceeded {
+    /// `destructive_max`.
+    pub destructive: bool,
+    /// `changes_max`.
+    pub changes: bool,
+}
+
+impl Exceeded {
+    /// Whether any limit is exceeded.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.destructive || self.changes
+    }
+
+    /// Whether a change with this impact is kept back: what a limit counts is held whole, what it does not count goes on.
+    #[must_use]
+    pub const fn keeps(self, impact: Impact) -> bool {
+        match impact {
+            Impact::None => false,
+            Impact::Change => self.changes,
+            Impact::Destructive => self.destructive || self.changes,
+        }
+    }
+}
+
 /// What an entry would do to its resource at Vercel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Impact {
-    /// Nothing that counts: a first push, or no open entry.
+    /// Nothing that counts: a first push, nothing to send, or no open entry.
     None,
     /// It changes something.
     Change,
@@ -59,7 +104,7 @@ pub enum Impact {
     Destructive,
 }
 
-/// What the record's open entry would do.
+/// What sending the record's open entry would do.
 #[must_use]
 pub fn impact(record: &Record) -> Impact {
     let Some(entry) = &record.entry else {
@@ -68,31 +113,36 @@ pub fn impact(record: &Record) -> Impact {
     if record.acknowledged.is_empty() {
         return Impact::None;
     }
-    if takes_status(record, entry) || strips_secrets(record, entry) {
+    let (patch, pending) = pending(record, &entry.desired);
+    if pending != Pending::Now {
+        Impact::None
+    } else if takes_status(record, &patch) || strips_secrets(record, &patch) {
         Impact::Destructive
     } else {
         Impact::Change
     }
 }
 
-fn takes_status(record: &Record, entry: &Entry) -> bool {
-    let (held, desired) = (
-        record.acknowledged.values.get(&Field::Status),
-        entry.desired.values.get(&Field::Status),
-    );
-    match (held, desired) {
-        (Some(held), Some(desired)) if held != desired => DESTRUCTIVE_STATUSES
+fn takes_status(record: &Record, patch: &Patch) -> bool {
+    let Some(status) = patch.values.get(&Field::Status) else {
+        return false;
+    };
+    let held = record.acknowledged.values.get(&Field::Status);
+    let changes =
+        held.is_some_and(|held| held != status) || record.doubt.fields.contains_key(&Field::Status);
+    changes
+        && DESTRUCTIVE_STATUSES
             .iter()
-            .any(|status| *desired == Json::from_text(status)),
-        _ => false,
-    }
+            .any(|destructive| *status == Json::from_text(destructive))
 }
 
-fn strips_secrets(record: &Record, entry: &Entry) -> bool {
-    let has = |secrets: &Option<std::collections::BTreeMap<_, _>>| {
-        secrets.as_ref().map(|secrets| !secrets.is_empty())
-    };
-    has(&record.acknowledged.secrets) == Some(true) && has(&entry.desired.secrets) == Some(false)
+fn strips_secrets(record: &Record, patch: &Patch) -> bool {
+    let held = record.acknowledged.secrets.as_ref();
+    let sends_none = patch
+        .secrets
+        .as_ref()
+        .is_some_and(|secrets| secrets.named().is_empty());
+    sends_none && held.is_some_and(|held| !held.is_empty())
 }
 
 /// Keeps the open entry back under a hold; one that is in flight is kept back when its request has ended.
@@ -104,15 +154,91 @@ pub fn hold(record: &mut Record, hold: i64) {
         return;
     }
     entry.hold = Some(hold);
-    if entry.lease.is_none() {
+    keep_back(entry);
+}
+
+/// Keeps an entry under a hold back, unless a request for it is in flight.
+pub(super) fn keep_back(entry: &mut Entry) {
+    if entry.hold.is_some() && entry.state == EntryState::Waiting && entry.lease.is_none() {
         entry.state = EntryState::Held;
         entry.reason = Reason::Guard;
     }
 }
 
+/// Takes the open entry out of its hold: it is due when it would have been due without.
+pub fn let_go(record: &mut Record, now: Timestamp) {
+    let Some(entry) = &mut record.entry else {
+        return;
+    };
+    entry.hold = None;
+    if entry.state == EntryState::Held {
+        entry.state = EntryState::Waiting;
+        entry.reason = if entry.failures > 0 && entry.due_at > now {
+            Reason::Backoff
+        } else {
+            Reason::Due
+        };
+    }
+}
+
+/// What entries under a hold would do, gathered one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// How many entries were looked at.
+    pub entries: u64,
+    /// How many of them change which field towards which value, by field and value.
+    pub towards: BTreeMap<(Field, Option<String>), u64>,
+    /// The first resources.
+    pub examples: Vec<ResourceKey>,
+}
+
+impl Summary {
+    /// Adds a record's open entry.
+    pub fn add(&mut self, record: &Record) {
+        let Some(entry) = &record.entry else { return };
+        self.entries += 1;
+        if self.examples.len() < EXAMPLES_MAX {
+            self.examples.push(record.key.clone());
+        }
+        let (patch, _) = pending(record, &entry.desired);
+        for field in patch.fields().iter() {
+            let towards = (field, shown_value(&patch, field));
+            let is_known = self.towards.contains_key(&towards);
+            let towards = if is_known || self.towards.len() < VALUES_MAX {
+                towards
+            } else {
+                (field, None)
+            };
+            *self.towards.entry(towards).or_default() += 1;
+        }
+    }
+}
+
+/// The value of a field as far as many resources may share it; of secrets only that there are none.
+fn shown_value(patch: &Patch, field: Field) -> Option<String> {
+    match field {
+        Field::Secrets => patch
+            .secrets
+            .as_ref()
+            .filter(|secrets| {
+                matches!(secrets, SecretsPatch::Complete(_)) && secrets.named().is_empty()
+            })
+            .map(|_| "none".to_owned()),
+        Field::Status | Field::Ownership => {
+            let value = patch.values.get(&field)?.to_value();
+            value.as_str().map(str::to_owned)
+        }
+        Field::BillingPlan => {
+            let value = patch.values.get(&field)?.to_value();
+            value.get("id")?.as_str().map(str::to_owned)
+        }
+        Field::Name | Field::Notification | Field::Metadata | Field::Extras => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::model::{Fingerprint, Mode, Origin, ResourceKey, SecretName, Snapshot, Timestamp};
+    use crate::model::{Fingerprint, Mode, Origin, SecretName, Snapshot};
 
     use super::*;
 
@@ -167,7 +293,7 @@ mod tests {
             (
                 (Some("suspended"), None),
                 (Some("suspended"), None),
-                Impact::Change,
+                Impact::None,
             ),
             (
                 (Some("suspended"), None),
@@ -187,12 +313,12 @@ mod tests {
             (
                 (Some("ready"), Some(0)),
                 (Some("ready"), Some(0)),
-                Impact::Change,
+                Impact::None,
             ),
             (
                 (Some("ready"), Some(2)),
                 (Some("ready"), None),
-                Impact::Change,
+                Impact::None,
             ),
         ];
         for ((status, secrets), (to_status, to_secrets), expected) in cases {
@@ -222,5 +348,67 @@ mod tests {
             destructive: u32::MAX,
             changes: u32::MAX
         }));
+    }
+    #[test]
+    fn what_a_person_dismissed_is_not_sent_and_not_counted() {
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("ids"));
+        record.acknowledged = snapshot(Some("ready"), None);
+        let desired = snapshot(Some("suspended"), None);
+        let digest = desired.digest(Field::Status).expect("it has a status");
+        record.dismissed.insert(Field::Status, digest);
+        let mut entry = Entry::new(desired, Origin::Poll, Mode::Whole, Timestamp::EPOCH);
+        record.entry = Some(entry.clone());
+        assert_eq!(impact(&record), Impact::None);
+        entry
+            .desired
+            .values
+            .insert(Field::Name, Json::from_text("new"));
+        record.entry = Some(entry);
+        assert_eq!(impact(&record), Impact::Change);
+    }
+
+    #[test]
+    fn each_limit_keeps_back_what_it_counts() {
+        let only_destructive = Exceeded {
+            destructive: true,
+            changes: false,
+        };
+        assert!(
+            only_destructive.keeps(Impact::Destructive) && !only_destructive.keeps(Impact::Change)
+        );
+        let both_kinds = Exceeded {
+            destructive: false,
+            changes: true,
+        };
+        assert!(both_kinds.keeps(Impact::Destructive) && both_kinds.keeps(Impact::Change));
+        assert!(!both_kinds.keeps(Impact::None));
+    }
+
+    #[test]
+    fn a_summary_counts_values_and_names_the_first_resources() {
+        let mut summary = Summary::default();
+        for number in 0..12 {
+            let mut record =
+                Record::new(ResourceKey::new("icfg_1", &format!("res_{number:02}")).expect("ids"));
+            record.acknowledged = snapshot(Some("ready"), Some(1));
+            let desired = snapshot(Some("suspended"), Some(usize::from(number % 2 == 0)));
+            record.entry = Some(Entry::new(
+                desired,
+                Origin::Poll,
+                Mode::Whole,
+                Timestamp::EPOCH,
+            ));
+            summary.add(&record);
+        }
+        assert_eq!(summary.entries, 12);
+        assert_eq!(summary.examples.len(), EXAMPLES_MAX);
+        let towards: Vec<_> = summary.towards.into_iter().collect();
+        assert_eq!(
+            towards,
+            [
+                ((Field::Secrets, Some("none".to_owned())), 6),
+                ((Field::Status, Some("suspended".to_owned())), 12),
+            ]
+        );
     }
 }

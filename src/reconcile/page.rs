@@ -100,6 +100,8 @@ pub(super) struct Position {
     pub(super) sweep: Option<SweepProgress>,
     /// Commit the position even when nothing else changed.
     pub(super) keep: bool,
+    /// No page of the pass follows.
+    pub(super) ends_pass: bool,
 }
 
 /// What a page did.
@@ -162,6 +164,9 @@ impl Reconciler {
             missing: Vec::new(),
             poll: position.poll,
             sweep: position.sweep,
+            guard: self.settings.guard,
+            ends_pass: position.ends_pass,
+            uninstall_missing_since: None,
         };
         if is_planted(Bug::CursorCommittedFirst) {
             let position = Batch {
@@ -171,7 +176,7 @@ impl Reconciler {
             };
             self.store.reconcile(position).await?;
         }
-        let reconciled = self.store.reconcile(batch).await?;
+        let reconciled = self.commit(batch).await?;
         for (decision, before) in reconciled.decisions.iter().zip(states) {
             tally(&mut counts, *decision, before);
         }
@@ -380,8 +385,11 @@ impl Reconciler {
             missing,
             poll: None,
             sweep: None,
+            guard: self.settings.guard,
+            ends_pass: true,
+            uninstall_missing_since: None,
         };
-        self.store.reconcile(batch).await?;
+        self.commit(batch).await?;
         Ok(keys.len())
     }
 }

@@ -1,5 +1,6 @@
 //! The poll: what changed since the cursor.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::model::{Origin, Timestamp};
@@ -52,7 +53,12 @@ impl Reconciler {
                     installation_id: String::new(),
                     resource_id: String::new(),
                 };
-                PollFrom::After(crate::source::Position { cursor, key })
+                let horizon = None;
+                PollFrom::After(crate::source::Position {
+                    cursor,
+                    key,
+                    horizon,
+                })
             }
             from => from,
         };
@@ -107,11 +113,13 @@ impl Reconciler {
                 completed_at: is_last.then_some(started_at),
                 rows,
             };
-            let keep = next_cursor != committed || (restart && is_last);
+            let undecided = is_last && self.poll_undecided.load(Ordering::Relaxed);
+            let keep = next_cursor != committed || (restart && is_last) || undecided;
             let position = Position {
                 poll: Some(progress),
                 sweep: None,
                 keep,
+                ends_pass: is_last,
             };
             let done = self
                 .commit_page(page.rows, Origin::Poll, Duplicates::Anywhere, position)

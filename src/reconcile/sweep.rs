@@ -8,7 +8,7 @@ use crate::planted::{Bug, is_planted};
 use crate::store::{Batch, SweepAccount, SweepProgress};
 
 use super::page::{Duplicates, Position};
-use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
+use super::{OnMissing, PageCounts, PassError, QuarantineNotice, Reconciler};
 
 /// How many unchanged pages a sweep reads before it writes down where it is.
 const PAGES_BETWEEN_MARKS: u64 = 20;
@@ -39,6 +39,8 @@ pub struct SweepReport {
     pub unaccounted: i64,
     /// Resources found missing for the first time.
     pub newly_missing: u64,
+    /// Resources that are to be uninstalled since this sweep.
+    pub uninstalled: u64,
     /// How long it took, interruptions included.
     pub duration: Duration,
 }
@@ -119,6 +121,8 @@ impl Reconciler {
             poll: None,
             sweep: Some(progress.clone()),
             keep,
+            // The sweep ends with its account.
+            ends_pass: false,
         };
         let done = self
             .commit_page(page.rows, Origin::Sweep, Duplicates::InThisPage, position)
@@ -139,22 +143,26 @@ impl Reconciler {
     }
 
     async fn conclude(&self, sweep: &mut Sweep) -> Result<SweepReport, PassError> {
-        let now = self.clock.now();
-        let mut newly_missing = 0;
+        let mut found = Missing::default();
         // Law 9: a source that returns nothing proves nothing.
         if sweep.progress.account.rows > 0 || is_planted(Bug::EmptySourceDeletes) {
-            let resources = self.store.counts(now).await?.resources;
+            let resources = self.store.counts(self.clock.now()).await?.resources;
             if sweep.known != Some(resources) {
-                (sweep.progress.account.missing, newly_missing) = self.find_missing().await?;
+                found = self.find_missing(&sweep.progress).await?;
+                sweep.progress.account.missing = found.missing;
             }
         }
+        let now = self.clock.now();
         let account = sweep.progress.account;
         sweep.progress.complete = true;
         sweep.progress.after = None;
         sweep.progress.last = Some((now, account));
-        self.store
-            .reconcile(self.sweep_batch(Vec::new(), Some(sweep.progress.clone())))
-            .await?;
+        let batch = Batch {
+            sweep: Some(sweep.progress.clone()),
+            ends_pass: true,
+            ..self.sweep_batch(Vec::new())
+        };
+        self.commit(batch).await?;
         let explained =
             account.equal + account.waiting + account.held + account.dead + account.quarantined;
         let unaccounted = i64::try_from(account.rows).unwrap_or(i64::MAX)
@@ -162,14 +170,21 @@ impl Reconciler {
         Ok(SweepReport {
             account,
             unaccounted,
-            newly_missing,
+            newly_missing: found.newly,
+            uninstalled: found.uninstalled,
             duration: now.since(sweep.started_at),
         })
     }
 
-    /// Asks the source by key for every resource of the state; returns how many it does not have, and how many of them anew.
-    async fn find_missing(&self) -> Result<(u64, u64), PassError> {
-        let (mut missing, mut newly_missing) = (0, 0);
+    /// Asks the source by key for every resource of the state.
+    async fn find_missing(&self, sweep: &SweepProgress) -> Result<Missing, PassError> {
+        // Law 9: a sweep that read nothing proves nothing, neither then nor now.
+        let uninstall_missing_since = sweep
+            .last
+            .filter(|(_, account)| account.rows > 0)
+            .filter(|_| self.settings.on_missing == OnMissing::Uninstall)
+            .map(|(ended_at, _)| ended_at);
+        let mut found = Missing::default();
         let mut after: Option<ResourceKey> = None;
         loop {
             let keys = self
@@ -177,30 +192,32 @@ impl Reconciler {
                 .keys_after(after.as_ref(), self.settings.page_rows)
                 .await?;
             let Some(last) = keys.last().cloned() else {
-                return Ok((missing, newly_missing));
+                return Ok(found);
             };
             after = Some(last);
             let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
                 continue;
             };
-            let found: HashSet<ResourceKey> =
+            let present: HashSet<ResourceKey> =
                 rows.iter().filter_map(|row| row.key().ok()).collect();
             let gone: Vec<ResourceKey> = keys
                 .into_iter()
-                .filter(|key| !found.contains(key))
+                .filter(|key| !present.contains(key))
                 .collect();
             if !gone.is_empty() {
-                missing += gone.len() as u64;
-                newly_missing += self
-                    .store
-                    .reconcile(self.sweep_batch(gone, None))
-                    .await?
-                    .newly_missing;
+                found.missing += gone.len() as u64;
+                let batch = Batch {
+                    uninstall_missing_since,
+                    ..self.sweep_batch(gone)
+                };
+                let reconciled = self.commit(batch).await?;
+                found.newly += reconciled.newly_missing;
+                found.uninstalled += reconciled.uninstalled;
             }
         }
     }
 
-    fn sweep_batch(&self, missing: Vec<ResourceKey>, sweep: Option<SweepProgress>) -> Batch {
+    fn sweep_batch(&self, missing: Vec<ResourceKey>) -> Batch {
         Batch {
             now: self.clock.now(),
             origin: Origin::Sweep,
@@ -209,9 +226,20 @@ impl Reconciler {
             quarantined: Vec::new(),
             missing,
             poll: None,
-            sweep,
+            sweep: None,
+            guard: self.settings.guard,
+            ends_pass: false,
+            uninstall_missing_since: None,
         }
     }
+}
+
+/// What a look for missing resources found.
+#[derive(Default)]
+struct Missing {
+    missing: u64,
+    newly: u64,
+    uninstalled: u64,
 }
 
 fn add(account: &mut SweepAccount, page: &PageCounts) {

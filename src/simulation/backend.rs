@@ -11,8 +11,9 @@ use crate::model::{FingerprintKey, InstallationId, Record, ResourceKey, Timestam
 use crate::plan::Claimed;
 use crate::store::sqlite::Access;
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, MemoryStore, Pause,
-    PauseKind, Progress, Reconciled, Settlement, SqliteStore, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Hold, HoldReport,
+    MemoryStore, Pause, PauseKind, Progress, Reconciled, Settlement, SqliteStore, Store,
+    StoreError,
 };
 
 /// Where a trial's state is kept.
@@ -178,6 +179,14 @@ impl Store for Blocking {
 
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {
         self.runtime.block_on(self.store.rechecks(limit))
+    }
+
+    async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {
+        self.runtime.block_on(self.store.hold(id))
+    }
+
+    async fn open_holds(&self) -> Result<Vec<Hold>, StoreError> {
+        self.runtime.block_on(self.store.open_holds())
     }
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {

@@ -9,8 +9,8 @@ use crate::dispatch;
 use crate::model::{Field, FieldSet};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, RetryPolicy};
-use crate::reconcile;
+use crate::plan::{Policy, RetryPolicy, guard};
+use crate::reconcile::{self, OnMissing};
 
 use super::chance::Chance;
 
@@ -133,6 +133,11 @@ impl Climate {
             reconcile: reconcile::Settings {
                 policy: Policy { first_sight },
                 ignored: FieldSet::EMPTY,
+                guard: guard::Limits::default(),
+                on_missing: match chance.one_in(3) {
+                    true => OnMissing::Uninstall,
+                    false => OnMissing::Ignore,
+                },
                 page_rows: pick(chance, &[1, 2, 3, 500]),
             },
             dispatch: dispatch::Settings {

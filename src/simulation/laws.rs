@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::model::{
-    FingerprintKey, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch, Timestamp,
+    Field, FingerprintKey, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch,
+    Timestamp,
 };
 
 use super::provider::{Item, Version};
@@ -245,10 +246,11 @@ fn superfluous(record: &Record, patch: &Patch) -> Option<String> {
         }
         Some(SecretsPatch::Complete(named)) => {
             let held = held?;
-            let removed = held
-                .keys()
-                .chain(before.secrets.keys())
-                .any(|name| !named.contains_key(name));
+            let removed = before.fields.contains_key(&Field::Secrets)
+                || held
+                    .keys()
+                    .chain(before.secrets.keys())
+                    .any(|name| !named.contains_key(name));
             (!removed).then(|| "all secrets, although none was removed".to_owned())
         }
     }

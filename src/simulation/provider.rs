@@ -181,6 +181,12 @@ impl Provider {
         }
     }
 
+    /// A row is gone: from now on its resource may be uninstalled.
+    pub(super) fn forget(&mut self, key: &ResourceKey) {
+        let uninstalled = Version::Value(Json::from_text("uninstalled"));
+        self.push(key, Item::Field(Field::Status), uninstalled);
+    }
+
     fn push(&mut self, key: &ResourceKey, item: Item, version: Version) {
         let versions = self.history.entry((key.clone(), item)).or_default();
         if versions.last() != Some(&version) {
@@ -223,6 +229,17 @@ impl Provider {
         let number = |cursor: &str| cursor.parse::<i64>().unwrap_or(i64::MIN);
         let mut rows = self.visible(now);
         rows.retain(|row| row.cursor.is_some());
+        // What may still commit behind the pass when it begins, told with each of its pages.
+        let horizon = match from {
+            PollFrom::After(position) => position.horizon.clone(),
+            PollFrom::Beginning | PollFrom::Cursor(_) => {
+                let newest = rows.iter().filter_map(|row| row.cursor).max();
+                let open = self.open.iter().map(|open| open.cursor).min();
+                let open = open.filter(|_| self.has_horizon);
+                let horizon = newest.into_iter().chain(open).min();
+                horizon.map(|cursor| cursor.to_string())
+            }
+        };
         rows.sort_by(|a, b| a.sorts_as().cmp(&b.sorts_as()));
         match from {
             PollFrom::Beginning => {}
@@ -251,16 +268,14 @@ impl Provider {
         let next = rows.last().filter(|_| more).map(|row| Position {
             cursor: row.cursor.unwrap_or_default().to_string(),
             key: raw_key(&row.key),
+            horizon: horizon.clone(),
         });
         let last = rows.last().and_then(|row| row.cursor);
-        let held = self.open.iter().map(|open| open.cursor).min();
-        let horizon = held
-            .filter(|_| self.has_horizon)
-            .filter(|held| last.is_some_and(|last| *held <= last));
+        let settled = |horizon: &String| last.is_none_or(|last| last < number(horizon));
         PollPage {
             rows: rows.into_iter().map(|row| self.raw(row)).collect(),
             next,
-            horizon: horizon.map(|cursor| cursor.to_string()),
+            horizon: horizon.filter(|horizon| !settled(horizon)),
         }
     }
 

@@ -9,8 +9,8 @@ use crate::model::{FingerprintKey, InstallationId, LeaseToken, Record, ResourceK
 use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Pause, PauseKind, Progress,
-    Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Hold, HoldReport, Pause,
+    PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::laws::Law;
@@ -194,6 +194,16 @@ impl Store for SimStore {
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {
         self.before("look for rows to read again").await?;
         self.committed.rechecks(limit).await
+    }
+
+    async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {
+        self.before("read a hold").await?;
+        self.committed.hold(id).await
+    }
+
+    async fn open_holds(&self) -> Result<Vec<Hold>, StoreError> {
+        self.before("read holds").await?;
+        self.committed.open_holds().await
     }
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {

@@ -380,6 +380,7 @@ impl World {
         stored.unread = false;
         stored.absent_at = Some(now);
         let key = stored.key.clone();
+        self.provider.forget(&key);
         self.say(format_args!("row {key} vanishes"));
         if self.chance.one_in(2) {
             let wait = self
@@ -426,6 +427,8 @@ impl World {
                     stored.present = false;
                     stored.unread = false;
                     stored.absent_at = Some(now);
+                    let key = stored.key.clone();
+                    self.provider.forget(&key);
                 }
             }
         }

@@ -14,8 +14,15 @@ use crate::model::{
     Timestamp,
 };
 use crate::plan::Claimed;
+use crate::plan::manual::Refusal;
 use crate::planted::{Bug, is_planted};
 
+mod guard;
+
+use guard::Guarded;
+
+use super::console::Order;
+use super::hold::{Hold, HoldReport};
 use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
 use super::steps::{self, AttemptRow, Change, DueRequest, Rows};
 use super::{
@@ -71,6 +78,7 @@ struct State {
     limits: BTreeMap<InstallationId, Timestamp>,
     quarantine: BTreeMap<QuarantineId, (Quarantined, Option<u64>)>,
     rechecks: BTreeSet<ResourceKey>,
+    guarded: Guarded,
     progress: Progress,
     heartbeat: Option<Heartbeat>,
 }
@@ -98,6 +106,20 @@ impl MemoryStore {
     /// The last sign of life.
     pub async fn last_heartbeat(&self) -> Option<Heartbeat> {
         self.state.lock().await.heartbeat.clone()
+    }
+
+    /// Carries out a person's order for a resource's open entry; returns the entry's state then.
+    ///
+    /// # Errors
+    /// The entry's state does not allow it.
+    pub async fn order(
+        &self,
+        key: &ResourceKey,
+        order: &Order,
+        now: Timestamp,
+    ) -> Result<EntryState, Refusal> {
+        let mut state = self.state.lock().await;
+        sure(steps::guard::order(&mut *state, key, order, now).await)
     }
 
     /// Changes a record as a person would, through [`crate::plan::manual`]; keeps the entry that `change` returns as closed.
@@ -600,6 +622,14 @@ impl Store for MemoryStore {
         let state = self.state.lock().await;
         let wished = state.rechecks.iter().take(at_most(limit));
         Ok(wished.cloned().collect())
+    }
+
+    async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {
+        Ok(self.state.lock().await.hold_report(id))
+    }
+
+    async fn open_holds(&self) -> Result<Vec<Hold>, StoreError> {
+        Ok(self.state.lock().await.open_holds())
     }
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {

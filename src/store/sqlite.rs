@@ -19,8 +19,8 @@ use crate::plan::Claimed;
 use super::migrate::{self, SQLITE};
 use super::steps;
 use super::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Pause, PauseKind, Progress,
-    Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Hold, HoldReport, Pause,
+    PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use fault::Fault;
@@ -31,6 +31,7 @@ mod codec;
 mod console;
 mod fault;
 mod file;
+mod guard;
 mod read;
 mod rows;
 mod writer;
@@ -375,6 +376,16 @@ impl Store for SqliteStore {
         let read = async { read::rechecks(&mut *self.reader().await?, limit).await };
         read.await
             .map_err(|fault| fault.during("find rows to read again"))
+    }
+
+    async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {
+        let read = async { guard::report(&mut *self.reader().await?, id).await };
+        read.await.map_err(|fault| fault.during("read a hold"))
+    }
+
+    async fn open_holds(&self) -> Result<Vec<Hold>, StoreError> {
+        let read = async { guard::open_holds(&mut *self.reader().await?).await };
+        read.await.map_err(|fault| fault.during("list holds"))
     }
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {

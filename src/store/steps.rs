@@ -8,17 +8,21 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::model::{
-    Entry, EntryId, InstallationId, Lease, LeaseToken, Record, ResourceKey, Timestamp,
+    Entry, EntryId, InstallationId, Lease, LeaseToken, Origin, Record, ResourceKey, Timestamp,
 };
 use crate::plan::claim::{Claim, abandon};
-use crate::plan::{self, Claimed, Outcome};
+use crate::plan::{self, Claimed, Decision, Outcome, decide};
 use crate::planted::{Bug, is_planted};
+
+use guard::{GuardRows, Watch};
 
 use super::rules::{later_limit, merge_pause, pause_holds};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Observation, Pause, PauseKind, PollProgress,
-    Quarantined, Reconciled, Settlement, SweepProgress,
+    Advanced, AttemptRecord, Batch, ClaimRequest, HoldState, Observation, Pause, PauseKind,
+    PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
 };
+
+pub(super) mod guard;
 
 /// How many leases are ended per round.
 const LEASES_PER_ROUND: u32 = 500;
@@ -210,12 +214,12 @@ pub(super) trait Rows: Send {
 }
 
 /// [`super::Store::reconcile`].
-pub(super) async fn reconcile<R: Rows>(
+pub(super) async fn reconcile<R: GuardRows>(
     rows: &mut R,
     batch: &Batch,
 ) -> Result<Reconciled, R::Error> {
     let Batch {
-        now,
+        now: _,
         observations,
         quarantined,
         missing,
@@ -223,14 +227,16 @@ pub(super) async fn reconcile<R: Rows>(
         sweep,
         origin: _,
         policy: _,
+        guard: _,
+        ends_pass: _,
+        uninstall_missing_since: _,
     } = batch;
-    let mut reconciled = Reconciled {
-        newly_missing: find_missing(rows, missing, *now).await?,
-        ..Reconciled::default()
-    };
+    let mut reconciled = Reconciled::default();
+    let mut watch = Watch::new(rows, batch).await?;
+    find_missing(rows, batch, &mut watch, &mut reconciled).await?;
     rows.end_quarantine(missing).await?;
     let observed: Vec<ResourceKey> = observations.iter().map(|o| o.key.clone()).collect();
-    reconciled.decisions = observe(rows, batch, &observed).await?;
+    reconciled.decisions = observe(rows, batch, &observed, &mut watch).await?;
     reconciled.recovered = rows.end_quarantine(&observed).await?;
     let number = sweep.as_ref().map(|sweep| sweep.number);
     for (index, row) in quarantined.iter().enumerate() {
@@ -242,7 +248,8 @@ pub(super) async fn reconcile<R: Rows>(
         .iter()
         .filter_map(|row| row.key.clone())
         .collect();
-    found_again(rows, &unusable, *now).await?;
+    found_again(rows, batch, &unusable, &mut watch).await?;
+    watch.end(rows, &mut reconciled).await?;
     let answered: Vec<ResourceKey> = [&observed[..], missing, &unusable].concat();
     rows.end_rechecks(&answered).await?;
     if let Some(poll) = poll {
@@ -258,10 +265,11 @@ pub(super) async fn reconcile<R: Rows>(
     Ok(reconciled)
 }
 
-async fn observe<R: Rows>(
+async fn observe<R: GuardRows>(
     rows: &mut R,
     batch: &Batch,
     keys: &[ResourceKey],
+    watch: &mut Watch,
 ) -> Result<Vec<plan::Decision>, R::Error> {
     let mut records: BTreeMap<ResourceKey, Record> = rows
         .records(keys)
@@ -289,6 +297,7 @@ async fn observe<R: Rows>(
             batch.now,
         );
         decisions.push(decided.decision);
+        watch.weigh(rows, &before, record, &decided).await?;
         rows.save(Change {
             before: &before,
             after: record,
@@ -300,46 +309,70 @@ async fn observe<R: Rows>(
     Ok(decisions)
 }
 
-async fn find_missing<R: Rows>(
+async fn find_missing<R: GuardRows>(
     rows: &mut R,
-    keys: &[ResourceKey],
-    now: Timestamp,
-) -> Result<u64, R::Error> {
-    let mut newly_missing = 0;
-    for before in rows.records(keys).await? {
+    batch: &Batch,
+    watch: &mut Watch,
+    reconciled: &mut Reconciled,
+) -> Result<(), R::Error> {
+    let now = batch.now;
+    // A row that was read by itself is no sweep.
+    let sweeps = u32::from(batch.origin != Origin::Reread);
+    for before in rows.records(&batch.missing).await? {
         // A resource that was only ever unusable has no record to be missing.
-        if before.row_hash.is_none() {
+        let Some(row_hash) = before.row_hash else {
             continue;
-        }
+        };
         let mut after = before.clone();
-        newly_missing += u64::from(plan::decide::missing(&mut after, now));
+        reconciled.newly_missing += u64::from(decide::missing(&mut after, sweeps, now));
+        let uninstall = batch
+            .uninstall_missing_since
+            .and_then(|until| decide::uninstalled(&after, until));
+        let mut closed = None;
+        if let Some(desired) = uninstall {
+            let (origin, policy) = (Origin::Missing, batch.policy);
+            let decided = plan::decide(&mut after, &desired, row_hash, origin, policy, now);
+            let is_new = matches!(decided.decision, Decision::Enqueued | Decision::Folded);
+            reconciled.uninstalled += u64::from(is_new);
+            watch.weigh(rows, &before, &mut after, &decided).await?;
+            closed = decided.closed;
+        }
         rows.save(Change {
             before: &before,
             after: &mut after,
-            closed: None,
+            closed: closed.as_ref(),
             now,
         })
         .await?;
     }
-    Ok(newly_missing)
+    Ok(())
 }
 
-/// A row that cannot be used is there all the same.
-async fn found_again<R: Rows>(
+/// A row that cannot be used is there all the same: its resource is not missing, and not to be uninstalled.
+async fn found_again<R: GuardRows>(
     rows: &mut R,
+    batch: &Batch,
     keys: &[ResourceKey],
-    now: Timestamp,
+    watch: &mut Watch,
 ) -> Result<(), R::Error> {
+    let now = batch.now;
     for before in rows.records(keys).await? {
         if before.missing.is_none() {
             continue;
         }
         let mut after = before.clone();
         after.missing = None;
+        let mut closed = None;
+        if let (Some(desired), Some(row_hash)) = (decide::reinstalled(&before), before.row_hash) {
+            let (origin, policy) = (batch.origin, batch.policy);
+            let decided = plan::decide(&mut after, &desired, row_hash, origin, policy, now);
+            watch.weigh(rows, &before, &mut after, &decided).await?;
+            closed = decided.closed;
+        }
         rows.save(Change {
             before: &before,
             after: &mut after,
-            closed: None,
+            closed: closed.as_ref(),
             now,
         })
         .await?;
@@ -520,7 +553,7 @@ fn turns(
 }
 
 /// [`super::Store::advance`].
-pub(super) async fn advance<R: Rows>(
+pub(super) async fn advance<R: GuardRows>(
     rows: &mut R,
     settlement: &Settlement,
 ) -> Result<Option<Advanced>, R::Error> {
@@ -561,6 +594,9 @@ pub(super) async fn advance<R: Rows>(
         now: *now,
     })
     .await?;
+    if entry.hold.is_some() && after.entry.as_ref().and_then(|entry| entry.hold).is_none() {
+        guard::close_empty(rows, HoldState::Dissolved, *now).await?;
+    }
     if let Some(record) = attempt {
         let outcome = Outcome::name(outcome);
         rows.add_attempt(AttemptRow {

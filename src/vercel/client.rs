@@ -242,6 +242,8 @@ fn report(installation_id: &InstallationId, error: &RequestError, cause: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -288,14 +290,16 @@ mod tests {
         assert!(!printed.contains("passw0rd"), "{printed}");
     }
 
+    static PREFIXED: LazyLock<HttpMarketplace> =
+        LazyLock::new(|| marketplace("http://localhost:9/prefix"));
+
     proptest! {
         #[test]
         fn every_usable_id_is_carried_byte_for_byte(installation in "\\PC{1,20}", resource in "[./%\\\\a ?#]{1,6}") {
             let Ok(key) = ResourceKey::new(&installation, &resource) else {
                 return Ok(());
             };
-            let marketplace = marketplace("http://localhost:9/prefix");
-            let url = url(&marketplace, &installation, &resource);
+            let url = url(&PREFIXED, &installation, &resource);
             let parts: Vec<String> = url["http://localhost:9".len()..]
                 .split('/')
                 .map(|part| percent_encoding::percent_decode_str(part).decode_utf8().expect("UTF-8").into_owned())

@@ -372,15 +372,16 @@ mod tests {
     }
 
     proptest! {
+        // Each case tries every spelling against every other.
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn no_spelling_of_a_secret_survives(before in ".{0,20}", secret in "\\PC{4,40}", after in ".{0,20}") {
+        fn no_spelling_of_a_secret_survives(before in "[ -~é]{0,20}", secret in "\\PC{4,40}", after in "[ -~é]{0,20}") {
             let scrubber = Scrubber::of([secret.as_str()]);
-            for spelling in spellings(&secret) {
-                let cleaned = scrubber.clean(&format!("{before}{spelling}{after}"));
-                if let Some(cleaned) = cleaned {
-                    for spelling in spellings(&secret) {
-                        prop_assert!(!cleaned.contains(&spelling), "{cleaned:?} holds {spelling:?}");
-                    }
+            let spellings = spellings(&secret);
+            for spelling in &spellings {
+                if let Some(cleaned) = scrubber.clean(&format!("{before}{spelling}{after}")) {
+                    let survivor = spellings.iter().find(|spelling| cleaned.contains(*spelling));
+                    prop_assert_eq!(survivor, None, "{:?}", cleaned);
                 }
             }
         }

@@ -10,13 +10,13 @@ use crate::model::{
     EntryId, EntryState, Field, FieldSet, InstallationId, Record, ResourceId, ResourceKey,
     Timestamp,
 };
-use crate::plan::manual::{self, Refusal};
+use crate::plan::manual::Refusal;
 use crate::plan::pending;
 use crate::store::console::{
     Act, Answer, Attempt, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
     InstallationSummary, ListedEntry, Order, Story,
 };
-use crate::store::steps::{self, Change, Rows as _};
+use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::codec::{self, json, number, parsed, time};
@@ -242,26 +242,10 @@ async fn carry_out(
         return Ok(Answer::Refused(Refusal::Closed));
     }
     let key = codec::key(&row)?;
-    let Some(before) = rows.records(std::slice::from_ref(&key)).await?.pop() else {
-        return Ok(Answer::Unknown);
-    };
-    let mut after = before.clone();
-    let outcome = match order {
-        Order::Retry => manual::retry(&mut after, now).map(|()| None),
-        Order::Release => manual::release(&mut after, now).map(|()| None),
-        Order::Discard { .. } => manual::discard(&mut after).map(Some),
-    };
-    let closed = match outcome {
-        Ok(closed) => closed,
+    let state = match steps::guard::order(rows, &key, order, now).await? {
+        Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
     };
-    rows.save(Change {
-        before: &before,
-        after: &mut after,
-        closed: closed.as_ref(),
-        now,
-    })
-    .await?;
     let reason = match order {
         Order::Discard { reason } => Some(reason.clone()),
         Order::Retry | Order::Release => None,
@@ -276,10 +260,6 @@ async fn carry_out(
         reason,
     };
     note(rows, &act).await?;
-    let state = closed
-        .as_ref()
-        .or(after.entry.as_ref())
-        .map_or(EntryState::Waiting, |entry| entry.state);
     Ok(Answer::Done { key, state })
 }
 

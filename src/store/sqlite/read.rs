@@ -121,7 +121,13 @@ pub(super) async fn next_due(
                  FROM entry INDEXED BY entry_lease
                  WHERE lease_token IS NOT NULL) AS lease_expires_at,
                 EXISTS (SELECT 1 FROM pause)
-                OR EXISTS (SELECT 1 FROM installation) AS blocks",
+                -- A limit that ends before anything is due keeps nothing back.
+                OR EXISTS (SELECT 1
+                           FROM installation
+                           WHERE limited_until > (SELECT min(due_at)
+                                                  FROM entry INDEXED BY entry_due
+                                                  WHERE state = 'waiting'
+                                                    AND lease_token IS NULL)) AS blocks",
     )
     .fetch_one(&mut *connection)
     .await?;

@@ -189,3 +189,163 @@ async fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<
     sqlx::query("COMMIT").execute(&mut rows.0).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use sqlx::ConnectOptions as _;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    use super::*;
+
+    fn boxed<T, F>(work: F) -> Work<T>
+    where
+        F: for<'a> FnOnce(&'a mut SqliteRows) -> BoxFuture<'a, Result<T, Fault>> + Send + 'static,
+    {
+        Box::new(work)
+    }
+
+    async fn writer() -> Writer {
+        let mut connection = SqliteConnectOptions::new()
+            .in_memory(true)
+            .connect()
+            .await
+            .expect("a database");
+        sqlx::query("CREATE TABLE kept (value INTEGER NOT NULL UNIQUE, filling BLOB)")
+            .execute(&mut connection)
+            .await
+            .expect("a table");
+        Writer::start(connection, None)
+    }
+
+    /// Writes a value, and fails afterwards if told so.
+    async fn put(writer: &Writer, value: i64, bytes: i64, fails: bool) -> Result<(), StoreError> {
+        let work = boxed(move |rows| {
+            Box::pin(async move {
+                sqlx::query("INSERT INTO kept (value, filling) VALUES (?1, zeroblob(?2))")
+                    .bind(value)
+                    .bind(bytes)
+                    .execute(&mut rows.0)
+                    .await?;
+                if fails {
+                    return Err(Fault::Corrupt("as told".to_owned()));
+                }
+                Ok(())
+            })
+        });
+        writer.write("put a value", work).await
+    }
+
+    async fn kept(writer: &Writer) -> Vec<i64> {
+        let work = boxed(|rows| {
+            Box::pin(async move {
+                let query = sqlx::query_scalar("SELECT value FROM kept ORDER BY value");
+                Ok(query.fetch_all(&mut rows.0).await?)
+            })
+        });
+        writer.write("read", work).await.expect("readable")
+    }
+
+    /// Makes the task wait in a transaction of its own until the sender is used, so that what arrives meanwhile is committed
+    /// together.
+    async fn busy(writer: &Writer) -> (oneshot::Sender<()>, impl Future<Output = ()>) {
+        let (started, has_started) = oneshot::channel::<()>();
+        let (go_on, may_go_on) = oneshot::channel::<()>();
+        let work = boxed(move |_| {
+            Box::pin(async move {
+                let _ = started.send(());
+                let _ = may_go_on.await;
+                Ok(())
+            })
+        });
+        let jobs = locked(&writer.jobs).clone().expect("open");
+        let (reply, answer) = oneshot::channel();
+        let job = Task {
+            operation: "wait",
+            work: Some(work),
+            result: None,
+            reply,
+        };
+        assert!(jobs.send(Box::new(job)).await.is_ok());
+        has_started.await.expect("it starts");
+        let done = async move { answer.await.expect("answered").expect("done") };
+        (go_on, done)
+    }
+
+    #[tokio::test]
+    async fn job_that_fails_leaves_nothing_and_spoils_no_other() {
+        let writer = writer().await;
+        let (go_on, waited) = busy(&writer).await;
+        let jobs = (0..6).map(|value| put(&writer, value % 5, 0, value == 1));
+        let (answers, (), ()) = tokio::join!(join_all(jobs), waited, async {
+            // The jobs are polled first, so all of them are in the queue.
+            go_on.send(()).expect("it waits");
+        });
+        let done: Vec<bool> = answers.iter().map(Result::is_ok).collect();
+        // The second was told to fail; the last repeats a value, which the table refuses.
+        assert_eq!(done, [true, false, true, true, true, false]);
+        assert_eq!(kept(&writer).await, [0, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn full_disk_loses_nothing_and_keeps_nothing_of_what_failed() {
+        let writer = writer().await;
+        put(&writer, 1, 0, false).await.expect("room");
+        let limit = boxed(|rows| {
+            Box::pin(async move {
+                sqlx::query("PRAGMA max_page_count = 8")
+                    .execute(&mut rows.0)
+                    .await?;
+                Ok(())
+            })
+        });
+        writer
+            .write("limit the file", limit)
+            .await
+            .expect("limited");
+        match put(&writer, 2, 1_000_000, false).await {
+            Err(StoreError::Failed {
+                problem, transient, ..
+            }) => {
+                assert!(!transient, "{problem}");
+                assert!(problem.contains("full"), "{problem}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(kept(&writer).await, [1]);
+        put(&writer, 3, 0, false)
+            .await
+            .expect("there is room for little");
+        assert_eq!(kept(&writer).await, [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn work_is_done_even_when_the_caller_stops_waiting() {
+        let writer = writer().await;
+        let (go_on, waited) = busy(&writer).await;
+        {
+            let abandoned = put(&writer, 7, 0, false);
+            tokio::pin!(abandoned);
+            assert!(futures_util::poll!(&mut abandoned).is_pending());
+        }
+        go_on.send(()).expect("it waits");
+        waited.await;
+        assert_eq!(kept(&writer).await, [7]);
+    }
+
+    #[tokio::test]
+    async fn closing_finishes_what_was_asked_for() {
+        let writer = writer().await;
+        let (go_on, waited) = busy(&writer).await;
+        let (answer, (), (), ()) = tokio::join!(
+            put(&writer, 7, 0, false),
+            waited,
+            async {
+                go_on.send(()).expect("it waits");
+            },
+            writer.close()
+        );
+        answer.expect("committed");
+        assert!(put(&writer, 8, 0, false).await.is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! What commands share: the configuration, the parts that are built from it, the answer's way out.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use super::fault::Fault;
+use super::out::{Look, Out, complain};
+use super::{Global, text};
+use crate::app::Parts;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, DatabaseScheme, LoadOptions, Loaded, LogConfig, LogFormat};
+use crate::model::Timestamp;
+use crate::store::sqlite::Access;
+use crate::telemetry::{self, LogHandle, Output, TelemetryError};
+
+/// One run of a command.
+pub(crate) struct Session {
+    /// Where the answer goes.
+    pub(crate) out: Out,
+    global: Global,
+}
+
+impl Session {
+    /// A session with these options.
+    pub(crate) fn new(global: Global) -> Self {
+        Self {
+            out: Out::stdout(),
+            global,
+        }
+    }
+
+    /// The time now.
+    pub(crate) fn now(&self) -> Timestamp {
+        SystemClock.now()
+    }
+
+    /// How answers look.
+    pub(crate) fn look(&self) -> Look {
+        self.out.look(self.now())
+    }
+
+    /// Loads the configuration, with every problem at once; connects nowhere.
+    pub(crate) fn load(&self) -> Result<Loaded, Fault> {
+        let Global {
+            config,
+            set,
+            no_color: _,
+        } = self.global.clone();
+        Ok(Config::load(&LoadOptions::of_process(config, set))?)
+    }
+
+    /// Loads the configuration and says its warnings on stderr.
+    pub(crate) fn load_with_warnings(&self) -> Result<Loaded, Fault> {
+        let loaded = self.load()?;
+        loaded
+            .warnings
+            .iter()
+            .for_each(|warning| complain(&format!("{warning}\n")));
+        Ok(loaded)
+    }
+
+    /// Sends the log of a command to stderr: warnings alone, unless `all` asks for what the configuration says.
+    pub(crate) fn log_to_stderr(
+        &self,
+        config: &LogConfig,
+        all: bool,
+    ) -> Result<LogHandle, TelemetryError> {
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let format = if terminal {
+            LogFormat::Pretty
+        } else {
+            config.format
+        };
+        let filter = if all {
+            config.filter.clone()
+        } else {
+            "warn".to_owned()
+        };
+        telemetry::init(
+            &LogConfig {
+                format,
+                filter,
+                ..config.clone()
+            },
+            Output::Stderr,
+        )
+    }
+
+    /// Opens the parts beside a daemon that may be running: the state has to exist, and nothing is sent.
+    #[expect(
+        dead_code,
+        reason = "for the commands that look at a state and act on it"
+    )]
+    pub(crate) async fn open_beside(&self, config: Config) -> Result<Parts, Fault> {
+        Ok(Parts::open(Arc::new(config), Access::Beside).await?)
+    }
+}
+
+/// Whether there is a state to look at; a state on a server is taken to be there.
+pub(crate) fn state_exists(config: &Config) -> bool {
+    match config.state.url.scheme() {
+        DatabaseScheme::Sqlite => config
+            .state
+            .url
+            .sqlite_path()
+            .is_some_and(|path| path.exists()),
+        DatabaseScheme::Postgres | DatabaseScheme::MySql => true,
+    }
+}
+
+/// A duration on the command line: `30s`, `5m`.
+pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; a number with its unit: 30s, 5m, 1h"))
+}
+
+/// Progress of a long read on stderr: for a person at a terminal, and only once it takes long.
+pub(crate) struct Progress {
+    started_at: Timestamp,
+    shown: bool,
+    enabled: bool,
+}
+
+impl Progress {
+    /// Nothing is shown yet.
+    pub(crate) fn new(now: Timestamp) -> Self {
+        let enabled = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        Self {
+            started_at: now,
+            shown: false,
+            enabled,
+        }
+    }
+
+    /// So many rows were read by now.
+    pub(crate) fn rows(&mut self, rows: u64, now: Timestamp) {
+        /// Reads shorter than this need no progress.
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+        if self.enabled && now.since(self.started_at) >= PATIENCE {
+            self.shown = true;
+            complain(&format!("\r{:>12} rows read", text::count(rows)));
+        }
+    }
+
+    /// Removes the line.
+    pub(crate) fn done(&self) {
+        if self.shown {
+            complain(&format!("\r{:22}\r", ""));
+        }
+    }
+}
+
+/// Moves a repeatable global option that stands before the command behind it: the parser keeps only one of the two places.
+pub(crate) fn merge_globals(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments = arguments.into_iter();
+    let mut kept: Vec<OsString> = arguments.next().into_iter().collect();
+    let mut moved = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        if text == "--set" {
+            moved.push(argument);
+            moved.extend(arguments.next());
+        } else if text.starts_with("--set=") {
+            moved.push(argument);
+        } else if text == "--config" {
+            kept.push(argument);
+            kept.extend(arguments.next());
+        } else if text.starts_with('-') {
+            kept.push(argument);
+        } else {
+            // The command. Without one the options would stand before nothing: then they stay where they were.
+            kept.push(argument);
+            kept.append(&mut moved);
+            kept.extend(arguments);
+            return kept;
+        }
+    }
+    kept.splice(1..1, moved);
+    kept
+}

@@ -1,0 +1,240 @@
+//! Where answers go: stdout, for a person at a terminal or for a pipe.
+//!
+//! Printing never fails for the caller: a closed pipe swallows the rest quietly, any other failure is kept and reported at the
+//! end. Colour goes to terminals only; a pipe gets tabs, exact times and nothing cut.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use super::text::{cut, pad};
+use crate::model::Timestamp;
+
+/// Everything is well.
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
+/// Worth a look.
+pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
+/// A person should act.
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+/// The line to read first.
+pub(crate) const HEAD: Style = Style::new().bold();
+/// What can be skipped.
+pub(crate) const DIM: Style = Style::new().dimmed();
+
+/// Text in a style; written to anything, it carries the style's codes, which [`Out`] removes where they do not belong.
+pub(crate) fn styled(style: Style, text: impl fmt::Display) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// What decides how an answer looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// A person reads it at once: relative times, aligned columns, long values cut.
+    pub(crate) terminal: bool,
+    /// Columns of the terminal.
+    pub(crate) width: usize,
+    /// The time to which relative times relate.
+    pub(crate) now: Timestamp,
+}
+
+impl Look {
+    /// A value in the room that a terminal leaves after `used` columns; whole in a pipe.
+    pub(crate) fn fit(&self, text: &str, used: usize) -> String {
+        /// However narrow the terminal, this much of a value is shown.
+        const COLUMNS_MIN: usize = 20;
+        if self.terminal {
+            cut(text, self.width.saturating_sub(used).max(COLUMNS_MIN))
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// How long ago for a person, the exact time for a pipe.
+    pub(crate) fn when(&self, at: Timestamp) -> String {
+        if self.terminal {
+            super::text::ago(at, self.now)
+        } else {
+            at.to_string()
+        }
+    }
+}
+
+/// Stdout.
+pub(crate) struct Out {
+    stream: AutoStream<io::Stdout>,
+    terminal: bool,
+    failure: Option<io::Error>,
+}
+
+impl Out {
+    /// Stdout, in colour if it is a terminal that can show it and nobody refused it.
+    pub(crate) fn stdout() -> Self {
+        let terminal = io::stdout().is_terminal();
+        Self {
+            stream: AutoStream::new(io::stdout(), colour(terminal)),
+            terminal,
+            failure: None,
+        }
+    }
+
+    /// How answers look here.
+    pub(crate) fn look(&self, now: Timestamp) -> Look {
+        /// Where a terminal does not say how wide it is.
+        const WIDTH_DEFAULT: usize = 100;
+        let width = rustix::termios::tcgetwinsize(io::stdout())
+            .map(|size| usize::from(size.ws_col))
+            .ok()
+            .filter(|width| *width > 0);
+        Look {
+            terminal: self.terminal,
+            width: width.unwrap_or(WIDTH_DEFAULT),
+            now,
+        }
+    }
+
+    /// Prints text as it is.
+    pub(crate) fn print(&mut self, text: &str) {
+        if self.failure.is_none() {
+            let written = self
+                .stream
+                .write_all(text.as_bytes())
+                .and_then(|()| self.stream.flush());
+            self.failure = written.err();
+        }
+    }
+
+    /// Prints a line.
+    pub(crate) fn line(&mut self, text: impl fmt::Display) {
+        self.print(&format!("{text}\n"));
+    }
+
+    /// Prints an answer for machines: one JSON object.
+    pub(crate) fn json(&mut self, answer: &impl Serialize) {
+        let text = serde_json::to_string_pretty(answer)
+            .expect("answers have text keys and finite numbers");
+        self.line(text);
+    }
+
+    /// Whether nobody reads any more.
+    pub(crate) const fn is_closed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Why something could not be printed, unless the reader simply had enough.
+    pub(crate) fn failure(self) -> Option<io::Error> {
+        self.failure
+            .filter(|failure| failure.kind() != io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Prints to stderr; nothing can be done if that fails.
+pub(crate) fn complain(text: &str) {
+    let mut stream = AutoStream::new(io::stderr(), colour(io::stderr().is_terminal()));
+    let _ = stream
+        .write_all(text.as_bytes())
+        .and_then(|()| stream.flush());
+}
+
+/// Colour is for a terminal that can show it and a person who has not refused it (no-color.org).
+fn colour(terminal: bool) -> ColorChoice {
+    let variable = |name| std::env::var_os(name).unwrap_or_default();
+    let refused = ColorChoice::global() == ColorChoice::Never
+        || !variable("NO_COLOR").is_empty()
+        || variable("TERM") == "dumb";
+    if terminal && !refused {
+        ColorChoice::Always
+    } else {
+        ColorChoice::Never
+    }
+}
+
+/// Rows of cells under headings: aligned at a terminal, tabs in a pipe.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these headings.
+    pub(crate) fn new(headings: &[&str]) -> Self {
+        Self {
+            rows: vec![
+                headings
+                    .iter()
+                    .map(|heading| (*heading).to_owned())
+                    .collect(),
+            ],
+        }
+    }
+
+    /// Adds a row of plain cells.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// The table as text, a line per row.
+    pub(crate) fn render(&self, look: Look) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells
+                .map(|cell| unicode_width::UnicodeWidthStr::width(cell.as_str()))
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            let line = if look.terminal {
+                let cells: Vec<String> = row
+                    .iter()
+                    .zip(&widths)
+                    .map(|(cell, width)| pad(cell, *width))
+                    .collect();
+                cells.join("  ").trim_end().to_owned()
+            } else {
+                row.join("\t")
+            };
+            text.push_str(&if index == 0 { styled(HEAD, line) } else { line });
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(terminal: bool) -> Look {
+        Look {
+            terminal,
+            width: 40,
+            now: Timestamp::from_millis(10_000),
+        }
+    }
+
+    #[test]
+    fn a_table_is_aligned_for_people_and_tabbed_for_pipes() {
+        let mut table = Table::new(&["ID", "STATE"]);
+        table.row(vec!["icfg_7Hd".into(), "active".into()]);
+        let plain = |look| anstream::adapter::strip_str(&table.render(look)).to_string();
+        assert_eq!(plain(look(true)), "ID        STATE\nicfg_7Hd  active\n");
+        assert_eq!(plain(look(false)), "ID\tSTATE\nicfg_7Hd\tactive\n");
+    }
+
+    #[test]
+    fn nothing_is_cut_and_no_time_is_relative_in_a_pipe() {
+        let long = "x".repeat(100);
+        assert_eq!(look(false).fit(&long, 4), long);
+        assert_eq!(look(true).fit(&long, 4).chars().count(), 36);
+        assert_eq!(look(true).when(Timestamp::from_millis(1_000)), "9 s ago");
+        assert_eq!(
+            look(false).when(Timestamp::from_millis(1_000)),
+            "1970-01-01T00:00:01.000Z"
+        );
+    }
+}

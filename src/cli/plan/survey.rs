@@ -1,0 +1,454 @@
+//! Walks the source page by page and decides on copies what the daemon would do with each row.
+//!
+//! The decisions are those of [`crate::plan`], so that a plan never says anything else than what is done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::DateTime;
+
+use super::change::{Change, changes, unchanged};
+use crate::model::{
+    EntryState, Field, FingerprintKey, InstallationId, Mode, Origin, RawRow, Reason, Record,
+    ResourceKey, RowHash, Snapshot, Timestamp, Unusable,
+};
+use crate::plan::diff::left_out;
+use crate::plan::guard::{Found, Impact, impact};
+use crate::plan::{Decision, decide, diff, pending};
+use crate::reconcile::{self, PAGE_ROWS};
+use crate::source::{CursorKind, Source};
+use crate::store::console::Console;
+use crate::store::{Pause, PauseKind};
+
+use super::super::fault::Fault;
+
+/// Unusable rows that are named; the rest is counted.
+const UNUSABLE_MAX: usize = 100;
+
+/// What to look at.
+pub(super) struct Filter {
+    pub(super) installation: Option<InstallationId>,
+    pub(super) field: Option<Field>,
+    /// Resources to keep; the rest is counted.
+    pub(super) limit: usize,
+}
+
+/// Everything that a plan depends on.
+pub(super) struct Surveyor {
+    pub(super) source: Arc<dyn Source>,
+    /// `None`: there is no state yet.
+    pub(super) console: Option<Arc<dyn Console>>,
+    pub(super) key: FingerprintKey,
+    pub(super) settings: reconcile::Settings,
+    pub(super) filter: Filter,
+    pub(super) now: Timestamp,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Whether there is a state to compare with.
+    pub(super) has_state: bool,
+    /// Resources that differ, in the order of the source, up to the limit.
+    pub(super) items: Vec<Item>,
+    /// Rows that cannot be used, up to a limit.
+    pub(super) unusable: Vec<UnusableRow>,
+    pub(super) totals: Totals,
+    /// The changes are more than `[guard]` lets one pass make.
+    pub(super) guard: Option<Found>,
+}
+
+/// Counts over everything, shown or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Totals {
+    /// Rows read.
+    pub(super) rows: u64,
+    /// Resources that differ.
+    pub(super) resources: u64,
+    /// Fields that differ, each secret counted for itself.
+    pub(super) fields: u64,
+    /// How many of those are secrets.
+    pub(super) secrets: u64,
+    pub(super) now: u64,
+    pub(super) compared_first: u64,
+    pub(super) in_flight: u64,
+    pub(super) waiting: u64,
+    pub(super) held: u64,
+    pub(super) parked: u64,
+    pub(super) unchanged: u64,
+    /// Taken as acknowledged without sending.
+    pub(super) adopted: u64,
+    pub(super) unusable: u64,
+}
+
+/// One resource that differs.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) key: ResourceKey,
+    pub(super) name: Option<String>,
+    /// Nothing was ever acknowledged for it.
+    pub(super) is_new: bool,
+    pub(super) since: Option<Since>,
+    pub(super) changes: Vec<Change>,
+    pub(super) unchanged_fields: Vec<Field>,
+    pub(super) unchanged_secrets: usize,
+    pub(super) standing: Standing,
+    /// Fields that Vercel rejected, or that a person dismissed: never sent as they are.
+    pub(super) left_out: Vec<(Field, String)>,
+}
+
+/// How old a change is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Since {
+    /// By the row's own cursor.
+    Changed(Timestamp),
+    /// By the daemon, which found it then.
+    Found(Timestamp),
+}
+
+/// What becomes of a difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It would be sent at once.
+    Now,
+    /// Vercel would be asked first, and only what differs there would be sent.
+    ComparedFirst,
+    /// A request is on its way.
+    InFlight,
+    /// It waits: why, and until when if that is known.
+    Waits {
+        why: String,
+        until: Option<Timestamp>,
+    },
+    /// The guard holds it until a person releases it.
+    Held,
+    /// It is not sent: why.
+    Parked { why: String },
+}
+
+/// A row that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct UnusableRow {
+    pub(super) installation_id: String,
+    pub(super) resource_id: String,
+    pub(super) problem: Unusable,
+}
+
+impl Surveyor {
+    /// Reads everything; tells after each page how many rows that were.
+    pub(super) async fn run(self, mut tell: impl FnMut(u64)) -> Result<Survey, Fault> {
+        let cursor = self.source.shape().await?.cursor;
+        let pauses = match &self.console {
+            Some(console) => console.pauses().await?,
+            None => Vec::new(),
+        };
+        let mut survey = Survey {
+            has_state: self.console.is_some(),
+            ..Survey::default()
+        };
+        let mut found = Found::default();
+        let mut after = None;
+        loop {
+            let page = self.source.sweep_page(after.as_ref(), PAGE_ROWS).await?;
+            survey.totals.rows += page.rows.len() as u64;
+            let usable = self.sort(page.rows, &mut survey);
+            let keys: Vec<ResourceKey> = usable.keys().cloned().collect();
+            let records = match &self.console {
+                Some(console) => console.records(&keys).await?,
+                None => keys.into_iter().map(Record::new).collect(),
+            };
+            for (record, (desired, cursor_text)) in records.into_iter().zip(usable.into_values()) {
+                let changed = cursor_text
+                    .filter(|_| cursor == Some(CursorKind::Timestamp))
+                    .and_then(|t| instant(&t));
+                self.consider(record, &desired, changed, &pauses, &mut survey, &mut found);
+            }
+            tell(survey.totals.rows);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        survey.guard = self.settings.guard.are_exceeded(found).then_some(found);
+        Ok(survey)
+    }
+
+    /// Decodes a page; rows that cannot be used are noted. Rows with equal ids are always in one page.
+    fn sort(
+        &self,
+        rows: Vec<RawRow>,
+        survey: &mut Survey,
+    ) -> BTreeMap<ResourceKey, (Snapshot, Option<String>)> {
+        let mut by_key: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
+        let mut usable = BTreeMap::new();
+        for row in rows {
+            match row.key() {
+                Ok(key) => by_key.entry(key).or_default().push(row),
+                Err(problem) => self.note_unusable(&row, problem, 1, survey),
+            }
+        }
+        for (key, rows) in by_key {
+            let decoded = match &rows[..] {
+                [row] => row.decode(),
+                _ => Err(Unusable::duplicate()),
+            };
+            match (decoded, rows.first()) {
+                (Ok(row), Some(raw)) if self.is_wanted(&key) => {
+                    let desired = row.desired(&self.key, self.settings.ignored);
+                    usable.insert(key, (desired, raw.cursor.clone()));
+                }
+                (Err(problem), Some(raw)) => {
+                    self.note_unusable(raw, problem, rows.len() as u64, survey)
+                }
+                _ => {}
+            }
+        }
+        usable
+    }
+
+    fn is_wanted(&self, key: &ResourceKey) -> bool {
+        self.filter
+            .installation
+            .as_ref()
+            .is_none_or(|wanted| *wanted == key.installation_id)
+    }
+
+    fn note_unusable(&self, row: &RawRow, problem: Unusable, rows: u64, survey: &mut Survey) {
+        let installation_id = row.installation_id.shown_id();
+        let wanted = self.filter.installation.as_ref();
+        if wanted.is_some_and(|wanted| wanted.as_str() != installation_id) {
+            return;
+        }
+        survey.totals.unusable += rows;
+        if survey.unusable.len() < UNUSABLE_MAX {
+            let resource_id = row.resource_id.shown_id();
+            survey.unusable.push(UnusableRow {
+                installation_id,
+                resource_id,
+                problem,
+            });
+        }
+    }
+
+    /// Decides on a copy what would become of the row.
+    fn consider(
+        &self,
+        before: Record,
+        desired: &Snapshot,
+        changed: Option<Timestamp>,
+        pauses: &[Pause],
+        survey: &mut Survey,
+        found: &mut Found,
+    ) {
+        let is_new = before.is_first_sight();
+        let was_open = before.entry.is_some();
+        let mut record = before;
+        let row_hash = record.row_hash.unwrap_or(RowHash::from_bytes([0; 16]));
+        let decided = decide(
+            &mut record,
+            desired,
+            row_hash,
+            Origin::Sweep,
+            self.settings.policy,
+            self.now,
+        );
+        if decided.decision == Decision::Adopted {
+            survey.totals.adopted += 1;
+            return;
+        }
+        let whole = diff(desired, &record.acknowledged, &record.doubt);
+        let whole = match self.filter.field {
+            Some(field) => whole.only(field),
+            None => whole,
+        };
+        if whole.is_empty() {
+            survey.totals.unchanged += 1;
+            return;
+        }
+        match impact(&record) {
+            _ if was_open => {}
+            Impact::None => {}
+            Impact::Change => found.changes += 1,
+            Impact::Destructive => {
+                found.changes += 1;
+                found.destructive += 1;
+            }
+        }
+        let changes = changes(&record, &whole);
+        let standing = self.standing(&record, desired, pauses);
+        survey.totals.add(&changes, &standing);
+        if survey.items.len() >= self.filter.limit {
+            return;
+        }
+        let (unchanged_fields, unchanged_secrets) = unchanged(desired, &changes);
+        survey.items.push(Item {
+            name: name(desired, &record),
+            is_new,
+            since: changed.map(Since::Changed).or_else(|| {
+                let found = record
+                    .entry
+                    .as_ref()
+                    .filter(|_| was_open)
+                    .map(|entry| entry.created_at);
+                found.map(Since::Found)
+            }),
+            left_out: why_left_out(&record, desired),
+            key: record.key,
+            changes,
+            unchanged_fields,
+            unchanged_secrets,
+            standing,
+        });
+    }
+
+    fn standing(&self, record: &Record, desired: &Snapshot, pauses: &[Pause]) -> Standing {
+        let Some(entry) = &record.entry else {
+            return Standing::Parked {
+                why: "a person discarded it; it is sent again when the source changes it"
+                    .to_owned(),
+            };
+        };
+        match entry.state {
+            EntryState::Held => return Standing::Held,
+            EntryState::Dead => {
+                return Standing::Parked {
+                    why: entry.reason.sentence().to_owned(),
+                };
+            }
+            _ => {}
+        }
+        if entry.in_flight.is_some() {
+            return Standing::InFlight;
+        }
+        if pending(record, desired).0.is_empty() {
+            return Standing::Parked {
+                why: Reason::Rejected.sentence().to_owned(),
+            };
+        }
+        let in_effect = |pause: &&Pause| {
+            pause.installation_id == record.key.installation_id
+                && pause.until.is_none_or(|until| until > self.now)
+        };
+        if let Some(pause) = pauses.iter().find(in_effect) {
+            return Standing::Waits {
+                why: paused(pause, self.now),
+                until: pause.until,
+            };
+        }
+        if entry.due_at > self.now {
+            return Standing::Waits {
+                why: entry.reason.sentence().to_owned(),
+                until: Some(entry.due_at),
+            };
+        }
+        match entry.mode {
+            Mode::Compare => Standing::ComparedFirst,
+            Mode::Whole | Mode::Split => Standing::Now,
+        }
+    }
+}
+
+impl Totals {
+    fn add(&mut self, changes: &[Change], standing: &Standing) {
+        self.resources += 1;
+        let secrets = changes
+            .iter()
+            .filter(|change| change.field == Field::Secrets)
+            .count() as u64;
+        let fields: std::collections::BTreeSet<Field> = changes
+            .iter()
+            .map(|change| change.field)
+            .filter(|field| *field != Field::Secrets)
+            .collect();
+        self.fields += fields.len() as u64 + secrets;
+        self.secrets += secrets;
+        *match standing {
+            Standing::Now => &mut self.now,
+            Standing::ComparedFirst => &mut self.compared_first,
+            Standing::InFlight => &mut self.in_flight,
+            Standing::Waits { .. } => &mut self.waiting,
+            Standing::Held => &mut self.held,
+            Standing::Parked { .. } => &mut self.parked,
+        } += 1;
+    }
+}
+
+fn name(desired: &Snapshot, record: &Record) -> Option<String> {
+    let of = |snapshot: &Snapshot| {
+        snapshot
+            .values
+            .get(&Field::Name)?
+            .to_value()
+            .as_str()
+            .map(str::to_owned)
+    };
+    of(desired).or_else(|| of(&record.acknowledged))
+}
+
+fn why_left_out(record: &Record, desired: &Snapshot) -> Vec<(Field, String)> {
+    let rejected = record.entry.as_ref().map(|entry| &entry.rejected);
+    let why = |field: Field| match rejected.and_then(|rejected| rejected.get(&field)) {
+        Some(rejection) => {
+            let code = rejection
+                .code
+                .as_deref()
+                .map(|code| format!(" {code}"))
+                .unwrap_or_default();
+            format!("rejected by Vercel with {}{code}", rejection.status)
+        }
+        None => "discarded by a person".to_owned(),
+    };
+    left_out(record, desired)
+        .iter()
+        .map(|field| (field, why(field)))
+        .collect()
+}
+
+fn paused(pause: &Pause, now: Timestamp) -> String {
+    let Pause {
+        kind,
+        by,
+        reason,
+        since,
+        ..
+    } = pause;
+    match kind {
+        PauseKind::Manual => {
+            let since = super::super::text::moment(*since, now);
+            let reason = super::super::text::visible(reason);
+            format!("installation paused by {by} {since}: \"{reason}\"")
+        }
+        PauseKind::Token => "installation paused: Vercel refuses its token".to_owned(),
+        PauseKind::Gone => "installation paused: Vercel no longer knows it".to_owned(),
+    }
+}
+
+/// The instant of a timestamp cursor that says its zone, as the databases write it.
+fn instant(cursor: &str) -> Option<Timestamp> {
+    let formats = ["%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f%#z"];
+    let parsed = formats
+        .iter()
+        .find_map(|format| DateTime::parse_from_str(cursor, format).ok());
+    let parsed = parsed.or_else(|| DateTime::parse_from_rfc3339(cursor).ok());
+    parsed.map(|time| Timestamp::from_millis(time.timestamp_millis()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_cursor_that_says_its_zone_is_an_instant() {
+        let expected = Some(Timestamp::from_millis(1_777_903_331_500));
+        for text in [
+            "2026-05-04 14:02:11.5+00",
+            "2026-05-04T14:02:11.5Z",
+            "2026-05-04 16:02:11.500+02:00",
+        ] {
+            assert_eq!(instant(text), expected, "{text}");
+        }
+        for text in ["2026-05-04 14:02:11", "1777903331", "infinity", ""] {
+            assert_eq!(instant(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `run`: the daemon, until a signal.
+
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::context::Session;
+use super::exit::Exit;
+use super::fault::{Failure, Fault, code};
+use crate::app::{self, AppError, Parts};
+use crate::config::{Config, ConfigError, Loaded, Problem};
+use crate::shutdown::Shutdown;
+use crate::store::sqlite::Access;
+use crate::telemetry::{self, LogHandle, Output};
+
+/// The daemon: watches the source and keeps Vercel equal to it, until SIGTERM or Ctrl-C.
+///
+/// Checks the whole configuration first, without the network, and exits with 78 if anything is wrong. Then it runs through
+/// whatever happens: an outage of the database or of Vercel never ends it. It logs to stdout, one line per event.
+///
+/// It never writes to the source. One daemon works on a state; a second one is refused. SIGTERM lets requests in flight
+/// end; a second signal ends at once. SIGHUP takes over log.filter.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Example:\n  reconciled --config /etc/reconciled/reconciled.toml run\n\n\
+    Next: reconciled status"
+)]
+pub(crate) struct Arguments {}
+
+pub(crate) async fn execute(_: Arguments, session: &mut Session) -> Result<Exit, Fault> {
+    let Loaded {
+        config, warnings, ..
+    } = session.load()?;
+    let log = telemetry::init(&config.log, Output::Stdout)
+        .map_err(|error| Failure::of(code::START, &error))?;
+    tell_warnings(&warnings);
+    let ended = daemon(config, session, log).await;
+    if let Err(Fault::Failure(failure)) = &ended {
+        error!(
+            event = "daemon.failed",
+            error_code = failure.code,
+            error = failure.message,
+            "Ended: {}",
+            failure.message
+        );
+    }
+    ended.map(|()| Exit::Done)
+}
+
+async fn daemon(config: Config, session: &Session, log: LogHandle) -> Result<(), Fault> {
+    let shutdown = Shutdown::new();
+    let hang_ups = shutdown.listen().map_err(AppError::from)?;
+    let parts = Parts::open(Arc::new(config), Access::Daemon).await?;
+    let reload = reload_on_hang_up(hang_ups, log, || session.load());
+    tokio::select! {
+        ended = app::run(parts, shutdown) => Ok(ended?),
+        () = reload => unreachable!("the reload loop outlives the daemon"),
+    }
+}
+
+/// Takes over `log.filter` at each SIGHUP; everything else needs a restart.
+async fn reload_on_hang_up(
+    mut hang_ups: watch::Receiver<u64>,
+    log: LogHandle,
+    load: impl Fn() -> Result<Loaded, Fault>,
+) {
+    while hang_ups.changed().await.is_ok() {
+        match load() {
+            Ok(Loaded { config, .. }) => match log.set_filter(&config.log.filter) {
+                Ok(()) => info!(
+                    event = "config.reloaded",
+                    filter = config.log.filter,
+                    "Took over log.filter; other settings change with a restart"
+                ),
+                Err(problem) => {
+                    warn!(event = "config.reload_failed", error = %problem, "Kept the old log filter: {problem}");
+                }
+            },
+            Err(Fault::Configuration(ConfigError { problems })) => {
+                let count = problems.len();
+                warn!(
+                    event = "config.reload_failed",
+                    problems = count,
+                    "Kept the old settings: the new ones have {count} problems"
+                );
+            }
+            Err(Fault::Failure(failure)) => {
+                warn!(
+                    event = "config.reload_failed",
+                    error = failure.message,
+                    "Kept the old settings"
+                );
+            }
+        }
+    }
+    // The relay of signals ends after the second request to stop; the daemon then ends by itself.
+    std::future::pending().await
+}
+
+fn tell_warnings(warnings: &[Problem]) {
+    for Problem {
+        code,
+        key,
+        message,
+        origin,
+        help,
+        ..
+    } in warnings
+    {
+        warn!(
+            event = "config.warning", error_code = code, key = key.as_deref().unwrap_or_default(), origin = %origin, help,
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! A few connections to one database, each used by one page at a time.
+//!
+//! A connection comes back only from a transaction that ended in order; one that failed, timed out or was cut off is dropped.
+//! One that went stale while idle is noticed when its next transaction begins, and replaced. Nothing here is cancelled half-way:
+//! callers run it in tasks of their own.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::SourceError;
+use super::dialect::{Began, Dialect, Limits, Rows};
+use super::error::Failure;
+use super::statement::Statement;
+
+/// How long connecting, beginning and ending a transaction may each take.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after the server's own limit a statement is given up.
+const GRACE: Duration = Duration::from_millis(500);
+/// The most bytes of values that one statement may bring in.
+const MAX_STATEMENT_BYTES: usize = 32 << 20;
+
+/// The connections to one database.
+pub(super) struct Connections<D: Dialect> {
+    pub(super) dialect: D,
+    statement_timeout: Duration,
+    idle: Mutex<Vec<D::Connection>>,
+    permits: Arc<Semaphore>,
+}
+
+impl<D: Dialect> Connections<D> {
+    pub(super) fn new(dialect: D, statement_timeout: Duration, max_connections: u32) -> Self {
+        let most = usize::try_from(max_connections.max(1)).unwrap_or(usize::MAX);
+        Self {
+            dialect,
+            statement_timeout,
+            idle: Mutex::default(),
+            permits: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+        }
+    }
+
+    /// Begins a read-only transaction, on an idle connection if one still works.
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        statement: &'static str,
+    ) -> Result<Session<D>, SourceError> {
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        if let Some(connection) = self.take_idle() {
+            if let Ok(session) = self.begin_on(connection, statement).await {
+                return Ok(session.holding(permit));
+            }
+            // What broke this one most likely broke the others; each would cost another wait.
+            self.idle().clear();
+        }
+        let opened = timeout(CONNECT_TIMEOUT, self.dialect.open()).await;
+        let connection = self.settle(opened, statement)?;
+        let session = self.begin_on(connection, statement).await?;
+        Ok(session.holding(permit))
+    }
+
+    async fn begin_on(
+        self: &Arc<Self>,
+        mut connection: D::Connection,
+        statement: &'static str,
+    ) -> Result<Session<D>, SourceError> {
+        let began = timeout(CONNECT_TIMEOUT, self.dialect.begin(&mut connection)).await;
+        let Began { is_replica } = self.settle(began, statement)?;
+        Ok(Session {
+            connections: Arc::clone(self),
+            connection,
+            is_replica,
+            is_spent: false,
+            statement,
+            permit: None,
+        })
+    }
+
+    /// The outcome of something that had to be done within [`CONNECT_TIMEOUT`].
+    fn settle<T>(
+        &self,
+        outcome: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
+        statement: &'static str,
+    ) -> Result<T, SourceError> {
+        match outcome {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(self.explain(error, statement)),
+            Err(_) => Err(SourceError::Unreachable {
+                target: self.dialect.target().to_owned(),
+                problem: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            }),
+        }
+    }
+
+    fn explain(&self, error: sqlx::Error, statement: &'static str) -> SourceError {
+        self.of(self.dialect.explain(error), statement)
+    }
+
+    fn of(&self, failure: Failure, statement: &'static str) -> SourceError {
+        failure.of(self.dialect.target(), statement, self.statement_timeout)
+    }
+
+    fn take_idle(&self) -> Option<D::Connection> {
+        self.idle().pop()
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<D::Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One read-only transaction on one connection.
+pub(super) struct Session<D: Dialect> {
+    connections: Arc<Connections<D>>,
+    connection: D::Connection,
+    /// Whether the database is a replica in recovery.
+    pub(super) is_replica: bool,
+    /// Whether the connection must not be used any more.
+    is_spent: bool,
+    statement: &'static str,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<D: Dialect> Session<D> {
+    fn holding(mut self, permit: OwnedSemaphorePermit) -> Self {
+        self.permit = Some(permit);
+        self
+    }
+
+    /// The dialect and the connection, for [`Session::within_limit`].
+    pub(super) fn parts(&mut self) -> (Arc<Connections<D>>, &mut D::Connection) {
+        (Arc::clone(&self.connections), &mut self.connection)
+    }
+
+    /// Runs a page's statement.
+    pub(super) async fn rows(&mut self, statement: &Statement) -> Result<Rows, SourceError> {
+        let (connections, connection) = self.parts();
+        let limits = Limits {
+            time: connections.statement_timeout,
+            bytes: MAX_STATEMENT_BYTES,
+        };
+        let running = connections.dialect.rows(connection, statement, limits);
+        let outcome = timeout(limits.time + GRACE, running).await;
+        let rows = self.judge(outcome)?;
+        self.is_spent |= rows.is_cut;
+        Ok(rows)
+    }
+
+    /// Judges what a call of the dialect gave within the statement timeout.
+    pub(super) fn judge<T>(
+        &mut self,
+        outcome: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
+    ) -> Result<T, SourceError> {
+        let failure = match outcome {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(error)) => self.connections.dialect.explain(error),
+            Err(_) => Failure::Timeout,
+        };
+        // After a refusal the connection still works, its transaction rolled back; after anything else nobody knows.
+        self.is_spent |= !matches!(failure, Failure::Query(_));
+        Err(self.connections.of(failure, self.statement))
+    }
+
+    /// How long one call of the dialect may take.
+    pub(super) fn limit(&self) -> Duration {
+        self.connections.statement_timeout + GRACE
+    }
+
+    /// Which query errors are of.
+    pub(super) fn statement(&self) -> &'static str {
+        self.statement
+    }
+
+    /// Says in later errors that another query is being read.
+    pub(super) fn reading(&mut self, statement: &'static str) {
+        self.statement = statement;
+    }
+
+    /// Ends the transaction and keeps the connection if that went well.
+    pub(super) async fn end(self) {
+        let Self {
+            connections,
+            mut connection,
+            is_spent,
+            permit,
+            ..
+        } = self;
+        if !is_spent {
+            let ended = timeout(CONNECT_TIMEOUT, connections.dialect.end(&mut connection)).await;
+            if matches!(ended, Ok(Ok(()))) {
+                connections.idle().push(connection);
+            }
+        }
+        drop(permit);
+    }
+}

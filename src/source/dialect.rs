@@ -1,0 +1,151 @@
+//! What differs between the databases: a few SQL expressions, and how their drivers are called.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use zeroize::Zeroizing;
+
+use super::columns::{Column, CursorColumn, Described};
+use super::inspect::Inspection;
+use super::query::{Lexis, Query};
+use super::statement::{Comparison, Param, Placeholders, Statement};
+use super::{CursorKind, Guarantee};
+
+/// The longest id, in bytes, that takes part in the order of a sweep; no usable id is longer.
+pub(super) const MAX_ORDERED_BYTES: usize = 600;
+
+/// One kind of database.
+#[async_trait]
+pub(super) trait Dialect: Send + Sync + 'static {
+    /// The driver's connection.
+    type Connection: Send + 'static;
+
+    const LEXIS: Lexis;
+    const PLACEHOLDERS: Placeholders;
+    const COMPARISON: Comparison;
+    /// Whether a poll's page is bounded first, since the database would sort everything after the cursor for every page.
+    const BOUNDS_POLLS: bool;
+
+    /// The database for messages: never with a password.
+    fn target(&self) -> &str;
+
+    /// `resource.name`, quoted.
+    fn operand(&self, name: &str) -> String;
+    /// The column as text (or as bytes that should be UTF-8).
+    fn text(&self, column: &Column) -> String;
+    /// The kind of cursor that a column of this type is; `None` when it cannot be one.
+    fn cursor_kind(&self, type_name: &str) -> Option<CursorKind>;
+    /// The cursor as text from which [`Dialect::cursor_param`] gives exactly the same value back.
+    fn cursor_text(&self, cursor: &CursorColumn) -> String;
+    /// Rows that polls see.
+    fn cursor_filter(&self, cursor: &CursorColumn) -> String;
+    /// The value of a cursor; `None` when the text cannot be one of this column's.
+    fn cursor_param(&self, cursor: &CursorColumn, text: &str) -> Option<Param>;
+    /// Appends the cursor less the column's reach.
+    fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, param: &Param);
+
+    /// How a column takes part in an order that an index can give; `None` when its type has no such order.
+    fn native_key(&self, column: &Column) -> Option<Key>;
+    /// How any column takes part in an order: byte by byte, NULL first.
+    fn binary_key(&self, column: &Column) -> Key;
+    /// The value of a position in that order; `None` when the text cannot be one.
+    fn key_param(&self, key: &Key, text: &str) -> Option<Param>;
+    /// The value of an id as a person or the state has it; `None` when the column cannot hold it.
+    fn id_param(&self, key: &Key, id: &str) -> Option<Param>;
+    /// Whether a row's id is NULL, too long or of a type that takes no part in the native order.
+    fn is_irregular(&self, column: &Column) -> String;
+
+    /// Connects and prepares the session.
+    async fn open(&self) -> Result<Self::Connection, sqlx::Error>;
+    /// Begins a read-only transaction with its limits.
+    async fn begin(&self, connection: &mut Self::Connection) -> Result<Began, sqlx::Error>;
+    /// Ends the transaction.
+    async fn end(&self, connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
+    /// The columns of a query, without running it.
+    async fn describe(
+        &self,
+        connection: &mut Self::Connection,
+        query: &Query,
+    ) -> Result<Vec<Described>, sqlx::Error>;
+    /// Runs one prepared statement and reads its rows until they end or hold more than `max_bytes`.
+    async fn rows(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &Statement,
+        limits: Limits,
+    ) -> Result<Rows, sqlx::Error>;
+
+    /// Where the next poll must start because of transactions that are open now; asked before the first page is read.
+    async fn horizon(
+        &self,
+        connection: &mut Self::Connection,
+        cursor: &CursorColumn,
+        from: Option<&str>,
+    ) -> Result<Option<String>, sqlx::Error>;
+    /// Who the database is.
+    async fn identity(&self, connection: &mut Self::Connection) -> Result<String, sqlx::Error>;
+    /// What `check` tells of the server and the role.
+    async fn inspect(&self, connection: &mut Self::Connection) -> Result<Inspection, sqlx::Error>;
+    /// What a poll over this cursor guarantees, and how to get more.
+    async fn guarantee(
+        &self,
+        connection: &mut Self::Connection,
+        cursor: &CursorColumn,
+    ) -> Result<(Guarantee, Option<String>), sqlx::Error>;
+    /// Whether an index serves the statement; `None` when the plan does not say.
+    async fn is_indexed(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &Statement,
+    ) -> Result<Option<bool>, sqlx::Error>;
+    /// What the driver's error means.
+    fn explain(&self, error: sqlx::Error) -> super::error::Failure;
+}
+
+/// How a column takes part in an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    /// What is compared and sorted.
+    pub(super) order: String,
+    /// Its value as text, from which [`Dialect::key_param`] gives the value back.
+    pub(super) position: String,
+    /// The column's type; `None` for the byte order.
+    pub(super) type_name: Option<String>,
+}
+
+/// What a transaction found when it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Began {
+    pub(super) is_replica: bool,
+}
+
+/// What one statement may cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) time: Duration,
+    pub(super) bytes: usize,
+}
+
+/// One value as the driver gave it: NULL, or bytes that should be UTF-8 text.
+pub(super) type Cell = Option<Zeroizing<Vec<u8>>>;
+
+/// What a statement yielded.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub(super) rows: Vec<Vec<Cell>>,
+    /// Whether reading stopped at the limit on bytes; the connection must not be used any more.
+    pub(super) is_cut: bool,
+}
+
+impl Rows {
+    /// The first row's values as text; NULL where a value is no UTF-8.
+    pub(super) fn first(self) -> Vec<Option<String>> {
+        let row = self.rows.into_iter().next().unwrap_or_default();
+        row.into_iter().map(text).collect()
+    }
+}
+
+/// The value as text, if it is any.
+pub(super) fn text(cell: Cell) -> Option<String> {
+    cell.and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+}

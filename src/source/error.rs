@@ -1,0 +1,227 @@
+//! What a driver's error means, in a closed set of fields.
+//!
+//! A server's own words are kept only where they can hold nothing but names; everything else is said by its code. The text of a
+//! statement, a row's value or a password never gets out of here.
+
+use std::time::Duration;
+
+use super::SourceError;
+
+/// What went wrong, before it is known in which statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The connection broke or the server cannot serve now.
+    Unreachable(String),
+    /// The server refused the login.
+    Login(String),
+    /// The statement ran into a limit of the server's.
+    Timeout,
+    /// The server refused the statement.
+    Query(String),
+}
+
+impl Failure {
+    /// Says it of one statement.
+    pub(super) fn of(self, target: &str, statement: &'static str, limit: Duration) -> SourceError {
+        let target = target.to_owned();
+        match self {
+            Self::Unreachable(problem) => SourceError::Unreachable { target, problem },
+            Self::Login(problem) => SourceError::Login { target, problem },
+            Self::Timeout => SourceError::Timeout {
+                statement,
+                limit: humantime::format_duration(limit).to_string(),
+            },
+            Self::Query(problem) => SourceError::Query { statement, problem },
+        }
+    }
+
+    /// What an error means that no server sent.
+    pub(super) fn of_driver(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Io(error) => Self::Unreachable(io(error)),
+            sqlx::Error::Tls(_) => Self::Unreachable(
+                "no TLS connection could be made (certificate, protocol or ssl settings)".into(),
+            ),
+            sqlx::Error::Configuration(_) => {
+                Self::Login("the connection settings cannot be used".into())
+            }
+            sqlx::Error::Protocol(_) => {
+                Self::Unreachable("the answer was not in the database's protocol".into())
+            }
+            sqlx::Error::WorkerCrashed => Self::Unreachable("the driver's thread ended".into()),
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                Self::Query("a value could not be decoded".into())
+            }
+            sqlx::Error::TypeNotFound { .. } => {
+                Self::Query("a column has a type that is not known".into())
+            }
+            _ => Self::Query("the driver could not run it".into()),
+        }
+    }
+}
+
+fn io(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused".into(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "connection reset".into(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionAborted => "connection closed".into(),
+        ErrorKind::TimedOut => "no answer in time".into(),
+        ErrorKind::NotFound => "no such host, socket or file".into(),
+        // What the operating system or the resolver says of a host; there is nothing of ours in it.
+        kind => kind.to_string(),
+    }
+}
+
+/// What a PostgreSQL SQLSTATE means; `message` is the server's primary message.
+///
+/// Codes: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+pub(super) fn postgres(code: &str, message: &str) -> Failure {
+    /// Messages of these hold names of columns, tables, functions, types and roles, never values.
+    const NAMES_ONLY: [&str; 12] = [
+        "42703", "42P01", "42883", "42501", "42702", "42704", "42P02", "42809", "42725", "3F000",
+        "25006", "0A000",
+    ];
+    let class = code.get(..2).unwrap_or_default();
+    match (class, code) {
+        ("28", _) | (_, "3D000") => Failure::Login(said(code, message)),
+        ("08" | "53", _) | (_, "57P01" | "57P02" | "57P03" | "57P05" | "25P03") => {
+            Failure::Unreachable(said(code, message))
+        }
+        (_, "57014" | "55P03" | "25P04") => Failure::Timeout,
+        (_, known) if NAMES_ONLY.contains(&known) => Failure::Query(said(code, message)),
+        (_, "42601") if message.contains("multiple commands") => {
+            Failure::Query("42601: it holds several statements".into())
+        }
+        (_, "42601") => Failure::Query("42601: syntax error".into()),
+        ("42", _) => Failure::Query(format!("{code}: types or names do not fit")),
+        ("22", _) => Failure::Query(format!(
+            "{code}: a value does not fit the type it is converted to"
+        )),
+        ("40", _) => Failure::Unreachable(format!("{code}: the transaction was rolled back")),
+        ("54", _) => Failure::Query(format!("{code}: too complex or too large")),
+        ("P0", _) => Failure::Query(format!("{code}: a function raised an error")),
+        _ => Failure::Query(format!("the server's error {code}")),
+    }
+}
+
+/// What an error number of MySQL or MariaDB means.
+///
+/// Numbers: <https://mariadb.com/kb/en/mariadb-error-code-reference/>.
+pub(super) fn mysql(number: u16, message: &str) -> Failure {
+    let said = |message: &str| said(&number.to_string(), message);
+    match number {
+        1044 | 1045 | 1049 | 1130 | 1251 | 1524 | 1698 | 1862 | 4151 => {
+            Failure::Login(said(message))
+        }
+        1040 | 1053 | 1077..=1079 | 1129 | 1152 | 1159 | 1161 | 1184 | 1203 | 1226 | 1927 => {
+            Failure::Unreachable(said(message))
+        }
+        1969 | 3024 | 1317 | 1205 => Failure::Timeout,
+        1213 => Failure::Unreachable(said("the transaction was rolled back by a deadlock")),
+        1064 | 1149 => Failure::Query(said("syntax error")),
+        // Names of columns, tables and functions only.
+        1052 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1290 | 1305 | 1370 | 1792 => {
+            Failure::Query(said(message))
+        }
+        1243 | 1295 => Failure::Query(said("not a statement that can be prepared")),
+        _ => Failure::Query(format!("the server's error {number}")),
+    }
+}
+
+/// What an SQLite result code means.
+///
+/// Codes: <https://www.sqlite.org/rescode.html>.
+pub(super) fn sqlite(code: Option<&str>, message: &str) -> Failure {
+    const NAMES_ONLY: [&str; 5] = [
+        "no such column",
+        "no such table",
+        "no such function",
+        "ambiguous column name",
+        "wrong number of arguments to function",
+    ];
+    let extended: i32 = code.and_then(|code| code.parse().ok()).unwrap_or(1);
+    match extended & 0xff {
+        9 => Failure::Timeout,
+        5 | 6 => Failure::Unreachable("the file is locked".into()),
+        8 => Failure::Query("it would write, and the file is open for reading only".into()),
+        10 => Failure::Unreachable("the file cannot be read".into()),
+        11 | 26 => Failure::Unreachable("the file is damaged or no SQLite database".into()),
+        14 => Failure::Unreachable("the file cannot be opened".into()),
+        3 | 23 => Failure::Login("the file may not be read".into()),
+        18 => Failure::Query("a value is too big".into()),
+        1 if message.contains("syntax error") || message.contains("incomplete input") => {
+            Failure::Query("syntax error".into())
+        }
+        1 if NAMES_ONLY.iter().any(|known| message.starts_with(known)) => {
+            Failure::Query(clipped(message))
+        }
+        1 if message.contains("malformed JSON") => {
+            Failure::Query("a JSON function was given text that is no JSON".into())
+        }
+        other => Failure::Query(format!("SQLite's error {other}")),
+    }
+}
+
+fn said(code: &str, message: &str) -> String {
+    format!("{code}: {}", clipped(message))
+}
+
+/// One line of bounded length.
+fn clipped(message: &str) -> String {
+    message
+        .chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .take(200)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_may_hold_a_value_is_not_repeated() {
+        let secret = "invalid input syntax for type integer: \"hunter2\"";
+        let failures = [
+            postgres("22P02", secret),
+            postgres("42601", secret),
+            postgres("P0001", secret),
+            postgres("XX000", secret),
+            postgres("23505", secret),
+            mysql(1064, secret),
+            mysql(1366, secret),
+            mysql(1644, secret),
+            sqlite(Some("1"), secret),
+            sqlite(Some("1"), "near \"hunter2\": syntax error"),
+            sqlite(Some("19"), secret),
+            Failure::of_driver(&sqlx::Error::Protocol(secret.to_owned())),
+            Failure::of_driver(&sqlx::Error::Decode(secret.into())),
+            Failure::of_driver(&sqlx::Error::Configuration(secret.into())),
+        ];
+        for failure in failures {
+            assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn codes_tell_what_is_worth_another_try() {
+        assert_eq!(postgres("57014", ""), Failure::Timeout);
+        assert!(matches!(postgres("28P01", "x"), Failure::Login(_)));
+        assert!(matches!(postgres("57P01", "x"), Failure::Unreachable(_)));
+        assert!(matches!(postgres("53300", "x"), Failure::Unreachable(_)));
+        assert!(matches!(postgres("25006", "x"), Failure::Query(_)));
+        assert_eq!(mysql(1969, ""), Failure::Timeout);
+        assert!(matches!(mysql(1045, "x"), Failure::Login(_)));
+        assert!(matches!(mysql(1053, "x"), Failure::Unreachable(_)));
+        assert_eq!(sqlite(Some("9"), ""), Failure::Timeout);
+        assert!(matches!(sqlite(Some("261"), ""), Failure::Unreachable(_)));
+        assert!(matches!(sqlite(Some("1032"), ""), Failure::Query(_)));
+    }
+}

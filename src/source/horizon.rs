@@ -1,0 +1,108 @@
+//! The horizon: before which time no transaction that is still open can put a row.
+//!
+//! A row whose cursor is `now()` carries the time at which its transaction began, and becomes visible only when that commits.
+//! What a pass has not seen was written by a transaction that was open when the pass began, or that began later. So the time
+//! taken **before the first page is read**: the start of the oldest open transaction, or that moment itself. The next pass starts
+//! there or at the last cursor read, whichever is earlier; no row is missed, however late it commits.
+//!
+//! Conditions: the database itself sets the cursor, from its own clock, in a `timestamptz`; the role sees every session of the
+//! database (`pg_read_all_stats`, or all sessions are its own). Without them there is no horizon and the overlap has to do.
+
+use sqlx::PgConnection;
+
+use super::columns::CursorColumn;
+
+/// What the open sessions say.
+struct Sessions {
+    /// Whether some session's transaction is hidden from us.
+    has_hidden: bool,
+    /// The start of the oldest open transaction, or the moment before this was asked.
+    oldest: String,
+    /// Whether the server can hold prepared transactions at all.
+    can_prepare: bool,
+}
+
+/// The horizon of a pass that starts at `from`.
+pub(super) async fn horizon(
+    connection: &mut PgConnection,
+    cursor: &CursorColumn,
+    from: Option<&str>,
+) -> Result<Option<String>, sqlx::Error> {
+    if cursor.type_name != "TIMESTAMPTZ" {
+        return Ok(None);
+    }
+    let sessions = sessions(connection).await?;
+    if sessions.has_hidden {
+        return Ok(None);
+    }
+    if !sessions.can_prepare {
+        return Ok(Some(sessions.oldest));
+    }
+    // Asked after the sessions: a transaction that is prepared in between is in the first answer or in the second.
+    with_prepared(connection, &sessions.oldest, from)
+        .await
+        .map(Some)
+}
+
+/// Whether a poll could see all open transactions now.
+pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    Ok(!sessions(connection).await?.has_hidden)
+}
+
+async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
+    let (has_hidden, oldest, can_prepare) = sqlx::query_as(
+        "SELECT
+            -- Without the right to see it a session has no state; a server process has no user either.
+            COALESCE(bool_or(
+                a.usesysid IS NOT NULL AND (a.state IS NULL AND a.backend_type IS NULL OR a.state = 'disabled')
+            ), FALSE) AS has_hidden,
+            -- A transaction takes its time a moment before it is shown: hence the second, and query_start.
+            least(
+                statement_timestamp() - interval '1 second',
+                min(COALESCE(a.xact_start, CASE WHEN a.state = 'active' THEN a.query_start END))
+            )::text AS oldest,
+            current_setting('max_prepared_transactions')::int > 0 AS can_prepare
+         FROM pg_catalog.pg_stat_activity AS a
+         WHERE a.datid = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+            AND a.pid <> pg_backend_pid()
+            AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
+            AND a.backend_type IS DISTINCT FROM 'walsender'",
+    )
+    .persistent(false)
+    .fetch_one(connection)
+    .await?;
+    Ok(Sessions {
+        has_hidden,
+        oldest,
+        can_prepare,
+    })
+}
+
+/// Lowers the horizon for prepared transactions, which do not say when they began.
+///
+/// One that is there now was open during the last pass, which held the cursor at or before its start, or began later: the
+/// cursor that this pass starts from is early enough. Before the first pass there is no such cursor; then it is assumed that
+/// no transaction was open for more than an hour before it was prepared.
+async fn with_prepared(
+    connection: &mut PgConnection,
+    oldest: &str,
+    from: Option<&str>,
+) -> Result<String, sqlx::Error> {
+    let (horizon,): (String,) = sqlx::query_as(
+        "SELECT least(
+            $1::text::timestamptz,
+            (
+                SELECT COALESCE($2::text::timestamptz, min(p.prepared) - interval '1 hour')
+                FROM pg_catalog.pg_prepared_xacts AS p
+                WHERE p.database = current_database()
+                HAVING count(*) > 0
+            )
+         )::text",
+    )
+    .bind(oldest)
+    .bind(from)
+    .persistent(false)
+    .fetch_one(connection)
+    .await?;
+    Ok(horizon)
+}

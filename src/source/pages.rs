@@ -1,0 +1,485 @@
+//! The statements that read pages: the operator's query as a subquery, wrapped in order, bounds and a limit.
+//!
+//! Every statement names its columns in one order, so that one decoder serves them all. A full page may end between rows that
+//! are equal in the database's own order (the same ids twice, or ids that a collation does not tell apart); the group of its
+//! last row is then read whole, and the next page starts after the group.
+
+use std::collections::HashSet;
+
+use zeroize::Zeroizing;
+
+use super::columns::{Column, CursorColumn, Layout};
+use super::dialect::{Cell, Dialect, Key, MAX_ORDERED_BYTES, Rows, text};
+use super::query::Query;
+use super::statement::{Bind, Comparison, Param, Statement};
+use super::{Position, RawKey};
+use crate::model::value::MAX_COLUMN_BYTES;
+use crate::model::{RawRow, RawText, ResourceKey};
+
+/// The most rows that are read of one group of equal ids; further ones could only repeat that the id is not unique.
+pub(super) const MAX_GROUP_ROWS: u32 = 1_000;
+/// The most rows without an id that can be ordered that a sweep reads.
+pub(super) const MAX_IRREGULAR_ROWS: u32 = 10_000;
+/// The most resources that one statement looks up.
+pub(super) const MAX_FETCH_KEYS: usize = 100;
+/// The most rows that one look-up of [`MAX_FETCH_KEYS`] may yield.
+pub(super) const MAX_FETCHED_ROWS: u32 = 2_000;
+
+/// Builds statements for one query of one dialect.
+pub(super) struct Pages<'a, D> {
+    pub(super) dialect: &'a D,
+    pub(super) query: &'a Query,
+    pub(super) layout: &'a Layout,
+}
+
+/// Where a poll's page starts, its texts already turned into parameters.
+pub(super) enum PollStart {
+    /// At the first row.
+    Beginning,
+    /// At the cursor less the overlap.
+    Cursor(Param),
+    /// After a row.
+    After([Param; 3]),
+}
+
+/// The parts of an order: one for each id.
+pub(super) struct Keys {
+    pub(super) installation: Key,
+    pub(super) resource: Key,
+}
+
+impl<D: Dialect> Pages<'_, D> {
+    /// The order of ids within equal cursors.
+    pub(super) fn poll_keys(&self) -> Keys {
+        Keys {
+            installation: self.dialect.binary_key(&self.layout.installation_id),
+            resource: self.dialect.binary_key(&self.layout.resource_id),
+        }
+    }
+
+    /// The order of a sweep: the database's own where the types have one, so that an index may serve it.
+    pub(super) fn sweep_keys(&self) -> Keys {
+        let key = |column: &Column| {
+            let native = self.dialect.native_key(column);
+            native.unwrap_or_else(|| self.dialect.binary_key(column))
+        };
+        Keys {
+            installation: key(&self.layout.installation_id),
+            resource: key(&self.layout.resource_id),
+        }
+    }
+
+    /// A poll's page; `upper` bounds it where the dialect asks for that.
+    pub(super) fn poll(
+        &self,
+        cursor: &CursorColumn,
+        start: &PollStart,
+        upper: Option<&Param>,
+        horizon: Option<&Param>,
+        limit: u32,
+    ) -> Statement {
+        let keys = self.poll_keys();
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        let mut statement = self.select(&keys, horizon.map(|horizon| (&*operand, horizon)));
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
+        self.push_start(&mut statement, cursor, start, &keys);
+        if let Some(upper) = upper {
+            statement.push(&format!("\nAND {operand} <= ")).param(upper);
+        }
+        statement.push(&format!(
+            "\nORDER BY {operand}, {}, {}\nLIMIT {limit}",
+            keys.installation.order, keys.resource.order
+        ));
+        statement
+    }
+
+    /// The cursor of the `limit`-th row from the start on, by the cursor alone.
+    pub(super) fn poll_bound(
+        &self,
+        cursor: &CursorColumn,
+        start: &PollStart,
+        limit: u32,
+    ) -> Statement {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement
+            .push("SELECT ")
+            .push(&self.dialect.cursor_text(cursor));
+        self.push_from(&mut statement);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
+        match start {
+            PollStart::Beginning => {}
+            PollStart::Cursor(from) => {
+                statement.push(&format!("\nAND {operand} >= "));
+                self.dialect.push_floor(&mut statement, cursor, from);
+            }
+            // The rest of the rows with the same cursor comes on top.
+            PollStart::After([after, ..]) => {
+                statement.push(&format!("\nAND {operand} > ")).param(after);
+            }
+        }
+        statement.push(&format!(
+            "\nORDER BY {operand}\nLIMIT 1 OFFSET {}",
+            limit.saturating_sub(1)
+        ));
+        statement
+    }
+
+    fn push_start(
+        &self,
+        statement: &mut Statement,
+        cursor: &CursorColumn,
+        start: &PollStart,
+        keys: &Keys,
+    ) {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        match start {
+            PollStart::Beginning => {}
+            PollStart::Cursor(from) => {
+                statement.push(&format!("\nAND {operand} >= "));
+                self.dialect.push_floor(statement, cursor, from);
+            }
+            PollStart::After([after, installation, resource]) => {
+                // The first comparison is for the index, the second for the order within equal cursors.
+                statement.push(&format!("\nAND {operand} >= ")).param(after);
+                statement.push(&format!("\nAND ({operand} > ")).param(after);
+                statement.push(" OR ");
+                statement.after(
+                    [&keys.installation.order, &keys.resource.order],
+                    [installation, resource],
+                    Comparison::Expanded,
+                );
+                statement.push(")");
+            }
+        }
+    }
+
+    /// All rows of a poll that are equal to a position.
+    pub(super) fn poll_group(&self, cursor: &CursorColumn, at: &[Param; 3]) -> Statement {
+        let keys = self.poll_keys();
+        let [value, installation, resource] = at;
+        let mut statement = self.select(&keys, None);
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
+        statement.push(&format!("\nAND {operand} = ")).param(value);
+        push_equal(&mut statement, &keys, installation, resource);
+        statement
+    }
+
+    /// A sweep's page of rows whose ids can be ordered.
+    pub(super) fn sweep(&self, keys: &Keys, after: Option<&[Param; 2]>, limit: u32) -> Statement {
+        let mut statement = self.select(keys, None);
+        statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
+        if let Some([installation, resource]) = after {
+            statement.push("\nAND ");
+            statement.after(
+                [&keys.installation.order, &keys.resource.order],
+                [installation, resource],
+                D::COMPARISON,
+            );
+        }
+        statement.push(&format!(
+            "\nORDER BY {}, {}\nLIMIT {limit}",
+            keys.installation.order, keys.resource.order
+        ));
+        statement
+    }
+
+    /// The rows whose ids cannot be ordered: NULL, too long, or of a type of their own.
+    pub(super) fn sweep_irregular(&self, keys: &Keys) -> Statement {
+        let mut statement = self.select(keys, None);
+        statement.push(&format!(
+            "\nWHERE {}\nLIMIT {MAX_IRREGULAR_ROWS}",
+            self.irregular()
+        ));
+        statement
+    }
+
+    /// All rows of a sweep that are equal to a position.
+    pub(super) fn sweep_group(
+        &self,
+        keys: &Keys,
+        [installation, resource]: &[Param; 2],
+    ) -> Statement {
+        let mut statement = self.select(keys, None);
+        statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
+        push_equal(&mut statement, keys, installation, resource);
+        statement
+    }
+
+    fn irregular(&self) -> String {
+        format!(
+            "{} OR {}",
+            self.dialect.is_irregular(&self.layout.installation_id),
+            self.dialect.is_irregular(&self.layout.resource_id)
+        )
+    }
+
+    /// The rows of some resources, and perhaps of ids that the database takes for equal; `None` when no id can be there.
+    pub(super) fn fetch(&self, resources: &[ResourceKey]) -> Option<Statement> {
+        let keys = self.sweep_keys();
+        let params: Vec<[Param; 2]> = resources
+            .iter()
+            .filter_map(|key| {
+                let installation = key.installation_id.as_str();
+                let resource = key.resource_id.as_str();
+                Some([
+                    self.dialect.id_param(&keys.installation, installation)?,
+                    self.dialect.id_param(&keys.resource, resource)?,
+                ])
+            })
+            .collect();
+        if params.is_empty() {
+            return None;
+        }
+        let mut statement = self.select(&keys, None);
+        statement.push("\nWHERE ");
+        for (index, [installation, resource]) in params.iter().enumerate() {
+            statement.push(if index == 0 { "(" } else { "\nOR (" });
+            statement
+                .push(&format!("{} = ", keys.installation.order))
+                .param(installation);
+            statement
+                .push(&format!(" AND {} = ", keys.resource.order))
+                .param(resource);
+            statement.push(")");
+        }
+        statement.push(&format!("\nLIMIT {MAX_FETCHED_ROWS}"));
+        Some(statement)
+    }
+
+    /// Some row's cursor.
+    pub(super) fn any_cursor(&self, cursor: &CursorColumn) -> Statement {
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement
+            .push("SELECT ")
+            .push(&self.dialect.cursor_text(cursor));
+        self.push_from(&mut statement);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor))
+            .push("\nLIMIT 1");
+        statement
+    }
+
+    /// How many rows the query has.
+    pub(super) fn count(&self) -> Statement {
+        let total = Column {
+            name: "total",
+            type_name: "BIGINT".to_owned(),
+        };
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement.push(&format!("SELECT {}", self.dialect.text(&total)));
+        statement.push("\nFROM (SELECT COUNT(*) AS total");
+        self.push_from(&mut statement);
+        statement.push(") AS resource");
+        statement
+    }
+
+    /// `SELECT` with the columns that [`decode`] expects, up to and without `WHERE`.
+    fn select(&self, keys: &Keys, settled: Option<(&str, &Param)>) -> Statement {
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement.push("SELECT ");
+        match settled {
+            Some((operand, horizon)) => {
+                statement
+                    .push(&format!("CASE WHEN {operand} <= "))
+                    .param(horizon)
+                    .push(" THEN 'y' END");
+            }
+            None => {
+                statement.push("'y'");
+            }
+        }
+        statement.push(&format!(
+            ",\n  {},\n  {}",
+            keys.installation.position, keys.resource.position
+        ));
+        statement.push(",\n  ").push(&match &self.layout.cursor {
+            Some(cursor) => self.dialect.cursor_text(cursor),
+            None => "NULL".to_owned(),
+        });
+        let ids = [&self.layout.installation_id, &self.layout.resource_id];
+        let fields = self.layout.fields.iter().map(|(_, column)| column);
+        for column in ids.into_iter().chain(fields) {
+            let text = self.dialect.text(column);
+            let operand = self.dialect.operand(column.name);
+            // A value that is too long stays where it is; that there is one is said beside it.
+            statement.push(&format!(
+                ",\n  CASE WHEN octet_length({text}) <= {MAX_COLUMN_BYTES} THEN {text} END"
+            ));
+            statement.push(&format!(
+                ",\n  CASE WHEN {operand} IS NOT NULL THEN 'y' END"
+            ));
+        }
+        self.push_from(&mut statement);
+        statement
+    }
+
+    /// The query as a subquery. The line break ends a comment that the query may end with.
+    fn push_from(&self, statement: &mut Statement) {
+        statement
+            .push("\nFROM (")
+            .push(self.query.text())
+            .push("\n) AS resource");
+    }
+}
+
+fn push_equal(statement: &mut Statement, keys: &Keys, installation: &Param, resource: &Param) {
+    statement
+        .push(&format!("\nAND {} = ", keys.installation.order))
+        .param(installation)
+        .push(&format!("\nAND {} = ", keys.resource.order))
+        .param(resource)
+        .push(&format!("\nLIMIT {MAX_GROUP_ROWS}"));
+}
+
+/// The statement that looks up one installation's token.
+pub(super) fn token<D: Dialect>(
+    dialect: &D,
+    query: &Query,
+    layout: &super::columns::InstallationsLayout,
+    installation_id: &str,
+) -> Option<Statement> {
+    let native = dialect.native_key(&layout.installation_id);
+    let key = native.unwrap_or_else(|| dialect.binary_key(&layout.installation_id));
+    let param = dialect.id_param(&key, installation_id)?;
+    let mut statement = Statement::new(D::PLACEHOLDERS);
+    let operand = dialect.operand(super::columns::ACCESS_TOKEN);
+    let token = dialect.text(&layout.access_token);
+    // The id again as text: the database may take other ids for equal.
+    statement
+        .push(&format!(
+            "SELECT {},\n  CASE WHEN octet_length({token}) <= {MAX_COLUMN_BYTES} THEN {token} END,\n  CASE WHEN {operand} IS NOT NULL THEN 'y' END\nFROM (",
+            dialect.text(&layout.installation_id)
+        ))
+        .push(query.text())
+        .push(&format!("\n) AS resource\nWHERE {} = ", key.order))
+        .param(&param)
+        .push(&format!("\nLIMIT {MAX_GROUP_ROWS}"));
+    Some(statement)
+}
+
+/// One row with its place in the order.
+pub(super) struct PlacedRow {
+    pub(super) row: RawRow,
+    pub(super) key: RawKey,
+    /// Whether no open transaction can commit rows before this one's cursor.
+    pub(super) is_settled: bool,
+}
+
+impl PlacedRow {
+    /// The place in a poll; `None` for a row without cursor, which no poll reads.
+    pub(super) fn position(&self, horizon: Option<String>) -> Option<Position> {
+        Some(Position {
+            cursor: self.row.cursor.clone()?,
+            key: self.key.clone(),
+            horizon,
+        })
+    }
+}
+
+/// Decodes what [`Pages`] selects.
+pub(super) fn decode(layout: &Layout, rows: Rows) -> Vec<PlacedRow> {
+    rows.rows
+        .into_iter()
+        .map(|cells| decode_row(layout, cells))
+        .collect()
+}
+
+fn decode_row(layout: &Layout, cells: Vec<Cell>) -> PlacedRow {
+    let mut cells = cells.into_iter();
+    let mut next = || cells.next().flatten();
+    let is_settled = next().is_some();
+    let key = RawKey {
+        installation_id: text(next()).unwrap_or_default(),
+        resource_id: text(next()).unwrap_or_default(),
+    };
+    let cursor = text(next());
+    let mut column = || {
+        let value = next();
+        raw_text(value, next().is_some())
+    };
+    let installation_id = column();
+    let resource_id = column();
+    let columns = layout
+        .fields
+        .iter()
+        .map(|(field, _)| (*field, column()))
+        .collect();
+    PlacedRow {
+        row: RawRow {
+            installation_id,
+            resource_id,
+            cursor,
+            columns,
+        },
+        key,
+        is_settled,
+    }
+}
+
+/// A column's text from its value and whether there is one at all.
+pub(super) fn raw_text(value: Cell, is_present: bool) -> RawText {
+    match value {
+        None if is_present => RawText::Unreadable("is longer than 1 MiB"),
+        None => RawText::Null,
+        Some(bytes) if std::str::from_utf8(&bytes).is_ok() => {
+            // Takes the bytes instead of copying them: what is left behind is empty.
+            let mut bytes: Zeroizing<Vec<u8>> = bytes;
+            let bytes = std::mem::take(&mut *bytes);
+            RawText::text(String::from_utf8(bytes).expect("checked above"))
+        }
+        Some(_) => RawText::Unreadable("is no UTF-8"),
+    }
+}
+
+/// Puts the whole group of its last row at the end of a full page.
+pub(super) fn with_group(mut page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
+    let place = |placed: &PlacedRow| (placed.row.cursor.clone(), placed.key.clone());
+    let places: HashSet<_> = group.iter().map(place).collect();
+    page.retain(|placed| !places.contains(&place(placed)));
+    page.extend(group);
+    page
+}
+
+/// The parameters of a place in the order of a sweep; `None` when the texts fit the columns no more.
+pub(super) fn sweep_params<D: Dialect>(
+    dialect: &D,
+    keys: &Keys,
+    key: &RawKey,
+) -> Option<[Param; 2]> {
+    Some([
+        dialect.key_param(&keys.installation, &key.installation_id)?,
+        dialect.key_param(&keys.resource, &key.resource_id)?,
+    ])
+}
+
+/// The parameters of a place in the order of a poll; `None` when the texts fit the columns no more.
+pub(super) fn poll_params<D: Dialect>(
+    dialect: &D,
+    cursor: &CursorColumn,
+    keys: &Keys,
+    position: &Position,
+) -> Option<[Param; 3]> {
+    let value = dialect.cursor_param(cursor, &position.cursor)?;
+    let [installation, resource] = sweep_params(dialect, keys, &position.key)?;
+    Some([value, installation, resource])
+}
+
+/// A key's text in the byte order of hexadecimal digits, for dialects that compare it so.
+pub(super) fn hex(id: &str) -> Bind {
+    use std::fmt::Write as _;
+    let end = id.len().min(MAX_ORDERED_BYTES);
+    let mut text = String::with_capacity(2 * end);
+    for byte in &id.as_bytes()[..end] {
+        write!(text, "{byte:02X}").expect("a String takes all text");
+    }
+    Bind::Text(text)
+}

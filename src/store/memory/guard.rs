@@ -1,0 +1,185 @@
+//! The guard's rows of a state in memory.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use crate::model::{EntryState, Origin, ResourceKey, Timestamp};
+use crate::plan::guard::{Found, Impact, Summary};
+use crate::store::hold::{Hold, HoldReport, HoldState, SUMMARY_ENTRIES_MAX};
+use crate::store::steps::guard::GuardRows;
+
+use super::{State, at_most};
+
+/// The guard's holds and what it has counted.
+#[derive(Debug, Default)]
+pub(super) struct Guarded {
+    holds: BTreeMap<i64, Hold>,
+    last_hold: i64,
+    /// When each change was found; a destructive one is under both kinds.
+    noted: BTreeMap<(ResourceKey, Kind), Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Change,
+    Destructive,
+}
+
+fn kinds(impact: Impact) -> &'static [Kind] {
+    match impact {
+        Impact::None => &[],
+        Impact::Change => &[Kind::Change],
+        Impact::Destructive => &[Kind::Change, Kind::Destructive],
+    }
+}
+
+impl State {
+    fn under(&self, hold: i64) -> impl Iterator<Item = &ResourceKey> {
+        self.entries()
+            .filter(move |(_, entry)| entry.hold == Some(hold) && entry.state != EntryState::Dead)
+            .map(|(key, _)| key)
+    }
+
+    pub(super) fn hold_report(&self, id: i64) -> Option<HoldReport> {
+        let hold = self.guarded.holds.get(&id)?.clone();
+        let mut summary = Summary::default();
+        for key in self.under(id).take(at_most(SUMMARY_ENTRIES_MAX)) {
+            summary.add(&self.record(key));
+        }
+        Some(HoldReport {
+            hold,
+            entries: self.under(id).count() as u64,
+            summary,
+        })
+    }
+
+    pub(super) fn open_holds(&self) -> Vec<Hold> {
+        let open = |hold: &&Hold| hold.state == HoldState::Open;
+        self.guarded.holds.values().filter(open).cloned().collect()
+    }
+}
+
+impl GuardRows for State {
+    async fn holds(&mut self) -> Result<Vec<Hold>, Infallible> {
+        let holds = self.guarded.holds.values();
+        Ok(holds.filter(|hold| hold.state.is_open()).cloned().collect())
+    }
+
+    async fn add_hold(&mut self, origin: Origin, now: Timestamp) -> Result<i64, Infallible> {
+        self.guarded.last_hold += 1;
+        let id = self.guarded.last_hold;
+        let hold = Hold {
+            id,
+            state: HoldState::Provisional,
+            origin,
+            opened_at: now,
+            closed_at: None,
+            found: Found::default(),
+        };
+        self.guarded.holds.insert(id, hold);
+        Ok(id)
+    }
+
+    async fn put_hold(&mut self, hold: &Hold) -> Result<(), Infallible> {
+        self.guarded.holds.insert(hold.id, hold.clone());
+        Ok(())
+    }
+
+    async fn delete_hold(&mut self, id: i64) -> Result<(), Infallible> {
+        self.guarded.holds.remove(&id);
+        let open = self
+            .records
+            .values_mut()
+            .filter_map(|record| record.entry.as_mut());
+        let closed = self.closed.values_mut().map(|closed| &mut closed.entry);
+        open.chain(closed)
+            .filter(|entry| entry.hold == Some(id))
+            .for_each(|entry| entry.hold = None);
+        Ok(())
+    }
+
+    async fn keys_under(
+        &mut self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, Infallible> {
+        let further = self
+            .under(hold)
+            .filter(|key| after.is_none_or(|after| *key > after));
+        Ok(further.take(limit).cloned().collect())
+    }
+
+    async fn note_guarded(
+        &mut self,
+        key: &ResourceKey,
+        impact: Impact,
+        at: Timestamp,
+    ) -> Result<(), Infallible> {
+        for kind in kinds(impact) {
+            self.guarded.noted.insert((key.clone(), *kind), at);
+        }
+        Ok(())
+    }
+
+    async fn forget_guarded(
+        &mut self,
+        key: &ResourceKey,
+        impact: Impact,
+    ) -> Result<(), Infallible> {
+        for kind in kinds(impact) {
+            self.guarded.noted.remove(&(key.clone(), *kind));
+        }
+        Ok(())
+    }
+
+    async fn count_guarded(
+        &mut self,
+        after: Timestamp,
+        until: Timestamp,
+    ) -> Result<Found, Infallible> {
+        let count = |kind| {
+            let within = self
+                .guarded
+                .noted
+                .iter()
+                .filter(|((_, noted), at)| *noted == kind && **at > after && **at <= until);
+            u32::try_from(within.count()).unwrap_or(u32::MAX)
+        };
+        Ok(Found {
+            destructive: count(Kind::Destructive),
+            changes: count(Kind::Change),
+        })
+    }
+
+    async fn keys_guarded(
+        &mut self,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, Infallible> {
+        let waits = |key: &ResourceKey| {
+            let record = self.records.get(key);
+            let entry = record.and_then(|record| record.entry.as_ref());
+            entry.is_some_and(|entry| entry.state == EntryState::Waiting && entry.hold.is_none())
+        };
+        let keys = self
+            .guarded
+            .noted
+            .keys()
+            .filter(|(_, kind)| *kind == Kind::Change)
+            .map(|(key, _)| key)
+            .filter(|key| after.is_none_or(|after| *key > after) && waits(key));
+        Ok(keys.take(limit).cloned().collect())
+    }
+
+    async fn prune_guarded(
+        &mut self,
+        before: Timestamp,
+        after: Timestamp,
+    ) -> Result<(), Infallible> {
+        self.guarded
+            .noted
+            .retain(|_, at| *at > before && *at <= after);
+        Ok(())
+    }
+}

@@ -1,0 +1,314 @@
+//! The guard's rows of the SQLite state.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
+
+use crate::model::{Origin, ResourceKey, Timestamp};
+use crate::plan::guard::{Found, Impact, Summary};
+use crate::store::hold::{Hold, HoldReport, HoldState, SUMMARY_ENTRIES_MAX};
+use crate::store::steps::guard::GuardRows;
+
+use super::codec::{self, json, number, time};
+use super::fault::Fault;
+use super::read;
+use super::rows::SqliteRows;
+
+/// How many records of a report are read at a time.
+const RECORDS_PER_ROUND: u32 = 500;
+
+impl GuardRows for SqliteRows {
+    async fn holds(&mut self) -> Result<Vec<Hold>, Fault> {
+        let rows = sqlx::query(
+            "SELECT id, state, origin, opened_at, closed_at, destructive, changes
+             FROM hold
+             WHERE state = 'open'
+                OR state = 'provisional'
+             ORDER BY id",
+        )
+        .fetch_all(&mut self.0)
+        .await?;
+        rows.iter().map(hold).collect()
+    }
+
+    async fn add_hold(&mut self, origin: Origin, now: Timestamp) -> Result<i64, Fault> {
+        let added = sqlx::query(
+            "INSERT INTO hold (state, origin, opened_at)
+             VALUES ('provisional', ?1, ?2)",
+        )
+        .bind(origin.name())
+        .bind(now.as_millis())
+        .execute(&mut self.0)
+        .await?;
+        Ok(added.last_insert_rowid())
+    }
+
+    async fn put_hold(&mut self, hold: &Hold) -> Result<(), Fault> {
+        let Hold {
+            id,
+            state,
+            origin,
+            opened_at,
+            closed_at,
+            found,
+        } = hold;
+        let updated = sqlx::query(
+            "UPDATE hold
+             SET state = ?2,
+                 origin = ?3,
+                 opened_at = ?4,
+                 closed_at = ?5,
+                 destructive = ?6,
+                 changes = ?7
+             WHERE id = ?1",
+        )
+        .bind(*id)
+        .bind(state.name())
+        .bind(origin.name())
+        .bind(opened_at.as_millis())
+        .bind(closed_at.map(Timestamp::as_millis))
+        .bind(i64::from(found.destructive))
+        .bind(i64::from(found.changes))
+        .execute(&mut self.0)
+        .await?;
+        match updated.rows_affected() {
+            1 => Ok(()),
+            rows => Err(Fault::affected("a hold", rows)),
+        }
+    }
+
+    async fn delete_hold(&mut self, id: i64) -> Result<(), Fault> {
+        let deleted = sqlx::query(
+            "DELETE FROM hold
+             WHERE id = ?1",
+        )
+        .bind(id)
+        .execute(&mut self.0)
+        .await?;
+        match deleted.rows_affected() {
+            1 => Ok(()),
+            rows => Err(Fault::affected("a hold", rows)),
+        }
+    }
+
+    async fn keys_under(
+        &mut self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, Fault> {
+        keys_under(&mut self.0, hold, after, limit).await
+    }
+
+    async fn note_guarded(
+        &mut self,
+        key: &ResourceKey,
+        impact: Impact,
+        at: Timestamp,
+    ) -> Result<(), Fault> {
+        sqlx::query(
+            "INSERT INTO guarded (installation_id, resource_id, at, kind)
+             SELECT ?1, ?2, ?3, kind.value
+             FROM json_each(?4) AS kind
+             WHERE true
+             ON CONFLICT (installation_id, resource_id, kind) DO UPDATE
+             SET at = excluded.at",
+        )
+        .bind(key.installation_id.as_str())
+        .bind(key.resource_id.as_str())
+        .bind(at.as_millis())
+        .bind(json(kinds(impact)))
+        .execute(&mut self.0)
+        .await?;
+        Ok(())
+    }
+
+    async fn forget_guarded(&mut self, key: &ResourceKey, impact: Impact) -> Result<(), Fault> {
+        sqlx::query(
+            "DELETE FROM guarded
+             WHERE installation_id = ?1
+               AND resource_id = ?2
+               AND kind IN (SELECT value FROM json_each(?3))",
+        )
+        .bind(key.installation_id.as_str())
+        .bind(key.resource_id.as_str())
+        .bind(json(kinds(impact)))
+        .execute(&mut self.0)
+        .await?;
+        Ok(())
+    }
+
+    async fn count_guarded(&mut self, after: Timestamp, until: Timestamp) -> Result<Found, Fault> {
+        let row = sqlx::query(
+            "SELECT (SELECT count(*)
+                     FROM guarded
+                     WHERE kind = 'destructive'
+                       AND at > ?1
+                       AND at <= ?2) AS destructive,
+                    (SELECT count(*)
+                     FROM guarded
+                     WHERE kind = 'change'
+                       AND at > ?1
+                       AND at <= ?2) AS changes",
+        )
+        .bind(after.as_millis())
+        .bind(until.as_millis())
+        .fetch_one(&mut self.0)
+        .await?;
+        found(&row)
+    }
+
+    async fn keys_guarded(
+        &mut self,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, Fault> {
+        let rows = sqlx::query(
+            "SELECT guarded.installation_id, guarded.resource_id
+             FROM guarded
+             JOIN entry
+               ON entry.installation_id = guarded.installation_id
+              AND entry.resource_id = guarded.resource_id
+              AND entry.closed_at IS NULL
+             -- Every change that counts is of this kind, whatever else it is.
+             WHERE guarded.kind = 'change'
+               AND (guarded.installation_id, guarded.resource_id) > (?1, ?2)
+               AND entry.state = 'waiting'
+               AND entry.hold_id IS NULL
+             ORDER BY guarded.installation_id, guarded.resource_id
+             LIMIT ?3",
+        )
+        .bind(after.map_or("", |key| key.installation_id.as_str()))
+        .bind(after.map_or("", |key| key.resource_id.as_str()))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&mut self.0)
+        .await?;
+        rows.iter().map(codec::key).collect()
+    }
+
+    async fn prune_guarded(&mut self, before: Timestamp, after: Timestamp) -> Result<(), Fault> {
+        for kind in kinds(Impact::Destructive) {
+            sqlx::query(
+                "DELETE FROM guarded
+                 WHERE kind = ?1
+                   AND (at <= ?2 OR at > ?3)",
+            )
+            .bind(*kind)
+            .bind(before.as_millis())
+            .bind(after.as_millis())
+            .execute(&mut self.0)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// The kinds that a change counts as.
+const fn kinds(impact: Impact) -> &'static [&'static str] {
+    match impact {
+        Impact::None => &[],
+        Impact::Change => &["change"],
+        Impact::Destructive => &["change", "destructive"],
+    }
+}
+
+/// A hold with what its entries would do.
+pub(super) async fn report(
+    connection: &mut SqliteConnection,
+    id: i64,
+) -> Result<Option<HoldReport>, Fault> {
+    let row = sqlx::query(
+        "SELECT id, state, origin, opened_at, closed_at, destructive, changes,
+                (SELECT count(*)
+                 FROM entry
+                 WHERE entry.hold_id = hold.id
+                   AND entry.state IN ('waiting', 'held')) AS entries
+         FROM hold
+         WHERE id = ?1",
+    )
+    .bind(id)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let mut summary = Summary::default();
+    let mut after: Option<ResourceKey> = None;
+    while summary.entries < u64::from(SUMMARY_ENTRIES_MAX) {
+        let limit = usize::try_from(RECORDS_PER_ROUND).unwrap_or(usize::MAX);
+        let keys = keys_under(&mut *connection, id, after.as_ref(), limit).await?;
+        let Some(last) = keys.last().cloned() else {
+            break;
+        };
+        for record in read::records(&mut *connection, &keys).await? {
+            summary.add(&record);
+        }
+        after = Some(last);
+    }
+    Ok(Some(HoldReport {
+        hold: hold(&row)?,
+        entries: number(row.try_get("entries")?, "entries")?,
+        summary,
+    }))
+}
+
+/// The holds that wait for a person.
+pub(super) async fn open_holds(connection: &mut SqliteConnection) -> Result<Vec<Hold>, Fault> {
+    let rows = sqlx::query(
+        "SELECT id, state, origin, opened_at, closed_at, destructive, changes
+         FROM hold
+         WHERE state = 'open'
+         ORDER BY id",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(hold).collect()
+}
+
+async fn keys_under(
+    connection: &mut SqliteConnection,
+    hold: i64,
+    after: Option<&ResourceKey>,
+    limit: usize,
+) -> Result<Vec<ResourceKey>, Fault> {
+    let rows = sqlx::query(
+        "SELECT installation_id, resource_id
+         FROM entry INDEXED BY entry_hold
+         WHERE hold_id = ?1
+           AND (installation_id, resource_id) > (?2, ?3)
+           AND state IN ('waiting', 'held')
+         ORDER BY installation_id, resource_id
+         LIMIT ?4",
+    )
+    .bind(hold)
+    .bind(after.map_or("", |key| key.installation_id.as_str()))
+    .bind(after.map_or("", |key| key.resource_id.as_str()))
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(codec::key).collect()
+}
+
+fn hold(row: &SqliteRow) -> Result<Hold, Fault> {
+    let unknown = |column: &str| {
+        Fault::Corrupt(format!(
+            "the column {column} holds what this version does not know"
+        ))
+    };
+    let state: String = row.try_get("state")?;
+    let origin: String = row.try_get("origin")?;
+    Ok(Hold {
+        id: row.try_get("id")?,
+        state: HoldState::from_name(&state).ok_or_else(|| unknown("state"))?,
+        origin: Origin::from_name(&origin).ok_or_else(|| unknown("origin"))?,
+        opened_at: Timestamp::from_millis(row.try_get("opened_at")?),
+        closed_at: time(row, "closed_at")?,
+        found: found(row)?,
+    })
+}
+
+fn found(row: &SqliteRow) -> Result<Found, Fault> {
+    Ok(Found {
+        destructive: number(row.try_get("destructive")?, "destructive")?,
+        changes: number(row.try_get("changes")?, "changes")?,
+    })
+}

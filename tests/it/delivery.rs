@@ -1,0 +1,6 @@
+//! From a row to Vercel and back: the real source, state and client against the simulator, one test per row of the table of
+//! answers and per law that a single run can show.
+
+mod answers;
+mod fleet;
+mod laws;

@@ -1,0 +1,234 @@
+//! A provider's database with one table, and the source over it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reconciled::model::{RawRow, RawText};
+use reconciled::source::{self, Inspect, Overlap, PollFrom, RawKey, Settings, Source, SourceError};
+
+use crate::support::database::{Engine, TestDatabase};
+use crate::support::mariadb::MariaDb;
+use crate::support::postgres::Postgres;
+use crate::support::sqlite;
+
+/// How long a statement may take where nothing else is said.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// One test's database.
+pub(crate) struct Bed {
+    pub(crate) database: TestDatabase,
+}
+
+impl Bed {
+    pub(crate) async fn postgres() -> Self {
+        Self::of(Postgres::shared().database().await)
+    }
+
+    pub(crate) async fn mariadb() -> Self {
+        Self::of(MariaDb::shared().database().await)
+    }
+
+    pub(crate) fn sqlite() -> Self {
+        Self::of(sqlite::database())
+    }
+
+    pub(crate) fn of(database: TestDatabase) -> Self {
+        Self { database }
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.database.engine
+    }
+
+    /// One of three texts, by the database.
+    pub(crate) fn pick<'a>(&self, postgres: &'a str, mariadb: &'a str, sqlite: &'a str) -> &'a str {
+        match self.engine() {
+            Engine::Postgres => postgres,
+            Engine::MariaDb => mariadb,
+            Engine::Sqlite => sqlite,
+        }
+    }
+
+    pub(crate) fn timestamp(&self) -> &'static str {
+        self.pick_static("timestamptz", "DATETIME(6)", "TEXT")
+    }
+
+    pub(crate) fn text(&self) -> &'static str {
+        self.pick_static("text", "VARCHAR(700)", "TEXT")
+    }
+
+    pub(crate) fn json(&self) -> &'static str {
+        self.pick_static("jsonb", "JSON", "TEXT")
+    }
+
+    /// A type that holds any text or bytes there are.
+    pub(crate) fn long(&self) -> &'static str {
+        self.pick_static("text", "LONGTEXT", "TEXT")
+    }
+
+    fn pick_static(
+        &self,
+        postgres: &'static str,
+        mariadb: &'static str,
+        sqlite: &'static str,
+    ) -> &'static str {
+        match self.engine() {
+            Engine::Postgres => postgres,
+            Engine::MariaDb => mariadb,
+            Engine::Sqlite => sqlite,
+        }
+    }
+
+    /// `AS cursor`, quoted where that is a reserved word.
+    pub(crate) fn as_cursor(&self) -> &'static str {
+        match self.engine() {
+            Engine::MariaDb => "AS `cursor`",
+            Engine::Postgres | Engine::Sqlite => "AS cursor",
+        }
+    }
+
+    /// The table `resource` with a cursor of the type and an index on it.
+    pub(crate) async fn create(&self, cursor_type: &str) {
+        let (text, json) = (self.text(), self.json());
+        self.database
+            .execute(&format!(
+                "CREATE TABLE resource (
+                    installation_id {text},
+                    resource_id {text},
+                    updated_at {cursor_type},
+                    status {text},
+                    metadata {json}
+                )"
+            ))
+            .await;
+    }
+
+    /// A query over all columns of that table.
+    pub(crate) fn query(&self) -> String {
+        format!(
+            "SELECT installation_id, resource_id, updated_at {}, status, metadata FROM resource",
+            self.as_cursor()
+        )
+    }
+
+    pub(crate) fn settings(&self, query: &str) -> Settings {
+        Settings {
+            url: self.database.url.as_str().into(),
+            query: query.to_owned(),
+            installations_query: None,
+            overlap: Overlap::Unset,
+            statement_timeout: STATEMENT_TIMEOUT,
+            max_connections: 2,
+            allow_replica: false,
+            application_name: "reconciled-test".to_owned(),
+        }
+    }
+
+    pub(crate) fn source(&self, query: &str) -> Arc<dyn Inspect> {
+        source::connect(&self.settings(query)).expect("the query is one statement")
+    }
+
+    pub(crate) fn source_with(
+        &self,
+        query: &str,
+        change: impl FnOnce(&mut Settings),
+    ) -> Arc<dyn Inspect> {
+        let mut settings = self.settings(query);
+        change(&mut settings);
+        source::connect(&settings).expect("the query is one statement")
+    }
+}
+
+/// Every row of a pass, page by page, and how many pages there were.
+pub(crate) async fn poll_all(
+    source: &dyn Inspect,
+    from: PollFrom,
+    limit: u32,
+) -> (Vec<RawRow>, usize) {
+    let mut rows = Vec::new();
+    let mut from = from;
+    for pages in 1.. {
+        assert!(pages < 2_000, "a pass does not end");
+        let page = source
+            .poll_page(&from, limit)
+            .await
+            .expect("a page is read");
+        rows.extend(page.rows);
+        match page.next {
+            Some(position) => from = PollFrom::After(position),
+            None => return (rows, pages),
+        }
+    }
+    unreachable!("the loop ends by returning");
+}
+
+/// Every row of a sweep, page by page.
+pub(crate) async fn sweep_all(source: &dyn Inspect, limit: u32) -> Vec<Vec<RawRow>> {
+    let mut pages: Vec<Vec<RawRow>> = Vec::new();
+    let mut after: Option<RawKey> = None;
+    loop {
+        assert!(pages.len() < 2_000, "a sweep does not end");
+        let page = source
+            .sweep_page(after.as_ref(), limit)
+            .await
+            .expect("a page is read");
+        pages.push(page.rows);
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return pages,
+        }
+    }
+}
+
+/// A column's text.
+pub(crate) fn text(text: &RawText) -> Option<&str> {
+    match text {
+        RawText::Text(text) => Some(text),
+        RawText::Null | RawText::Unreadable(_) => None,
+    }
+}
+
+/// The resource ids, in order.
+pub(crate) fn ids(rows: &[RawRow]) -> Vec<&str> {
+    rows.iter()
+        .map(|row| text(&row.resource_id).unwrap_or("NULL"))
+        .collect()
+}
+
+/// The problem and help of a refused query.
+pub(crate) fn refusal(error: SourceError) -> String {
+    match error {
+        SourceError::Shape {
+            statement,
+            problem,
+            help,
+        } => format!("{statement} {problem}; {help}"),
+        other => panic!("refused otherwise: {other}"),
+    }
+}
+
+/// The error of a call that must fail.
+pub(crate) async fn first_error(source: &dyn Source) -> SourceError {
+    match source.shape().await {
+        Err(error) => error,
+        Ok(shape) => match shape.cursor {
+            Some(_) => source
+                .poll_page(&PollFrom::Beginning, 10)
+                .await
+                .map(drop)
+                .expect_err("the poll must fail"),
+            None => source
+                .sweep_page(None, 10)
+                .await
+                .map(drop)
+                .expect_err("the sweep must fail"),
+        },
+    }
+}
+
+/// A position that the last row of a page gives.
+pub(crate) fn last_cursor(rows: &[RawRow]) -> String {
+    rows.last()
+        .and_then(|row| row.cursor.clone())
+        .expect("the page has a last row with a cursor")
+}

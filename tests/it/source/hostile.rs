@@ -1,0 +1,213 @@
+//! Hostile queries: nothing is written, each is cut within its timeout and a second.
+
+use std::time::{Duration, Instant};
+
+use super::bed::{Bed, first_error, text};
+use super::on_every_database;
+use crate::support::database::Engine;
+
+on_every_database!(
+    nothing_is_ever_written,
+    a_statement_is_cut_within_its_timeout_and_a_second,
+    an_error_repeats_no_value,
+);
+
+/// The statement timeout of the queries that would never end.
+const LIMIT: Duration = Duration::from_millis(1_000);
+
+async fn nothing_is_ever_written(bed: Bed) {
+    bed.create("BIGINT").await;
+    bed.database
+        .execute(
+            "INSERT INTO resource (installation_id, resource_id, updated_at) VALUES ('i', 'r', 1)",
+        )
+        .await;
+    let good = "SELECT installation_id, resource_id FROM resource";
+    let mut queries = vec![
+        format!("{good}; DELETE FROM resource"),
+        format!("{good}; DELETE FROM resource; {good}"),
+        format!("{good}) AS x; DELETE FROM resource; SELECT * FROM ({good}"),
+        format!("{good}\n) AS resource -- \n; DELETE FROM resource"),
+        "DELETE FROM resource".to_owned(),
+        "UPDATE resource SET status = 'x'".to_owned(),
+        "INSERT INTO resource (installation_id) VALUES ('x')".to_owned(),
+        "DROP TABLE resource".to_owned(),
+        "CREATE TABLE other (a INTEGER)".to_owned(),
+    ];
+    match bed.engine() {
+        Engine::Postgres => {
+            bed.database
+                .execute(
+                    "CREATE SEQUENCE numbers;
+                     CREATE FUNCTION writes() RETURNS text VOLATILE LANGUAGE sql AS
+                        $$ DELETE FROM resource RETURNING resource_id $$;
+                     CREATE FUNCTION loosens() RETURNS text VOLATILE LANGUAGE plpgsql AS
+                        $$ BEGIN
+                            PERFORM set_config('transaction_read_only', 'off', false);
+                            DELETE FROM resource; RETURN 'x';
+                        END $$;",
+                )
+                .await;
+            queries.extend(
+                [
+                    "DELETE FROM resource RETURNING installation_id, resource_id",
+                    "WITH gone AS (DELETE FROM resource RETURNING *) SELECT installation_id, resource_id FROM gone",
+                    "SELECT 'i' AS installation_id, writes() AS resource_id",
+                    "SELECT 'i' AS installation_id, loosens() AS resource_id",
+                    "SELECT 'i' AS installation_id, nextval('numbers')::text AS resource_id",
+                    "SELECT installation_id, resource_id FROM resource FOR UPDATE",
+                    "SELECT installation_id, resource_id INTO other FROM resource",
+                    "SELECT 'i' AS installation_id, set_config('transaction_read_only', 'off', true) AS resource_id",
+                    "COPY resource TO STDOUT",
+                ]
+                .map(str::to_owned),
+            );
+        }
+        Engine::MariaDb => {
+            bed.database
+                .execute(
+                    "CREATE FUNCTION writes() RETURNS TEXT MODIFIES SQL DATA
+                     BEGIN DELETE FROM resource; RETURN 'x'; END",
+                )
+                .await;
+            queries.extend(
+                [
+                    "SELECT 'i' AS installation_id, writes() AS resource_id",
+                    "SELECT installation_id, resource_id INTO OUTFILE '/tmp/reconciled-outfile' FROM resource",
+                    "SELECT /*! SQL_NO_CACHE */ installation_id, resource_id FROM resource",
+                    "DELETE FROM resource RETURNING installation_id, resource_id",
+                ]
+                .map(str::to_owned),
+            );
+        }
+        Engine::Sqlite => {
+            queries.extend(
+                [
+                    "DELETE FROM resource RETURNING installation_id, resource_id",
+                    "ATTACH DATABASE '/tmp/reconciled-attached' AS other",
+                    "PRAGMA query_only = OFF",
+                    "PRAGMA user_version = 7",
+                ]
+                .map(str::to_owned),
+            );
+        }
+    }
+    for query in &queries {
+        let error = match reconciled::source::connect(&bed.settings(query)) {
+            Err(error) => error,
+            Ok(source) => first_error(&*source).await,
+        };
+        assert!(
+            matches!(error.code(), "shape" | "query"),
+            "{query}: {error}"
+        );
+        let left = bed
+            .database
+            .integer("SELECT COUNT(*) FROM resource WHERE status IS NULL")
+            .await;
+        assert_eq!(left, 1, "{query}");
+    }
+    if bed.engine() == Engine::Postgres {
+        // This one is harmless, and so it must stay: the next page is as read-only as before.
+        let source = bed.source_with(
+            "SELECT installation_id, resource_id, set_config('default_transaction_read_only', 'off', false)
+                || set_config('TimeZone', 'Asia/Tokyo', false) || writes() AS name FROM resource",
+            |settings| settings.max_connections = 1,
+        );
+        for _ in 0..3 {
+            assert!(source.sweep_page(None, 10).await.is_err());
+        }
+        // What a query set is set back before the next page: the status is read before the name sets the zone.
+        let read = bed.source_with(
+            "SELECT installation_id, resource_id, current_setting('TimeZone') AS status,
+                set_config('TimeZone', 'Asia/Tokyo', false) AS name FROM resource",
+            |settings| settings.max_connections = 1,
+        );
+        for _ in 0..3 {
+            let page = read.sweep_page(None, 10).await.expect("a page");
+            assert_eq!(text(&page.rows[0].columns[0].1), Some("UTC"));
+            assert_eq!(text(&page.rows[0].columns[1].1), Some("Asia/Tokyo"));
+        }
+        let left = bed.database.integer("SELECT COUNT(*) FROM resource").await;
+        assert_eq!(left, 1);
+        assert_eq!(
+            bed.database
+                .integer("SELECT COUNT(*) FROM pg_sequences WHERE last_value IS NOT NULL")
+                .await,
+            0
+        );
+    }
+}
+
+async fn a_statement_is_cut_within_its_timeout_and_a_second(bed: Bed) {
+    let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        SELECT 'i' AS installation_id, 'r' AS resource_id, MAX(i) AS name FROM n";
+    let mut queries = vec![];
+    match bed.engine() {
+        Engine::Postgres => queries.extend([
+            endless.to_owned(),
+            "SELECT 'i' AS installation_id, 'r' AS resource_id, pg_sleep(60)::text AS name".to_owned(),
+            "SELECT a::text AS installation_id, b::text AS resource_id
+                FROM generate_series(1, 100000) AS a, generate_series(1, 100000) AS b".to_owned(),
+        ]),
+        Engine::MariaDb => queries.extend([
+            "SELECT 'i' AS installation_id, 'r' AS resource_id, SLEEP(60) AS name".to_owned(),
+            "SELECT 'i' AS installation_id, 'r' AS resource_id, BENCHMARK(1000000000000, MD5('x')) AS name".to_owned(),
+            "SELECT a.seq AS installation_id, b.seq AS resource_id FROM seq_1_to_100000 AS a, seq_1_to_100000 AS b ORDER BY MD5(CONCAT(a.seq, b.seq))".to_owned(),
+        ]),
+        Engine::Sqlite => queries.push(endless.to_owned()),
+    }
+    for query in queries {
+        let source = bed.source_with(&query, |settings| settings.statement_timeout = LIMIT);
+        source
+            .shape()
+            .await
+            .expect("the columns are known without running it");
+        let started = Instant::now();
+        let error = source.sweep_page(None, 10).await.expect_err(&query);
+        let elapsed = started.elapsed();
+        assert_eq!(error.code(), "timeout", "{query}: {error}");
+        assert!(
+            elapsed < LIMIT + Duration::from_secs(1),
+            "{query}: {elapsed:?}"
+        );
+        // Another call is not disturbed by what happened to this one.
+        source.identity().await.expect("the source works");
+    }
+}
+
+async fn an_error_repeats_no_value(bed: Bed) {
+    bed.create("BIGINT").await;
+    bed.database
+        .execute("INSERT INTO resource (installation_id, resource_id, updated_at, status) VALUES ('i', 'hunter2', 1, 'hunter2')")
+        .await;
+    let mut queries = vec![
+        "SELECT installation_id, resource_id, 'hunter2 FROM resource".to_owned(),
+        "SELECT installation_id, resource_id 'hunter2' hunter2 FROM FROM resource".to_owned(),
+        bed.pick(
+            "SELECT installation_id, resource_id, status::int AS name FROM resource",
+            "SELECT installation_id, resource_id, (SELECT 1 FROM resource WHERE CAST(status AS BINARY) = 1 / 0 UNION SELECT 2) AS name FROM no_such_table",
+            "SELECT installation_id, resource_id, json_extract(status, '$.a') AS name FROM resource",
+        )
+        .to_owned(),
+    ];
+    if bed.engine() == Engine::Postgres {
+        bed.database
+            .execute(
+                "CREATE FUNCTION raises(value text) RETURNS text LANGUAGE plpgsql AS
+                    $$ BEGIN RAISE EXCEPTION 'bad %', value USING DETAIL = value, HINT = value; END $$",
+            )
+            .await;
+        queries.push(
+            "SELECT installation_id, resource_id, raises(status) AS name FROM resource".to_owned(),
+        );
+    }
+    for query in queries {
+        let error = match reconciled::source::connect(&bed.settings(&query)) {
+            Err(error) => error,
+            Ok(source) => first_error(&*source).await,
+        };
+        let said = format!("{error} {error:?}");
+        assert!(!said.contains("hunter2"), "{query}: {said}");
+    }
+}

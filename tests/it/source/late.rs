@@ -1,0 +1,211 @@
+//! Late commits on PostgreSQL with no overlap at all: the horizon keeps the cursor behind every transaction that is open.
+
+use std::time::Duration;
+
+use reconciled::source::{Inspect, Overlap, PollFrom};
+use sqlx::{Executor, PgConnection};
+
+use super::bed::{Bed, ids, last_cursor};
+
+/// A reader that keeps its cursor as the daemon does.
+struct Reader {
+    source: std::sync::Arc<dyn Inspect>,
+    cursor: Option<String>,
+    seen: Vec<String>,
+}
+
+impl Reader {
+    fn new(bed: &Bed) -> Self {
+        let source = bed.source_with(&bed.query(), |settings| {
+            settings.overlap = Overlap::Duration(Duration::ZERO);
+        });
+        Self {
+            source,
+            cursor: None,
+            seen: Vec::new(),
+        }
+    }
+
+    /// One pass in small pages, the cursor kept page by page.
+    async fn pass(&mut self) {
+        let mut from = match self.cursor.clone() {
+            Some(cursor) => PollFrom::Cursor(cursor),
+            None => PollFrom::Beginning,
+        };
+        loop {
+            from = match self.page(&from).await {
+                Some(next) => next,
+                None => return,
+            };
+        }
+    }
+
+    /// One page; where the next one starts.
+    async fn page(&mut self, from: &PollFrom) -> Option<PollFrom> {
+        let page = self.source.poll_page(from, 2).await.expect("a page");
+        self.seen
+            .extend(ids(&page.rows).into_iter().map(str::to_owned));
+        if !page.rows.is_empty() {
+            self.cursor = Some(page.horizon.unwrap_or_else(|| last_cursor(&page.rows)));
+        }
+        page.next.map(PollFrom::After)
+    }
+
+    fn saw(&self, id: &str) -> bool {
+        self.seen.iter().any(|seen| seen == id)
+    }
+}
+
+async fn bed() -> Bed {
+    let bed = Bed::postgres().await;
+    bed.create("timestamptz").await;
+    bed
+}
+
+fn insert(id: &str) -> String {
+    format!(
+        "INSERT INTO resource (installation_id, resource_id, updated_at) VALUES ('i', '{id}', now())"
+    )
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) {
+    connection
+        .execute(sqlx::AssertSqlSafe(sql.to_owned()))
+        .await
+        .expect("the provider's statement works");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_was_idle_without_an_xid_is_not_missed() {
+    let bed = bed().await;
+    let mut reader = Reader::new(&bed);
+    let mut late = bed.database.postgres().await;
+    // Its time is taken here; it has written nothing and so has no xid.
+    run(&mut late, "BEGIN").await;
+    run(&mut late, "SELECT now()").await;
+    for index in 0..5 {
+        bed.database
+            .execute(&insert(&format!("early{index}")))
+            .await;
+    }
+    reader.pass().await;
+    assert!(reader.saw("early4"));
+    run(&mut late, &insert("late")).await;
+    reader.pass().await;
+    assert!(!reader.saw("late"));
+    run(&mut late, "COMMIT").await;
+    reader.pass().await;
+    assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_with_savepoints_is_not_missed() {
+    let bed = bed().await;
+    let mut reader = Reader::new(&bed);
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, "SAVEPOINT a").await;
+    run(&mut late, &insert("late")).await;
+    run(&mut late, "SAVEPOINT b").await;
+    run(&mut late, &insert("undone")).await;
+    bed.database.execute(&insert("early")).await;
+    reader.pass().await;
+    assert!(reader.saw("early"));
+    run(&mut late, "ROLLBACK TO SAVEPOINT b").await;
+    reader.pass().await;
+    run(&mut late, "COMMIT").await;
+    reader.pass().await;
+    assert!(reader.saw("late"));
+    assert!(!reader.saw("undone"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_is_not_missed() {
+    let bed = bed().await;
+    let mut reader = Reader::new(&bed);
+    bed.database.execute(&insert("first")).await;
+    reader.pass().await;
+    let name = &bed.database.name;
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, &insert("late")).await;
+    bed.database.execute(&insert("early")).await;
+    // Prepared between two passes, after the cursor's row was written: its own time is earlier.
+    run(&mut late, &format!("PREPARE TRANSACTION '{name}'")).await;
+    for _ in 0..3 {
+        reader.pass().await;
+    }
+    assert!(reader.saw("early"));
+    run(&mut late, &format!("COMMIT PREPARED '{name}'")).await;
+    reader.pass().await;
+    assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_commits_between_two_pages_is_not_missed() {
+    let bed = bed().await;
+    let mut reader = Reader::new(&bed);
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, &insert("late")).await;
+    for index in 0..6 {
+        bed.database
+            .execute(&insert(&format!("early{index}")))
+            .await;
+    }
+    let next = reader.page(&PollFrom::Beginning).await.expect("more");
+    // After the pass went by its place, and before the pass ends.
+    run(&mut late, "COMMIT").await;
+    let mut next = Some(next);
+    while let Some(from) = next {
+        next = reader.page(&from).await;
+    }
+    assert!(!reader.saw("late"), "this pass had gone by");
+    reader.pass().await;
+    assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_open_transactions_the_cursor_is_the_last_rows() {
+    let bed = bed().await;
+    bed.database
+        .execute(
+            "INSERT INTO resource (installation_id, resource_id, updated_at)
+            SELECT 'i', 'r' || n, now() - interval '1 minute' * n FROM generate_series(1, 5) AS n",
+        )
+        .await;
+    let source = bed.source(&bed.query());
+    let page = source
+        .poll_page(&PollFrom::Beginning, 10)
+        .await
+        .expect("a page");
+    assert_eq!(page.rows.len(), 5);
+    assert_eq!(page.horizon, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_cannot_see_the_sessions_has_no_horizon() {
+    let bed = bed().await;
+    bed.database.execute(&insert("r")).await;
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, &insert("late")).await;
+    bed.database.execute(&insert("s")).await;
+    let mut settings = bed.settings(&bed.query());
+    settings.url = bed.database.reader().await.into();
+    let blind = reconciled::source::connect(&settings).expect("settings");
+    let page = blind
+        .poll_page(&PollFrom::Beginning, 10)
+        .await
+        .expect("a page");
+    assert_eq!(page.horizon, None);
+    let reader = format!("{}_reader", bed.database.name);
+    bed.database
+        .execute(&format!("GRANT pg_read_all_stats TO {reader}"))
+        .await;
+    let page = blind
+        .poll_page(&PollFrom::Beginning, 10)
+        .await
+        .expect("a page");
+    assert!(page.horizon.is_some());
+}

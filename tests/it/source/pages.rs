@@ -1,0 +1,348 @@
+//! Order, ties and completeness of pages.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use reconciled::model::{RawText, ResourceKey};
+use reconciled::source::{CursorKind, Overlap, PollFrom};
+
+use super::bed::{Bed, ids, last_cursor, poll_all, sweep_all, text};
+use super::on_every_database;
+use crate::support::database::Engine;
+
+on_every_database!(
+    ties_are_read_once_each_across_pages,
+    cursors_keep_every_microsecond,
+    an_integer_cursor_reads_its_overlap_in_units,
+    a_text_cursor_sorts,
+    ids_that_a_collation_takes_for_equal_are_all_read,
+    equal_ids_are_never_torn_apart,
+    rows_without_ids_are_in_the_first_page_of_a_sweep,
+    integer_ids_are_ids,
+    rows_without_cursor_are_seen_by_sweeps_alone,
+    a_look_up_finds_exactly_the_resources_named,
+    the_overlap_reads_what_committed_late,
+    large_pages_end_early_and_lose_nothing,
+);
+
+async fn insert_many(bed: &Bed, count: usize, row: impl Fn(usize) -> String) {
+    for chunk in (0..count).collect::<Vec<_>>().chunks(500) {
+        let rows: Vec<String> = chunk.iter().map(|index| row(*index)).collect();
+        bed.database
+            .execute(&format!(
+                "INSERT INTO resource (installation_id, resource_id, updated_at, status) VALUES {}",
+                rows.join(", ")
+            ))
+            .await;
+    }
+}
+
+async fn ties_are_read_once_each_across_pages(bed: Bed) {
+    bed.create(bed.timestamp()).await;
+    insert_many(&bed, 1_000, |index| {
+        format!(
+            "('i{}', 'r{index}', '2026-01-31 12:00:00.5', 'ready')",
+            index % 3
+        )
+    })
+    .await;
+    let source = bed.source(&bed.query());
+    let (rows, pages) = poll_all(&*source, PollFrom::Beginning, 7).await;
+    assert_eq!(rows.len(), 1_000);
+    assert_eq!(ids(&rows).into_iter().collect::<BTreeSet<_>>().len(), 1_000);
+    assert!(pages >= 143, "{pages} pages");
+    let swept = sweep_all(&*source, 7).await.concat();
+    assert_eq!(swept.len(), 1_000);
+    assert_eq!(
+        ids(&swept).into_iter().collect::<BTreeSet<_>>().len(),
+        1_000
+    );
+    // A pass that starts at a cursor reads all rows that have it.
+    let from = PollFrom::Cursor(last_cursor(&rows));
+    assert_eq!(poll_all(&*source, from, 7).await.0.len(), 1_000);
+}
+
+async fn cursors_keep_every_microsecond(bed: Bed) {
+    let types: &[&str] = match bed.engine() {
+        Engine::Postgres => &["timestamptz", "timestamp", "text"],
+        Engine::MariaDb => &["DATETIME(6)", "TIMESTAMP(6)", "VARCHAR(40)"],
+        Engine::Sqlite => &["TEXT", "DATETIME", "TIMESTAMP"],
+    };
+    for cursor_type in types {
+        bed.database.execute("DROP TABLE IF EXISTS resource").await;
+        bed.create(cursor_type).await;
+        insert_many(&bed, 9, |index| {
+            format!("('i', 'r{index}', '2026-01-31 12:00:00.12345{index}', 'ready')")
+        })
+        .await;
+        let source = bed.source_with(&bed.query(), |settings| {
+            settings.overlap = Overlap::Duration(Duration::ZERO);
+        });
+        let page = source
+            .poll_page(&PollFrom::Beginning, 4)
+            .await
+            .expect("a page");
+        assert_eq!(ids(&page.rows), ["r0", "r1", "r2", "r3"], "{cursor_type}");
+        let cursor = last_cursor(&page.rows);
+        assert!(cursor.contains("12:00:00.123453"), "{cursor_type} {cursor}");
+        // From the cursor on, itself included; after the position, itself excluded.
+        let (again, _) = poll_all(&*source, PollFrom::Cursor(cursor), 2).await;
+        assert_eq!(
+            ids(&again),
+            ["r3", "r4", "r5", "r6", "r7", "r8"],
+            "{cursor_type}"
+        );
+        let next = PollFrom::After(page.next.expect("there are more"));
+        let (rest, _) = poll_all(&*source, next, 2).await;
+        assert_eq!(ids(&rest), ["r4", "r5", "r6", "r7", "r8"], "{cursor_type}");
+    }
+}
+
+async fn an_integer_cursor_reads_its_overlap_in_units(bed: Bed) {
+    bed.create("BIGINT").await;
+    // Beyond what a double can tell apart.
+    let base: i64 = 9_007_199_254_740_993;
+    insert_many(&bed, 6, |index| {
+        format!(
+            "('i', 'r{index}', {}, 'ready')",
+            base + i64::try_from(index).expect("small")
+        )
+    })
+    .await;
+    let source = bed.source(&bed.query());
+    assert_eq!(
+        source.shape().await.expect("a shape").cursor,
+        Some(CursorKind::Integer)
+    );
+    let from = PollFrom::Cursor((base + 3).to_string());
+    let (rows, _) = poll_all(&*source, from.clone(), 2).await;
+    assert_eq!(ids(&rows), ["r3", "r4", "r5"]);
+    let source = bed.source_with(&bed.query(), |settings| {
+        settings.overlap = Overlap::Units(2)
+    });
+    let (rows, _) = poll_all(&*source, from, 2).await;
+    assert_eq!(ids(&rows), ["r1", "r2", "r3", "r4", "r5"]);
+    // Below the lowest integer there is nothing, and no error.
+    let lowest = PollFrom::Cursor(i64::MIN.to_string());
+    assert_eq!(poll_all(&*source, lowest, 100).await.0.len(), 6);
+    // A cursor of another type than the column's is the beginning.
+    let foreign = PollFrom::Cursor("2026-01-31 12:00:00".to_owned());
+    assert_eq!(poll_all(&*source, foreign, 100).await.0.len(), 6);
+}
+
+async fn a_text_cursor_sorts(bed: Bed) {
+    bed.create(bed.text()).await;
+    insert_many(&bed, 6, |index| {
+        format!("('i', 'r{index}', 'v{index}', 'ready')")
+    })
+    .await;
+    let source = bed.source(&bed.query());
+    assert_eq!(
+        source.shape().await.expect("a shape").cursor,
+        Some(CursorKind::Text)
+    );
+    let (rows, _) = poll_all(&*source, PollFrom::Cursor("v2".to_owned()), 2).await;
+    assert_eq!(ids(&rows), ["r2", "r3", "r4", "r5"]);
+}
+
+async fn ids_that_a_collation_takes_for_equal_are_all_read(bed: Bed) {
+    bed.create("BIGINT").await;
+    let all = ["a", "A", "a ", "ä", "A ", "b", "B", "b\u{301}", "a\t"];
+    insert_many(&bed, all.len(), |index| {
+        format!("('i', '{}', 1, 'ready')", all[index])
+    })
+    .await;
+    let expected: BTreeSet<&str> = all.into_iter().collect();
+    let source = bed.source(&bed.query());
+    for limit in 1..=4 {
+        let (rows, _) = poll_all(&*source, PollFrom::Beginning, limit).await;
+        assert_eq!(rows.len(), all.len(), "poll by {limit}");
+        assert_eq!(ids(&rows).into_iter().collect::<BTreeSet<_>>(), expected);
+        let rows = sweep_all(&*source, limit).await.concat();
+        assert_eq!(rows.len(), all.len(), "sweep by {limit}");
+        assert_eq!(ids(&rows).into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+}
+
+async fn equal_ids_are_never_torn_apart(bed: Bed) {
+    bed.create("BIGINT").await;
+    insert_many(&bed, 30, |index| {
+        format!("('i', 'r{:02}', 1, 'ready')", index / 5)
+    })
+    .await;
+    let source = bed.source(&bed.query());
+    for limit in 1..=7 {
+        let pages = sweep_all(&*source, limit).await;
+        assert_eq!(pages.concat().len(), 30, "by {limit}");
+        let mut seen = BTreeSet::new();
+        for page in &pages {
+            let in_page: BTreeSet<&str> = ids(page).into_iter().collect();
+            assert!(
+                seen.is_disjoint(&in_page),
+                "by {limit}: {seen:?} {in_page:?}"
+            );
+            seen.extend(in_page);
+        }
+        let (polled, _) = poll_all(&*source, PollFrom::Beginning, limit).await;
+        assert_eq!(polled.len(), 30, "poll by {limit}");
+    }
+}
+
+async fn rows_without_ids_are_in_the_first_page_of_a_sweep(bed: Bed) {
+    bed.create("BIGINT").await;
+    insert_many(&bed, 10, |index| match index {
+        3 => "(NULL, 'r3', 1, 'ready')".to_owned(),
+        5 => "('i', NULL, 1, 'ready')".to_owned(),
+        7 => "(NULL, NULL, 1, 'ready')".to_owned(),
+        8 => format!("('i', '{}', 1, 'ready')", "x".repeat(690)),
+        _ => format!("('i', 'r{index}', 1, 'ready')"),
+    })
+    .await;
+    let source = bed.source(&bed.query());
+    let pages = sweep_all(&*source, 2).await;
+    assert_eq!(pages.concat().len(), 10);
+    let unusable = |page: &Vec<_>| {
+        page.iter()
+            .filter(|row: &&reconciled::model::RawRow| row.decode().is_err())
+            .count()
+    };
+    assert_eq!(unusable(&pages[0]), 4);
+    assert!(pages[1..].iter().all(|page| unusable(page) == 0));
+    // Polls see them too: a row without an id is quarantined by the next poll, not by the next sweep.
+    let (rows, _) = poll_all(&*source, PollFrom::Beginning, 2).await;
+    assert_eq!(unusable(&rows), 4);
+    assert_eq!(rows.len(), 10);
+}
+
+async fn integer_ids_are_ids(bed: Bed) {
+    bed.database
+        .execute("CREATE TABLE resource (installation_id BIGINT, resource_id BIGINT PRIMARY KEY, status VARCHAR(20))")
+        .await;
+    let rows: Vec<String> = (0..40)
+        .map(|id| format!("({}, {id}, 'ready')", id % 3))
+        .collect();
+    bed.database
+        .execute(&format!("INSERT INTO resource VALUES {}", rows.join(", ")))
+        .await;
+    for query in [
+        "SELECT installation_id, resource_id, status FROM resource",
+        "SELECT installation_id + 0 AS installation_id, resource_id * 1 AS resource_id, status FROM resource",
+    ] {
+        let source = bed.source(query);
+        let swept = sweep_all(&*source, 7).await.concat();
+        assert_eq!(swept.len(), 40, "{query}");
+        let keys: Vec<ResourceKey> = [("1", "37"), ("2", "38"), ("2", "37"), ("x", "y")]
+            .map(|(installation, resource)| ResourceKey::new(installation, resource).expect("ids"))
+            .into();
+        let mut found = source.fetch(&keys).await.expect("a look-up");
+        found.sort_by_key(|row| row.key().expect("a key"));
+        assert_eq!(ids(&found), ["37", "38"], "{query}");
+    }
+}
+
+async fn rows_without_cursor_are_seen_by_sweeps_alone(bed: Bed) {
+    bed.create(bed.timestamp()).await;
+    insert_many(&bed, 4, |index| match index % 2 {
+        0 => format!("('i', 'r{index}', NULL, 'ready')"),
+        _ => format!("('i', 'r{index}', '2026-01-31 12:00:00', NULL)"),
+    })
+    .await;
+    let source = bed.source(&bed.query());
+    let (rows, _) = poll_all(&*source, PollFrom::Beginning, 10).await;
+    assert_eq!(ids(&rows), ["r1", "r3"]);
+    let swept = sweep_all(&*source, 10).await.concat();
+    assert_eq!(ids(&swept), ["r0", "r1", "r2", "r3"]);
+    assert!(swept[0].cursor.is_none());
+    assert_eq!(swept[1].columns[0].1, RawText::Null);
+}
+
+async fn a_look_up_finds_exactly_the_resources_named(bed: Bed) {
+    bed.create("BIGINT").await;
+    insert_many(&bed, 400, |index| {
+        format!("('i', 'r{index}', {index}, 'ready')")
+    })
+    .await;
+    bed.database
+        .execute("INSERT INTO resource (installation_id, resource_id, updated_at) VALUES ('i', 'R1', 1), ('I', 'r1', 1), ('i', 'r1 ', 1), ('i', 'r2', 9)")
+        .await;
+    let source = bed.source(&bed.query());
+    let key = |id: &str| ResourceKey::new("i", id).expect("an id");
+    let found = source
+        .fetch(&[key("r1"), key("r2"), key("none")])
+        .await
+        .expect("a look-up");
+    let mut found = ids(&found);
+    found.sort_unstable();
+    assert_eq!(found, ["r1", "r2", "r2"]);
+    let many: Vec<ResourceKey> = (0..350).map(|index| key(&format!("r{index}"))).collect();
+    assert_eq!(source.fetch(&many).await.expect("a look-up").len(), 351);
+    assert!(source.fetch(&[]).await.expect("nothing").is_empty());
+}
+
+async fn the_overlap_reads_what_committed_late(bed: Bed) {
+    if bed.engine() == Engine::Sqlite {
+        // A text cursor has no overlap, and writers exclude each other: nothing commits late.
+        bed.create("TEXT").await;
+        let source = bed.source_with(&bed.query(), |settings| {
+            settings.overlap = Overlap::Duration(Duration::from_secs(1));
+        });
+        let refusal = super::bed::refusal(source.shape().await.expect_err("refused"));
+        assert!(refusal.contains("takes no overlap"), "{refusal}");
+        return;
+    }
+    bed.create(bed.timestamp()).await;
+    insert_many(&bed, 60, |index| {
+        format!("('i', 'r{index:02}', '2026-01-31 12:00:{index:02}', 'ready')")
+    })
+    .await;
+    let cursor = bed.pick("2026-01-31 12:00:50+00", "2026-01-31 12:00:50", "");
+    for (overlap, first) in [
+        (Overlap::Unset, "r20"),
+        (Overlap::Duration(Duration::from_secs(5)), "r45"),
+        (Overlap::Duration(Duration::from_micros(1)), "r50"),
+        (Overlap::Duration(Duration::ZERO), "r50"),
+    ] {
+        let source = bed.source_with(&bed.query(), |settings| settings.overlap = overlap);
+        let (rows, _) = poll_all(&*source, PollFrom::Cursor(cursor.to_owned()), 7).await;
+        assert_eq!(ids(&rows)[0], first, "{overlap:?}");
+        assert_eq!(ids(&rows).last(), Some(&"r59"), "{overlap:?}");
+    }
+}
+
+async fn large_pages_end_early_and_lose_nothing(bed: Bed) {
+    bed.database
+        .execute(&format!(
+            "CREATE TABLE resource (installation_id {0}, resource_id {0}, updated_at BIGINT, name {1})",
+            bed.text(),
+            bed.long()
+        ))
+        .await;
+    // 60 MB in rows of 1 MB: more than one statement may bring in.
+    let name = bed.pick(
+        "repeat('x', 1000000)",
+        "repeat('x', 1000000)",
+        "printf('%.*c', 1000000, 'x')",
+    );
+    for index in 0..60 {
+        bed.database
+            .execute(&format!(
+                "INSERT INTO resource VALUES ('i', 'r{index:02}', {index}, {name})"
+            ))
+            .await;
+    }
+    let query = format!(
+        "SELECT installation_id, resource_id, updated_at {}, name FROM resource",
+        bed.as_cursor()
+    );
+    let source = bed.source(&query);
+    let (rows, pages) = poll_all(&*source, PollFrom::Beginning, 1_000).await;
+    assert_eq!(rows.len(), 60);
+    assert!((2..6).contains(&pages), "{pages} pages");
+    assert!(
+        rows.iter()
+            .all(|row| text(&row.columns[0].1).is_some_and(|name| name.len() == 1_000_000))
+    );
+    let swept = sweep_all(&*source, 1_000).await;
+    assert_eq!(swept.concat().len(), 60);
+    assert!(swept.len() > 1);
+}

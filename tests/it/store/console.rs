@@ -1,0 +1,435 @@
+//! What people ask of a state and do to it.
+
+use reconciled::model::{EntryId, EntryState, Field, Reason};
+use reconciled::plan::Outcome;
+use reconciled::plan::manual::Refusal;
+use reconciled::store::console::{Answer, Console as _, EntryFilter, Order};
+use reconciled::store::sqlite::Access;
+use reconciled::store::{PauseKind, SqliteStore, Store as _};
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
+use tempfile::TempDir;
+
+use super::fixture::*;
+
+fn discard() -> Order {
+    Order::Discard {
+        reason: "the customer left".to_owned(),
+    }
+}
+
+async fn open_entry(store: &SqliteStore, key: &reconciled::model::ResourceKey) -> EntryId {
+    record(store, key).await.entry.expect("open").id
+}
+
+#[tokio::test]
+async fn discarded_value_stays_discarded_until_changed() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    let key = key("icfg_1", "res_1");
+    read(store, START, vec![row(&key, &status("ready"))]).await;
+    let id = open_entry(store, &key).await;
+    let answers = store
+        .act(&[id], &discard(), "ana", seconds(1))
+        .await
+        .expect("answered");
+    let done = Answer::Done {
+        key: key.clone(),
+        state: EntryState::Discarded,
+    };
+    assert_eq!(answers, [done]);
+    read(store, seconds(2), vec![row(&key, &status("ready"))]).await;
+    assert!(claim(store, seconds(2)).await.is_empty());
+    read(store, seconds(3), vec![row(&key, &status("suspended"))]).await;
+    let claimed = claim_one(store, seconds(3)).await;
+    acknowledge(store, &claimed, seconds(3)).await;
+    // Back to what was discarded once: that is a change of the source.
+    read(store, seconds(4), vec![row(&key, &status("ready"))]).await;
+    assert_eq!(claim_one(store, seconds(4)).await.desired, status("ready"));
+}
+
+#[tokio::test]
+async fn every_act_leaves_its_row() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    let (one, two) = (key("icfg_1", "res_1"), key("icfg_1", "res_2"));
+    read(
+        store,
+        START,
+        vec![row(&one, &status("ready")), row(&two, &status("ready"))],
+    )
+    .await;
+    let id = open_entry(store, &one).await;
+    store
+        .act(&[id], &Order::Retry, "ana", seconds(1))
+        .await
+        .expect("answered");
+    // Refused: it is not held. Nothing was done, so nothing is told.
+    let refused = store
+        .act(&[id], &Order::Release, "ana", seconds(2))
+        .await
+        .expect("answered");
+    assert_eq!(refused, [Answer::Refused(Refusal::NotHeld)]);
+    store
+        .act(&[id], &discard(), "bo", seconds(3))
+        .await
+        .expect("answered");
+    store
+        .pause(&pause("icfg_1", PauseKind::Manual, seconds(4)))
+        .await
+        .expect("paused");
+    store
+        .pause(&pause("icfg_1", PauseKind::Token, seconds(5)))
+        .await
+        .expect("paused");
+    let resumed = store
+        .resume_manually(&installation("icfg_1"), "cy", seconds(6))
+        .await;
+    assert!(resumed.expect("resumed"));
+    assert!(
+        !store
+            .resume_manually(&installation("icfg_1"), "cy", seconds(7))
+            .await
+            .expect("answered")
+    );
+    let story = store.story(&one, 10).await.expect("readable");
+    let acts: Vec<_> = story
+        .acts
+        .iter()
+        .map(|act| {
+            (
+                act.actor.as_str(),
+                act.act.as_str(),
+                act.at,
+                act.entry_id,
+                act.reason.as_deref(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("ana", "retry", seconds(1), Some(id), None),
+        (
+            "bo",
+            "discard",
+            seconds(3),
+            Some(id),
+            Some("the customer left"),
+        ),
+        ("ana", "pause", seconds(4), None, Some("customer migration")),
+        ("cy", "resume", seconds(6), None, None),
+    ];
+    assert_eq!(acts, expected);
+    assert_eq!(story.pauses.len(), 1, "the automatic one is still there");
+    assert_eq!(story.closed.len(), 1);
+    let other = store.story(&two, 10).await.expect("readable");
+    assert_eq!(
+        other.acts.len(),
+        2,
+        "the installation's own acts concern it too"
+    );
+}
+
+#[tokio::test]
+async fn orders_meet_each_entry_as_it_is() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    let keys = [key("a", "1"), key("a", "2"), key("a", "3")];
+    read(
+        store,
+        START,
+        keys.iter().map(|key| row(key, &status("ready"))).collect(),
+    )
+    .await;
+    let mut ids = Vec::new();
+    for key in &keys {
+        ids.push(open_entry(store, key).await);
+    }
+    ids.push(EntryId(999));
+    let claimed = claim_by(store, &request(START, 2)).await;
+    acknowledge(store, &claimed[0], START).await;
+    let answers = store
+        .act(&ids, &discard(), "ana", seconds(1))
+        .await
+        .expect("answered");
+    let expected = [
+        Answer::Refused(Refusal::Closed),
+        Answer::Refused(Refusal::InFlight),
+        Answer::Done {
+            key: keys[2].clone(),
+            state: EntryState::Discarded,
+        },
+        Answer::Unknown,
+    ];
+    assert_eq!(answers, expected);
+}
+
+#[tokio::test]
+async fn retry_makes_a_dead_letter_due_at_once() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    let key = key("icfg_1", "res_1");
+    read(store, START, vec![row(&key, &status("ready"))]).await;
+    let claimed = claim_one(store, START).await;
+    settle(store, &claimed, Outcome::NotFound, START).await;
+    assert!(claim(store, seconds(1)).await.is_empty());
+    let answers = store
+        .act(&[claimed.entry_id], &Order::Retry, "ana", seconds(1))
+        .await;
+    assert!(matches!(
+        answers.expect("answered")[..],
+        [Answer::Done {
+            state: EntryState::Waiting,
+            ..
+        }]
+    ));
+    assert_eq!(
+        claim_one(store, seconds(1)).await.entry_id,
+        claimed.entry_id
+    );
+}
+
+#[tokio::test]
+async fn held_entry_is_released_by_a_person_only() {
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("state.db");
+    let store = SqliteStore::open(&path, Access::Daemon)
+        .await
+        .expect("a state");
+    let key = key("icfg_1", "res_1");
+    read(&store, START, vec![row(&key, &status("suspended"))]).await;
+    let id = open_entry(&store, &key).await;
+    let mut guard = SqliteConnectOptions::new()
+        .filename(&path)
+        .connect()
+        .await
+        .expect("connected");
+    for statement in [
+        "INSERT INTO hold (id, state, origin, opened_at) VALUES (1, 'open', 'sweep', 0)",
+        "UPDATE entry SET state = 'held', reason = 'guard', hold_id = 1",
+    ] {
+        sqlx::query(statement)
+            .execute(&mut guard)
+            .await
+            .expect(statement);
+    }
+    let held = record(&store, &key).await.entry.expect("open");
+    assert_eq!(
+        (held.state, held.reason, held.hold),
+        (EntryState::Held, Reason::Guard, Some(1))
+    );
+    assert!(claim(&store, seconds(9)).await.is_empty());
+    assert_eq!(store.next_due().await.expect("readable"), None);
+    let refused = store
+        .act(&[id], &Order::Retry, "ana", seconds(9))
+        .await
+        .expect("answered");
+    assert_eq!(refused, [Answer::Refused(Refusal::Held)]);
+    store
+        .act(&[id], &Order::Release, "ana", seconds(9))
+        .await
+        .expect("answered");
+    assert_eq!(claim_one(&store, seconds(9)).await.entry_id, id);
+}
+
+#[tokio::test]
+async fn entries_are_listed_by_filter_and_what_was_cut_is_counted() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    deliver(
+        store,
+        START,
+        &key("a", "1"),
+        &with_name(status("ready"), "db"),
+    )
+    .await;
+    let rows = vec![
+        row(&key("a", "1"), &with_name(status("suspended"), "db")),
+        row(&key("a", "2"), &with_secrets(status("ready"), &["URL=1"])),
+        row(&key("b", "1"), &status("ready")),
+    ];
+    read(store, seconds(10), rows).await;
+    let claimed = claim(store, seconds(10)).await;
+    let b = claimed
+        .iter()
+        .find(|claimed| claimed.key == key("b", "1"))
+        .expect("due");
+    settle(store, b, rejected(), seconds(10)).await;
+    let list = async |filter: EntryFilter| {
+        let page = store.entries(&filter).await.expect("readable");
+        let keys: Vec<String> = page
+            .entries
+            .iter()
+            .map(|listed| listed.key.to_string())
+            .collect();
+        (keys.join(" "), page.cut())
+    };
+    let all = EntryFilter {
+        limit: 10,
+        ..EntryFilter::default()
+    };
+    assert_eq!(
+        list(all.clone()).await,
+        ("a/1 a/2 b/1".to_owned(), 0),
+        "the open ones"
+    );
+    let two = EntryFilter {
+        limit: 2,
+        ..all.clone()
+    };
+    assert_eq!(list(two).await, ("a/1 a/2".to_owned(), 1));
+    let dead = EntryFilter {
+        states: vec![EntryState::Dead],
+        ..all.clone()
+    };
+    assert_eq!(list(dead).await, ("b/1".to_owned(), 0));
+    let of_b = EntryFilter {
+        installation_id: Some(installation("b")),
+        ..all.clone()
+    };
+    assert_eq!(list(of_b).await, ("b/1".to_owned(), 0));
+    let secrets = EntryFilter {
+        field: Some(Field::Secrets),
+        ..all.clone()
+    };
+    assert_eq!(list(secrets).await, ("a/2".to_owned(), 0));
+    let statuses = EntryFilter {
+        field: Some(Field::Status),
+        limit: 1,
+        ..all.clone()
+    };
+    assert_eq!(
+        list(statuses).await,
+        ("a/1".to_owned(), 2),
+        "a rejected field counts"
+    );
+    let names = EntryFilter {
+        field: Some(Field::Name),
+        states: EntryState::ALL.to_vec(),
+        ..all.clone()
+    };
+    assert_eq!(
+        list(names).await,
+        ("a/1".to_owned(), 0),
+        "sent with the delivered one"
+    );
+    let delivered = EntryFilter {
+        states: vec![EntryState::Delivered],
+        ..all.clone()
+    };
+    let page = store.entries(&delivered).await.expect("readable");
+    assert_eq!(page.entries[0].closed_at, Some(START));
+    assert_eq!(page.entries[0].fields.to_string(), "status, name");
+    let since = EntryFilter {
+        since: Some(seconds(10)),
+        states: EntryState::ALL.to_vec(),
+        ..all.clone()
+    };
+    assert_eq!(list(since).await.0, "a/1 a/2 b/1");
+    let ids = EntryFilter {
+        ids: Some(vec![page.entries[0].entry.id, EntryId(999)]),
+        states: EntryState::ALL.to_vec(),
+        ..all
+    };
+    assert_eq!(list(ids).await, ("a/1".to_owned(), 0));
+}
+
+#[tokio::test]
+async fn story_tells_attempts_oldest_first_and_the_newest_of_them() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    let key = key("icfg_1", "res_1");
+    read(
+        store,
+        START,
+        vec![row(&key, &with_secrets(status("ready"), &["URL=1"]))],
+    )
+    .await;
+    let mut now = START;
+    for outcome in [Outcome::Failed, Outcome::Lost, Outcome::Unreachable] {
+        let claimed = claim_one(store, now).await;
+        now = settle(store, &claimed, outcome, now).await.due_at;
+    }
+    let story = store.story(&key, 2).await.expect("readable");
+    let outcomes: Vec<&str> = story
+        .attempts
+        .iter()
+        .map(|attempt| attempt.outcome.as_str())
+        .collect();
+    assert_eq!(outcomes, ["lost", "unreachable"]);
+    assert_eq!(story.attempts[1].number, 3);
+    assert_eq!(story.attempts[1].fields, [Field::Secrets, Field::Status]);
+    assert_eq!(story.attempts[1].secret_names, ["URL"]);
+    assert_eq!(story.attempts[1].vercel_id.as_deref(), Some("fra1::test"));
+    assert_eq!(store.retries_since(START).await.expect("counted"), 3);
+    assert_eq!(store.retries_since(now).await.expect("counted"), 0);
+    let id = story.record.entry.expect("open").id;
+    let detail = store.entry(id, 10).await.expect("readable").expect("there");
+    assert_eq!(detail.attempts.len(), 3);
+    assert_eq!(detail.listed.fields.to_string(), "secrets, status");
+    assert_eq!(store.entry(EntryId(999), 10).await.expect("readable"), None);
+    let never = store
+        .story(&super::fixture::key("icfg_1", "never"), 2)
+        .await
+        .expect("readable");
+    assert!(never.record.is_first_sight());
+}
+
+#[tokio::test]
+async fn installations_are_summed_up() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    deliver(store, START, &key("a", "1"), &status("ready")).await;
+    read(
+        store,
+        seconds(5),
+        vec![
+            row(&key("a", "2"), &status("ready")),
+            row(&key("b", "1"), &status("ready")),
+        ],
+    )
+    .await;
+    store
+        .pause(&pause("b", PauseKind::Manual, START))
+        .await
+        .expect("paused");
+    store
+        .pause(&pause("c", PauseKind::Gone, START))
+        .await
+        .expect("paused");
+    let summaries = store.installations().await.expect("readable");
+    let told: Vec<_> = summaries
+        .iter()
+        .map(|s| {
+            (
+                s.installation_id.as_str(),
+                s.resources,
+                s.waiting,
+                s.oldest,
+                s.pauses.len(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("a", 2, 1, Some(seconds(5)), 0),
+        ("b", 1, 1, Some(seconds(5)), 1),
+        ("c", 0, 0, None, 1),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(store.pauses().await.expect("readable").len(), 2);
+}
+
+#[tokio::test]
+async fn quarantined_rows_are_listed_as_they_were_reported() {
+    let fixture = sqlite().await;
+    let store = fixture.store();
+    let rows = vec![
+        unusable(&key("a", "1"), "x", seconds(1)),
+        without_ids("y", START),
+        without_ids("z", seconds(2)),
+    ];
+    let mut bad = batch(START, Vec::new());
+    bad.quarantined = rows.clone();
+    store.reconcile(bad).await.expect("committed");
+    let (listed, total) = store.quarantined(2).await.expect("readable");
+    assert_eq!((listed, total), (vec![rows[1].clone(), rows[0].clone()], 3));
+}
