@@ -20,6 +20,7 @@ use crate::clock::{Clock, Random};
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
 use crate::plan::RetryPolicy;
 use crate::plan::outage::Outage;
+use crate::planted::{Bug, is_planted};
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};
 use crate::vercel::Marketplace;
@@ -237,7 +238,10 @@ impl Dispatcher {
         limit: u32,
     ) -> Result<Vec<crate::plan::Claimed>, StoreError> {
         let tokens = (0..limit)
-            .map(|_| LeaseToken(self.worlds.random.unique()))
+            .map(|_| match is_planted(Bug::LeaseTokenReused) {
+                true => LeaseToken(1),
+                false => LeaseToken(self.worlds.random.unique()),
+            })
             .collect();
         let request = ClaimRequest {
             now,
@@ -269,7 +273,7 @@ impl Dispatcher {
 
     async fn start_probes(&mut self, running: &mut Running<'_>) -> Result<(), StoreError> {
         let free = PROBES_MAX.saturating_sub(self.probing.len());
-        if free == 0 || self.outage.since().is_some() {
+        if free == 0 || self.outage.since().is_some() || is_planted(Bug::PauseNeverProbed) {
             return Ok(());
         }
         let now = self.worlds.clock.now();

@@ -51,9 +51,18 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     .await
     .map_err(|error| AppError::Schedule(error.to_string()))?;
     let stop = shutdown.draining().clone();
-    let signals = Signals { work: Arc::clone(&wake.work), recheck: Arc::clone(&wake.recheck), stop: stop.clone() };
-    let mut dispatcher =
-        Dispatcher::new(parts.worlds.clone(), parts.key.clone(), parts.tokens(), parts.dispatch_settings(), signals);
+    let signals = Signals {
+        work: Arc::clone(&wake.work),
+        recheck: Arc::clone(&wake.recheck),
+        stop: stop.clone(),
+    };
+    let mut dispatcher = Dispatcher::new(
+        parts.worlds.clone(),
+        parts.key.clone(),
+        parts.tokens(),
+        parts.dispatch_settings(),
+        signals,
+    );
     let totals = dispatcher.totals();
     let mut sending = tokio::spawn(async move { dispatcher.run(Until::Stopped).await });
     let mut watching = tokio::spawn(watcher(&parts, wake, stop.clone(), now).run());
@@ -72,7 +81,13 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     if let Some(summary) = summary {
         summary.abort();
     }
-    drain(sending, watching, &shutdown, config.vercel.request_timeout + GRACE).await;
+    drain(
+        sending,
+        watching,
+        &shutdown,
+        config.vercel.request_timeout + GRACE,
+    )
+    .await;
     ended
 }
 
@@ -86,7 +101,12 @@ fn watching_ended(
     }
 }
 
-fn watcher(parts: &Parts, wake: Wake, stop: CancellationToken, started_at: crate::model::Timestamp) -> Watcher {
+fn watcher(
+    parts: &Parts,
+    wake: Wake,
+    stop: CancellationToken,
+    started_at: crate::model::Timestamp,
+) -> Watcher {
     Watcher {
         reconciler: parts.reconciler(),
         store: Arc::clone(&parts.worlds.store),
@@ -109,11 +129,20 @@ fn watcher(parts: &Parts, wake: Wake, stop: CancellationToken, started_at: crate
 }
 
 impl crate::config::Config {
-    fn summary(&self, parts: &Parts, totals: crate::dispatch::SharedTotals) -> Option<JoinHandle<()>> {
+    fn summary(
+        &self,
+        parts: &Parts,
+        totals: crate::dispatch::SharedTotals,
+    ) -> Option<JoinHandle<()>> {
         let interval = self.log.summary_interval?;
-        let (store, clock) = (Arc::clone(&parts.worlds.store), Arc::clone(&parts.worlds.clock));
+        let (store, clock) = (
+            Arc::clone(&parts.worlds.store),
+            Arc::clone(&parts.worlds.clock),
+        );
         let status = |sentence: String| notify(&[NotifyState::Status(&sentence)]);
-        Some(tokio::spawn(summarize(store, clock, totals, interval, status)))
+        Some(tokio::spawn(summarize(
+            store, clock, totals, interval, status,
+        )))
     }
 }
 
@@ -123,7 +152,10 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
         signal.notified().await;
         let now = parts.worlds.clock.now();
         let retention = &parts.config.retention;
-        let cutoffs = Cutoffs { entries: now.minus(retention.delivered), attempts: now.minus(retention.attempts) };
+        let cutoffs = Cutoffs {
+            entries: now.minus(retention.delivered),
+            attempts: now.minus(retention.attempts),
+        };
         let mut deleted = 0;
         loop {
             match parts.worlds.store.prune(cutoffs, PRUNE_ROWS).await {
@@ -135,7 +167,10 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
                 }
             }
         }
-        info!(event = "prune.completed", deleted, "Deleted {deleted} entries and attempts past their retention");
+        info!(
+            event = "prune.completed",
+            deleted, "Deleted {deleted} entries and attempts past their retention"
+        );
     }
 }
 
@@ -150,7 +185,11 @@ async fn drain(
         if !watching.is_finished() {
             let _ = watching.await;
         }
-        if sending.is_finished() { None } else { sending.await.ok() }
+        if sending.is_finished() {
+            None
+        } else {
+            sending.await.ok()
+        }
     };
     tokio::select! {
         totals = both => {

@@ -10,6 +10,7 @@ use crate::model::{
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
 use crate::plan::{Answer, AnswerKind, Claimed, Outcome, Verdict, classify};
+use crate::planted::{Bug, is_planted};
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind, Settlement, StoreError};
 
 use super::token::{Renewed, TokenError, Tokens};
@@ -188,7 +189,8 @@ impl Worker {
             Err(attempted) => return attempted,
         };
         let sent_at = self.worlds.clock.now();
-        if sent_at.plus(self.settings.time_to_deliver()) >= claimed.lease_expires_at {
+        let is_short = sent_at.plus(self.settings.time_to_deliver()) >= claimed.lease_expires_at;
+        if is_short && !is_planted(Bug::LeaseMayRunOut) {
             return Attempted::unsent(Outcome::Released, None);
         }
         if claimed.mode == Mode::Compare {
@@ -221,7 +223,7 @@ impl Worker {
                 .iter()
                 .all(|(name, print)| fingerprints.get(name) == Some(print)),
         };
-        if same {
+        if same || is_planted(Bug::MovedSecretsSent) {
             Ok(Some(held))
         } else {
             Err(Attempted::unsent(Outcome::SourceMoved, None))

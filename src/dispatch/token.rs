@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 
 use crate::model::{AccessToken, InstallationId};
+use crate::planted::{Bug, is_planted};
 use crate::source::{Source, SourceError};
 
 /// The most tokens kept; past it the memory is emptied and filled again as needed.
@@ -80,6 +81,11 @@ impl Tokens {
         &self,
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError> {
+        if is_planted(Bug::ForeignToken)
+            && let Some(token) = self.kept(|kept| kept.values().next().cloned())
+        {
+            return Ok(Some(token));
+        }
         if let Some(token) = self.kept(|kept| kept.get(installation_id).cloned()) {
             return Ok(Some(token));
         }
@@ -95,6 +101,9 @@ impl Tokens {
         if self.kept(|kept| kept.get(id).is_some_and(|token| token != refused)) {
             // Another delivery has read it again already.
             return Ok(Renewed::Changed);
+        }
+        if is_planted(Bug::RefusedTokenKept) {
+            return Ok(Renewed::Same);
         }
         let read = self.read(id).await?;
         Ok(if read.is_some_and(|token| token != *refused) {

@@ -6,9 +6,10 @@ use crate::model::{
     Entry, EntryId, EntryState, Field, InFlight, Lease, LeaseToken, Mode, Patch, Reason, Record,
     ResourceKey, Snapshot, Timestamp,
 };
+use crate::planted::{Bug, is_planted};
 
 use super::decide::{die, just_after, wait};
-use super::diff::{Pending, pending};
+use super::diff::{Pending, pending, when};
 use super::guard::keep_back;
 
 /// How far in the future a due time may lie before it is taken for the trace of a clock that was set back.
@@ -58,7 +59,10 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
         return Claim::NotNow;
     };
     let is_due = entry.due_at <= now || entry.due_at > now.plus(DUE_HORIZON);
-    if entry.state != EntryState::Waiting || entry.lease.is_some() || !is_due {
+    if entry.state != EntryState::Waiting
+        || (entry.lease.is_some() && !is_planted(Bug::TwoInFlight))
+        || !is_due
+    {
         return Claim::NotNow;
     }
     if entry.mode == Mode::Compare {
@@ -66,6 +70,7 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
     }
     let (patch, pending) = pending(record, &entry.desired);
     match pending {
+        Pending::Nothing if is_planted(Bug::EmptyPatchSent) => take(record, patch, now, lease),
         Pending::Nothing => close_or_die(record),
         Pending::After(until) if until >= now => {
             let entry = record
@@ -77,11 +82,7 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
         }
         Pending::Now | Pending::After(_) => {
             let patch = match entry.mode {
-                Mode::Split => patch
-                    .fields()
-                    .iter()
-                    .next()
-                    .map_or_else(Patch::default, |field| patch.only(field)),
+                Mode::Split => next_alone(record, &patch),
                 Mode::Whole | Mode::Compare => patch,
             };
             take(record, patch, now, lease)
@@ -89,9 +90,24 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
     }
 }
 
+/// The field that a split entry sends next: one that is to be sent now before one that only waits for its confirmation,
+/// which would be sent again and again meanwhile.
+fn next_alone(record: &Record, patch: &Patch) -> Patch {
+    let alone = |field| patch.only(field);
+    let fields = patch.fields();
+    fields
+        .iter()
+        .map(alone)
+        .find(|alone| when(alone, record) == Pending::Now)
+        .or_else(|| fields.iter().next().map(alone))
+        .unwrap_or_default()
+}
+
 fn take(record: &mut Record, patch: Patch, now: Timestamp, lease: &Lease) -> Claim {
     let doubt_before = record.doubt.clone();
-    record.doubt.mark(&patch, &record.acknowledged);
+    if !is_planted(Bug::NoDoubtMark) && !is_planted(Bug::DoubtMarkedAfterSending) {
+        record.doubt.mark(&patch, &record.acknowledged);
+    }
     let key = record.key.clone();
     let entry = record.entry.as_mut().expect("only an open entry is taken");
     let digest = |field: Field| entry.desired.digest(field).map(|digest| (field, digest));
@@ -152,6 +168,7 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
     }
     if let Some(in_flight) = entry.in_flight.take()
         && !in_flight.patch.is_empty()
+        && !is_planted(Bug::ExpiredLeaseNotLate)
     {
         record.doubt.extend(&in_flight.patch, now.plus(late_apply));
         entry.attempts += 1;
@@ -159,4 +176,48 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
     wait(entry, now, Reason::Backoff);
     keep_back(entry);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::model::{Json, Mark, Origin};
+
+    use super::*;
+
+    #[test]
+    fn a_split_entry_sends_what_is_due_before_what_only_waits_for_a_late_application() {
+        let start = Timestamp::from_millis(1_000_000);
+        let late_apply = Duration::from_secs(60);
+        let value = |text| Json::from_text(text);
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
+        record.acknowledged.values = BTreeMap::from([
+            (Field::Status, value("suspended")),
+            (Field::Name, value("old")),
+        ]);
+        let confirmed = Mark {
+            uncertain_until: Some(start.plus(late_apply)),
+            confirmed: true,
+        };
+        record.doubt.fields.insert(Field::Status, confirmed);
+        let desired = Snapshot {
+            values: BTreeMap::from([
+                (Field::Status, value("suspended")),
+                (Field::Name, value("new")),
+            ]),
+            secrets: None,
+        };
+        record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Split, start));
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(1),
+            expires_at: start.plus(late_apply),
+        };
+        let Claim::Claimed(claimed) = claim(&mut record, start, &lease, late_apply) else {
+            panic!("the name is due");
+        };
+        let fields: Vec<Field> = claimed.patch.fields().iter().collect();
+        assert_eq!(fields, [Field::Name]);
+    }
 }
