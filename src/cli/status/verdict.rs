@@ -70,10 +70,10 @@ impl Verdict {
                 alive.is_some_and(|heartbeat| heartbeat.outage_since.is_some()),
                 Self::Outage,
             ),
-            (counts.held > 0, Self::Held),
+            (!overview.holds.is_empty(), Self::Held),
             (counts.dead > 0, Self::Dead),
             (is_held_up_by_pauses(overview), Self::Paused),
-            (counts.waiting > 0, Self::Behind),
+            (counts.waiting + counts.held > 0, Self::Behind),
             (overview.unusable_total > 0, Self::Unusable),
             (swept.is_none(), Self::Unproven),
         ];
@@ -278,7 +278,7 @@ fn since_words(span: &str, look: Look) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{NOW, ago, behind, in_sync, pause, quarantined};
+    use super::super::tests::{NOW, ago, behind, hold, in_sync, pause, quarantined};
     use super::*;
 
     const LOOK: Look = Look {
@@ -340,6 +340,7 @@ mod tests {
             (
                 Box::new(|o| {
                     o.counts.held = 41_207;
+                    o.holds = vec![hold()];
                     o.counts.dead = 1;
                 }),
                 "HELD   41,207 held, 1 dead",
@@ -396,6 +397,15 @@ mod tests {
         );
         let (verdict, ..) = told(|o| pause(&mut o.installations[1], PauseKind::Manual));
         assert_eq!(verdict, Verdict::InSync);
+    }
+
+    #[test]
+    fn what_a_pass_still_weighs_is_behind_not_held() {
+        let (verdict, told, _) = told(|o| o.counts.held = 3);
+        assert_eq!(
+            (verdict, told.as_str()),
+            (Verdict::Behind, "BEHIND   3 held")
+        );
     }
 
     #[test]
