@@ -132,11 +132,7 @@ fn watcher(
 }
 
 impl crate::config::Config {
-    fn summary(
-        &self,
-        parts: &Parts,
-        totals: SharedTotals,
-    ) -> Option<JoinHandle<()>> {
+    fn summary(&self, parts: &Parts, totals: SharedTotals) -> Option<JoinHandle<()>> {
         let interval = self.log.summary_interval?;
         let (store, clock) = (
             Arc::clone(&parts.worlds.store),
