@@ -1,6 +1,7 @@
 //! Composition: builds the worlds from the configuration, runs the two loops on schedule, drains at the end.
 
 mod build;
+mod guard;
 mod oauth;
 mod once;
 mod run;
@@ -8,6 +9,8 @@ mod schedule;
 mod summary;
 mod watch;
 
-pub use build::{AppError, Parts, marketplace, open_state, reconcile_settings, source, token_source};
+pub use build::{
+    AppError, Parts, marketplace, open_state, reconcile_settings, source, token_source,
+};
 pub use once::{OnceOptions, OnceReport, once};
 pub use run::run;

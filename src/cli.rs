@@ -3,16 +3,23 @@
 //! One file per command. Answers go to stdout, faults and the logs of commands to stderr; `run` logs to stdout. No command
 //! but `run`, `once` and those that say so sends anything or changes a state.
 
+mod beside;
 mod check;
 mod context;
 mod demo;
 mod exit;
+mod explain;
 mod fault;
+mod installation;
+mod matrix;
 mod once;
 mod out;
+mod outbox;
 mod plan;
 mod run;
 mod simulate;
+mod standing;
+mod status;
 mod text;
 
 use std::future::Future;
@@ -82,6 +89,10 @@ enum Command {
     Once(once::Arguments),
     Check(check::Arguments),
     Plan(plan::Arguments),
+    Status(status::Arguments),
+    Explain(explain::Arguments),
+    Outbox(outbox::Arguments),
+    Installation(installation::Arguments),
     Simulate(simulate::Arguments),
     Demo(demo::Arguments),
 }
@@ -93,6 +104,10 @@ impl Command {
             Self::Once(arguments) => once::execute(arguments, session).await,
             Self::Check(arguments) => check::execute(arguments, session).await,
             Self::Plan(arguments) => plan::execute(arguments, session).await,
+            Self::Status(arguments) => status::execute(arguments, session).await,
+            Self::Explain(arguments) => explain::execute(arguments, session).await,
+            Self::Outbox(arguments) => outbox::execute(arguments, session).await,
+            Self::Installation(arguments) => installation::execute(arguments, session).await,
             Self::Simulate(arguments) => simulate::execute(arguments, session).await,
             Self::Demo(arguments) => demo::execute(arguments, session).await,
         }

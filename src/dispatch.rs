@@ -18,8 +18,9 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Random};
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
-use crate::plan::RetryPolicy;
+use crate::plan::{RetryPolicy, SecretsWay};
 use crate::plan::outage::Outage;
+use crate::planted::{Bug, is_planted};
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};
 use crate::vercel::Marketplace;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// The fields left to Vercel.
     pub ignored: FieldSet,
+    /// How secrets are sent: alone when they have an operation of their own.
+    pub secrets: SecretsWay,
 }
 
 /// The outside worlds that dispatch works with.
@@ -237,7 +240,10 @@ impl Dispatcher {
         limit: u32,
     ) -> Result<Vec<crate::plan::Claimed>, StoreError> {
         let tokens = (0..limit)
-            .map(|_| LeaseToken(self.worlds.random.unique()))
+            .map(|_| match is_planted(Bug::LeaseTokenReused) {
+                true => LeaseToken(1),
+                false => LeaseToken(self.worlds.random.unique()),
+            })
             .collect();
         let request = ClaimRequest {
             now,
@@ -250,6 +256,7 @@ impl Dispatcher {
             after: self.last_served.clone(),
             excluded: self.pace.exhausted(now),
             late_apply: self.settings.retry.late_apply,
+            secrets: self.settings.secrets,
         };
         self.worlds.store.claim(&request).await
     }
@@ -269,7 +276,7 @@ impl Dispatcher {
 
     async fn start_probes(&mut self, running: &mut Running<'_>) -> Result<(), StoreError> {
         let free = PROBES_MAX.saturating_sub(self.probing.len());
-        if free == 0 || self.outage.since().is_some() {
+        if free == 0 || self.outage.since().is_some() || is_planted(Bug::PauseNeverProbed) {
             return Ok(());
         }
         let now = self.worlds.clock.now();

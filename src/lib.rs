@@ -8,8 +8,13 @@ pub mod dispatch;
 pub mod hardening;
 pub mod model;
 pub mod plan;
+mod planted;
+#[cfg(test)]
+mod protocol;
 pub mod reconcile;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod simulator;
 pub mod source;
 pub mod store;

@@ -19,7 +19,7 @@ mod fixture;
 mod laws;
 
 pub use advance::{Advance, Outcome, RetryPolicy, advance};
-pub use claim::{Claimed, claim, expire};
+pub use claim::{Claimed, SecretsWay, claim, claim_with, expire};
 pub use classify::{Answer, AnswerKind, LostKind, UnsentKind, Verdict, classify};
 pub use decide::{Decision, Policy, decide};
 pub use diff::{diff, pending};

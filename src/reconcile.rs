@@ -51,7 +51,7 @@ pub enum OnMissing {
 
 impl Settings {
     /// Stands for everything here that changes what an unchanged row means.
-    fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         Field::ALL
             .into_iter()
             .filter(|field| self.ignored.contains(*field))
@@ -107,7 +107,12 @@ impl Reconciler {
     /// What the guard has done since this was last asked.
     #[must_use]
     pub fn take_guard_events(&self) -> Vec<GuardEvent> {
-        std::mem::take(&mut *self.guard_events.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(
+            &mut *self
+                .guard_events
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     /// Has a batch decided and committed, and keeps what the guard did.
@@ -115,9 +120,13 @@ impl Reconciler {
         let (is_poll, ends_pass) = (batch.origin == Origin::Poll, batch.ends_pass);
         let reconciled = self.store.reconcile(batch).await?;
         if is_poll && (ends_pass || reconciled.undecided) {
-            self.poll_undecided.store(reconciled.undecided, Ordering::Relaxed);
+            self.poll_undecided
+                .store(reconciled.undecided, Ordering::Relaxed);
         }
-        let mut events = self.guard_events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self
+            .guard_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         events.extend(&reconciled.guard);
         drop(events);
         Ok(reconciled)

@@ -13,7 +13,7 @@ use crate::model::{
     EntryId, EntryState, Field, FingerprintKey, InstallationId, LeaseToken, Origin, Reason, Record,
     ResourceKey, RowHash, Snapshot, Timestamp,
 };
-use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, guard};
+use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, SecretsWay, guard};
 
 pub mod console;
 pub mod hold;
@@ -281,6 +281,8 @@ pub struct ClaimRequest {
     pub excluded: Vec<InstallationId>,
     /// `[retry] late_apply`.
     pub late_apply: Duration,
+    /// How secrets are sent.
+    pub secrets: SecretsWay,
 }
 
 /// The outcome of an attempt and what goes into its history.

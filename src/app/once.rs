@@ -10,6 +10,7 @@ use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
 use crate::store::Counts;
 
 use super::build::Parts;
+use super::guard::tell_guard;
 use super::watch::{tell_quarantined, tell_sweep};
 
 /// The most rows that are read again at once.
@@ -49,12 +50,20 @@ impl OnceReport {
 ///
 /// # Errors
 /// The source or the state failed.
-pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken) -> Result<OnceReport, PassError> {
+pub async fn once(
+    parts: &Parts,
+    options: OnceOptions,
+    stop: &CancellationToken,
+) -> Result<OnceReport, PassError> {
     let reconciler = parts.reconciler();
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
     let (rows, sweep) = read(&reconciler, options.sweep).await?;
-    let signals = Signals { stop: stop.clone(), ..Signals::default() };
+    tell_guard(&reconciler, &*parts.worlds.store).await;
+    let signals = Signals {
+        stop: stop.clone(),
+        ..Signals::default()
+    };
     let recheck = signals.recheck.clone();
     let work = signals.work.clone();
     let mut dispatcher = Dispatcher::new(
@@ -72,16 +81,25 @@ pub async fn once(parts: &Parts, options: OnceOptions, stop: &CancellationToken)
                 totals = &mut run => break totals,
                 () = recheck.notified() => {
                     reconciler.recheck(RECHECKS_MAX).await?;
+                    tell_guard(&reconciler, &*parts.worlds.store).await;
                     work.notify_one();
                 }
             }
         }
     };
     let counts = parts.worlds.store.counts(parts.worlds.clock.now()).await?;
-    Ok(OnceReport { rows, totals, counts, sweep })
+    Ok(OnceReport {
+        rows,
+        totals,
+        counts,
+        sweep,
+    })
 }
 
-async fn read(reconciler: &Reconciler, sweep: bool) -> Result<(u64, Option<SweepReport>), PassError> {
+async fn read(
+    reconciler: &Reconciler,
+    sweep: bool,
+) -> Result<(u64, Option<SweepReport>), PassError> {
     reconciler.recheck(RECHECKS_MAX).await?;
     if !sweep && let Some(report) = reconciler.poll().await? {
         tell_quarantined(&report.notices);

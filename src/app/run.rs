@@ -1,6 +1,6 @@
 //! The daemon: both loops, the schedule and the summary, until a signal; then drain.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::dispatch::{Dispatcher, Signals, Totals, Until};
+use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
 use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 
@@ -51,16 +51,27 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     .await
     .map_err(|error| AppError::Schedule(error.to_string()))?;
     let stop = shutdown.draining().clone();
-    let signals = Signals { work: Arc::clone(&wake.work), recheck: Arc::clone(&wake.recheck), stop: stop.clone() };
-    let mut dispatcher =
-        Dispatcher::new(parts.worlds.clone(), parts.key.clone(), parts.tokens(), parts.dispatch_settings(), signals);
+    let signals = Signals {
+        work: Arc::clone(&wake.work),
+        recheck: Arc::clone(&wake.recheck),
+        stop: stop.clone(),
+    };
+    let mut dispatcher = Dispatcher::new(
+        parts.worlds.clone(),
+        parts.key.clone(),
+        parts.tokens(),
+        parts.dispatch_settings(),
+        signals,
+    );
     let totals = dispatcher.totals();
     let mut sending = tokio::spawn(async move { dispatcher.run(Until::Stopped).await });
     let mut watching = tokio::spawn(watcher(&parts, wake, stop.clone(), now).run());
     let pruning = tokio::spawn(prune(parts.clone(), prune_signal));
-    let summary = config.summary(&parts, totals);
+    let summary = config.summary(&parts, Arc::clone(&totals));
     notify(&[NotifyState::Ready]);
     let ended = tokio::select! {
+        // A loop that ended because it was told to is no failure.
+        biased;
         () = stop.cancelled() => Ok(()),
         ended = &mut watching => watching_ended(ended),
         _ = &mut sending => Err(AppError::Ended { part: "dispatcher" }),
@@ -72,7 +83,14 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     if let Some(summary) = summary {
         summary.abort();
     }
-    drain(sending, watching, &shutdown, config.vercel.request_timeout + GRACE).await;
+    drain(
+        sending,
+        watching,
+        &totals,
+        &shutdown,
+        config.vercel.request_timeout + GRACE,
+    )
+    .await;
     ended
 }
 
@@ -86,7 +104,12 @@ fn watching_ended(
     }
 }
 
-fn watcher(parts: &Parts, wake: Wake, stop: CancellationToken, started_at: crate::model::Timestamp) -> Watcher {
+fn watcher(
+    parts: &Parts,
+    wake: Wake,
+    stop: CancellationToken,
+    started_at: crate::model::Timestamp,
+) -> Watcher {
     Watcher {
         reconciler: parts.reconciler(),
         store: Arc::clone(&parts.worlds.store),
@@ -109,11 +132,20 @@ fn watcher(parts: &Parts, wake: Wake, stop: CancellationToken, started_at: crate
 }
 
 impl crate::config::Config {
-    fn summary(&self, parts: &Parts, totals: crate::dispatch::SharedTotals) -> Option<JoinHandle<()>> {
+    fn summary(
+        &self,
+        parts: &Parts,
+        totals: SharedTotals,
+    ) -> Option<JoinHandle<()>> {
         let interval = self.log.summary_interval?;
-        let (store, clock) = (Arc::clone(&parts.worlds.store), Arc::clone(&parts.worlds.clock));
+        let (store, clock) = (
+            Arc::clone(&parts.worlds.store),
+            Arc::clone(&parts.worlds.clock),
+        );
         let status = |sentence: String| notify(&[NotifyState::Status(&sentence)]);
-        Some(tokio::spawn(summarize(store, clock, totals, interval, status)))
+        Some(tokio::spawn(summarize(
+            store, clock, totals, interval, status,
+        )))
     }
 }
 
@@ -123,7 +155,10 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
         signal.notified().await;
         let now = parts.worlds.clock.now();
         let retention = &parts.config.retention;
-        let cutoffs = Cutoffs { entries: now.minus(retention.delivered), attempts: now.minus(retention.attempts) };
+        let cutoffs = Cutoffs {
+            entries: now.minus(retention.delivered),
+            attempts: now.minus(retention.attempts),
+        };
         let mut deleted = 0;
         loop {
             match parts.worlds.store.prune(cutoffs, PRUNE_ROWS).await {
@@ -135,7 +170,10 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
                 }
             }
         }
-        info!(event = "prune.completed", deleted, "Deleted {deleted} entries and attempts past their retention");
+        info!(
+            event = "prune.completed",
+            deleted, "Deleted {deleted} entries and attempts past their retention"
+        );
     }
 }
 
@@ -143,18 +181,22 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
 async fn drain(
     sending: JoinHandle<Totals>,
     watching: JoinHandle<Result<(), crate::reconcile::PassError>>,
+    totals: &SharedTotals,
     shutdown: &Shutdown,
     grace: Duration,
 ) {
+    // A loop that has ended already may have been looked at to its end, which a handle allows once.
     let both = async {
         if !watching.is_finished() {
             let _ = watching.await;
         }
-        if sending.is_finished() { None } else { sending.await.ok() }
+        if !sending.is_finished() {
+            let _ = sending.await;
+        }
     };
     tokio::select! {
-        totals = both => {
-            let acknowledged = totals.map_or(0, |totals| totals.acknowledged);
+        () = both => {
+            let acknowledged = totals.lock().unwrap_or_else(PoisonError::into_inner).acknowledged;
             info!(event = "daemon.stopped", acknowledged, "Stopped: nothing is in flight");
         }
         () = shutdown.abort().cancelled() => {

@@ -24,7 +24,9 @@ pub(super) struct Schedule(JobScheduler);
 
 impl Schedule {
     /// Starts one job per expression; each notifies its loop.
-    pub(super) async fn start(jobs: &[(&Option<Cron>, Arc<Notify>)]) -> Result<Self, JobSchedulerError> {
+    pub(super) async fn start(
+        jobs: &[(&Option<Cron>, Arc<Notify>)],
+    ) -> Result<Self, JobSchedulerError> {
         let scheduler = JobScheduler::new().await?;
         for (cron, signal) in jobs {
             let Some(cron) = cron else { continue };
@@ -54,9 +56,14 @@ impl Expected {
 
     /// How long to wait from `now` before going without the signal.
     pub(super) fn patience(&self, now: Timestamp) -> Duration {
-        let next = self.0.as_ref().zip(DateTime::from_timestamp_millis(now.as_millis()));
+        let next = self
+            .0
+            .as_ref()
+            .zip(DateTime::from_timestamp_millis(now.as_millis()));
         let next = next.and_then(|(cron, now)| cron.find_next_occurrence(&now, false).ok());
-        next.map_or(NEVER, |next| Timestamp::from_millis(next.timestamp_millis()).since(now) + GRACE)
+        next.map_or(NEVER, |next| {
+            Timestamp::from_millis(next.timestamp_millis()).since(now) + GRACE
+        })
     }
 }
 

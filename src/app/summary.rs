@@ -21,12 +21,17 @@ pub(super) async fn summarize(
     loop {
         clock.sleep(interval).await;
         // While the state cannot be read its outage is on record; a summary of nothing would say less.
-        let Ok(counts) = store.counts(clock.now()).await else { continue };
+        let Ok(counts) = store.counts(clock.now()).await else {
+            continue;
+        };
         let after = *totals.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = counts.oldest_waiting.map_or(Duration::ZERO, |oldest| clock.now().since(oldest));
+        let oldest = counts
+            .oldest_waiting
+            .map_or(Duration::ZERO, |oldest| clock.now().since(oldest));
         let acknowledged = after.acknowledged - before.acknowledged;
         let failed = after.failed - before.failed;
-        let lag_mean = (after.lag_sum - before.lag_sum).checked_div(u32::try_from(acknowledged).unwrap_or(u32::MAX));
+        let lag_mean = (after.lag_sum - before.lag_sum)
+            .checked_div(u32::try_from(acknowledged).unwrap_or(u32::MAX));
         let sentence = format!(
             "{} waiting, {} held, {} dead, {} quarantined, {} paused; {acknowledged} delivered, {failed} failed",
             counts.waiting, counts.held, counts.dead, counts.quarantined, counts.paused

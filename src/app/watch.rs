@@ -13,9 +13,12 @@ use crate::clock::{Clock, Random};
 use crate::config::Cron;
 use crate::model::Timestamp;
 use crate::plan::backoff::Backoff;
-use crate::reconcile::{PassError, PollReport, QuarantineNotice, Reconciler, Sweep, SweepReport, SweepStep};
+use crate::reconcile::{
+    PassError, PollReport, QuarantineNotice, Reconciler, Sweep, SweepReport, SweepStep,
+};
 use crate::store::{Heartbeat, Store, SweepAccount};
 
+use super::guard::tell_guard;
 use super::schedule::Expected;
 
 /// The most rows that are read again at once.
@@ -23,8 +26,11 @@ const RECHECKS_MAX: u32 = 200;
 /// How often a sign of life is left while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Waits while the source cannot be read.
-const SOURCE_BACKOFF: Backoff =
-    Backoff { initial: Duration::from_millis(500), multiplier: 2.0, max: Duration::from_secs(15) };
+const SOURCE_BACKOFF: Backoff = Backoff {
+    initial: Duration::from_millis(500),
+    multiplier: 2.0,
+    max: Duration::from_secs(15),
+};
 
 /// What wakes the loop.
 #[derive(Debug, Clone, Default)]
@@ -88,6 +94,7 @@ impl Watcher {
                 Step::SweepPage => self.page(&mut sweep).await,
             };
             (self.progressed)();
+            tell_guard(&self.reconciler, &*self.store).await;
             match result {
                 Ok(()) if matches!(step, Step::Idle) => {}
                 Ok(()) => {
@@ -151,7 +158,11 @@ impl Watcher {
         self.heartbeat.last_poll = Some((self.clock.now(), report.counts.rows));
         self.tell_poll(&report);
         if let Some(why) = report.needs_sweep {
-            warn!(event = "poll.needs_sweep", reason = why, "Reading every row: {why}");
+            warn!(
+                event = "poll.needs_sweep",
+                reason = why,
+                "Reading every row: {why}"
+            );
             self.wake.sweep.notify_one();
         }
         Ok(())
@@ -172,7 +183,9 @@ impl Watcher {
     }
 
     async fn page(&mut self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
-        let Some(under_way) = sweep else { return Ok(()) };
+        let Some(under_way) = sweep else {
+            return Ok(());
+        };
         match self.reconciler.step(under_way).await? {
             SweepStep::Page { notices } => tell_quarantined(&notices),
             SweepStep::Complete { notices, report } => {
@@ -201,11 +214,20 @@ impl Watcher {
                 quarantined = counts.quarantined,
                 duration_ms = millis(report.duration),
                 "Polled {} rows: {} to send anew, {} with a newer value, {} withdrawn",
-                counts.rows, counts.enqueued, counts.folded, counts.withdrawn
+                counts.rows,
+                counts.enqueued,
+                counts.folded,
+                counts.withdrawn
             );
         } else {
             let duration_ms = millis(report.duration);
-            debug!(event = "poll.completed", rows = counts.rows, changed = 0, duration_ms, "Polled, nothing changed");
+            debug!(
+                event = "poll.completed",
+                rows = counts.rows,
+                changed = 0,
+                duration_ms,
+                "Polled, nothing changed"
+            );
         }
     }
 
@@ -228,11 +250,16 @@ impl Watcher {
     }
 
     fn recovered(&mut self, trouble: &mut Trouble) {
-        let Some(since) = trouble.since.take() else { return };
+        let Some(since) = trouble.since.take() else {
+            return;
+        };
         trouble.failures = 0;
         self.heartbeat.source_problem = None;
         let duration_ms = millis(self.clock.now().since(since));
-        warn!(event = "source.outage_ended", duration_ms, "The source can be read again");
+        warn!(
+            event = "source.outage_ended",
+            duration_ms, "The source can be read again"
+        );
     }
 
     async fn beat(&mut self) {
@@ -251,22 +278,49 @@ pub(super) fn tell_quarantined(notices: &[QuarantineNotice]) {
         let installation_id = row.installation_id.as_str();
         let resource_id = row.resource_id.as_str();
         warn!(
-            event = "row.quarantined", installation_id, resource_id, column = row.column, problem = row.problem,
+            event = "row.quarantined",
+            installation_id,
+            resource_id,
+            column = row.column,
+            problem = row.problem,
             accepted = row.accepted,
             "Cannot use the row of {installation_id}/{resource_id}: column `{}` {}; accepted: {}",
-            row.column, row.problem, row.accepted
+            row.column,
+            row.problem,
+            row.accepted
         );
     }
 }
 
 /// The account of a sweep: rows = equal + waiting + held + dead + quarantined.
 pub(super) fn tell_sweep(report: &SweepReport) {
-    let SweepAccount { rows, equal, waiting, held, dead, quarantined, missing } = report.account;
+    let SweepAccount {
+        rows,
+        equal,
+        waiting,
+        held,
+        dead,
+        quarantined,
+        missing,
+    } = report.account;
     let converged = report.converged();
-    let words = if converged { "both sides agree" } else { "not everything agrees yet" };
+    let words = if converged {
+        "both sides agree"
+    } else {
+        "not everything agrees yet"
+    };
     info!(
-        event = "sweep.completed", rows, equal, waiting, held, dead, quarantined, missing,
-        unaccounted = report.unaccounted, converged, duration_ms = millis(report.duration),
+        event = "sweep.completed",
+        rows,
+        equal,
+        waiting,
+        held,
+        dead,
+        quarantined,
+        missing,
+        unaccounted = report.unaccounted,
+        converged,
+        duration_ms = millis(report.duration),
         "Swept {rows} rows: {equal} equal, {waiting} waiting, {held} held, {dead} dead, {quarantined} quarantined, {missing} missing; {words}"
     );
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 
 use crate::model::{AccessToken, InstallationId};
+use crate::planted::{Bug, is_planted};
 use crate::source::{Source, SourceError};
 
 /// The most tokens kept; past it the memory is emptied and filled again as needed.
@@ -22,6 +23,23 @@ pub trait TokenSource: Send + Sync {
         &self,
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError>;
+
+    /// The installation's token after Vercel refused `refused`; equal to it when no other one will do.
+    ///
+    /// # Errors
+    /// It could not be read; worth another try later.
+    async fn renew(
+        &self,
+        installation_id: &InstallationId,
+        _refused: &AccessToken,
+    ) -> Result<Option<AccessToken>, TokenError> {
+        self.token(installation_id).await
+    }
+
+    /// Whether it remembers tokens by itself, for as long as they last.
+    fn remembers(&self) -> bool {
+        false
+    }
 }
 
 /// Why a token could not be read. Never holds one.
@@ -34,6 +52,12 @@ pub enum TokenError {
     #[error("the authorization server gave no token: {problem}")]
     Unavailable {
         /// What it said, in safe words.
+        problem: String,
+    },
+    /// The authorization server refuses the installation a token.
+    #[error("{problem}")]
+    Refused {
+        /// What it said, in safe words, as the reason of a pause.
         problem: String,
     },
 }
@@ -80,6 +104,11 @@ impl Tokens {
         &self,
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError> {
+        if is_planted(Bug::ForeignToken)
+            && let Some(token) = self.kept(|kept| kept.values().next().cloned())
+        {
+            return Ok(Some(token));
+        }
         if let Some(token) = self.kept(|kept| kept.get(installation_id).cloned()) {
             return Ok(Some(token));
         }
@@ -96,7 +125,14 @@ impl Tokens {
             // Another delivery has read it again already.
             return Ok(Renewed::Changed);
         }
-        let read = self.read(id).await?;
+        if is_planted(Bug::RefusedTokenKept) {
+            return Ok(Renewed::Same);
+        }
+        let read = if self.origin.remembers() {
+            self.origin.renew(id, refused).await?
+        } else {
+            self.read(id).await?
+        };
         Ok(if read.is_some_and(|token| token != *refused) {
             Renewed::Changed
         } else {
@@ -109,6 +145,9 @@ impl Tokens {
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError> {
         let token = self.origin.token(installation_id).await?;
+        if self.origin.remembers() {
+            return Ok(token);
+        }
         self.kept(|kept| {
             if kept.len() >= KEPT_MAX {
                 kept.clear();

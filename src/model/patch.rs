@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{Bug, is_planted};
+
 use super::{Field, FieldSet, Fingerprint, Json, SecretName, Snapshot};
 
 /// A partial update of one resource, without a secret's value.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Patch {
     /// Every field but the secrets, whole.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -18,7 +20,7 @@ pub struct Patch {
 }
 
 /// The two ways in which the API takes secrets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretsPatch {
     /// Replaces the whole set: needed as soon as a secret was removed.
@@ -102,8 +104,10 @@ impl Patch {
                 .map(|(field, value)| (*field, value.clone())),
         );
         match &self.secrets {
-            Some(SecretsPatch::Complete(named)) => acknowledged.secrets = Some(named.clone()),
-            Some(SecretsPatch::Partial(named)) => {
+            Some(SecretsPatch::Complete(named)) if !is_planted(Bug::CompleteArrayAdds) => {
+                acknowledged.secrets = Some(named.clone());
+            }
+            Some(SecretsPatch::Complete(named) | SecretsPatch::Partial(named)) => {
                 let held = acknowledged.secrets.get_or_insert_default();
                 held.extend(
                     named

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::model::{
-    Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record, Rejection,
-    Timestamp,
+    Doubt, Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record,
+    Rejection, Timestamp,
 };
+use crate::planted::{Bug, is_planted};
 
 use super::backoff::Backoff;
 use super::decide::{die, just_after, wait};
@@ -79,7 +80,10 @@ pub enum Outcome {
 
 impl Outcome {
     /// Whether the answer, or its absence, proves that this attempt changed nothing.
-    const fn changed_nothing(&self) -> bool {
+    fn changed_nothing(&self) -> bool {
+        if is_planted(Bug::ServerErrorProvesNothing) && matches!(self, Self::Failed) {
+            return true;
+        }
         !matches!(self, Self::Acknowledged { .. } | Self::Lost | Self::Failed)
     }
 
@@ -149,6 +153,11 @@ pub fn advance(
     entry.attempts += u32::from(outcome.counts());
     if outcome.changed_nothing() {
         record.doubt = in_flight.doubt_before.clone();
+        if is_planted(Bug::DoubtClearedBy4xx) && outcome.counts() {
+            record.doubt = Doubt::default();
+        }
+    } else if is_planted(Bug::DoubtMarkedAfterSending) {
+        record.doubt.mark(&in_flight.patch, &record.acknowledged);
     }
     let retry = Retry {
         policy,
@@ -156,11 +165,21 @@ pub fn advance(
         jitter,
     };
     match outcome {
+        Outcome::Acknowledged { .. } if is_planted(Bug::NewerTargetAcknowledged) => {
+            let desired = entry.desired.clone();
+            let (patch, _) = pending(record, &desired);
+            acknowledge(record, &patch, now, now);
+        }
+        Outcome::Acknowledged { .. } if is_planted(Bug::UncertaintyJudgedAtAnswer) => {
+            acknowledge(record, &in_flight.patch, now, now);
+        }
         Outcome::Acknowledged { sent_at } => acknowledge(record, &in_flight.patch, *sent_at, now),
         Outcome::Lost => {
-            record
-                .doubt
-                .extend(&in_flight.patch, now.plus(policy.late_apply));
+            if !is_planted(Bug::LostNotLate) {
+                record
+                    .doubt
+                    .extend(&in_flight.patch, now.plus(policy.late_apply));
+            }
             retry.back_off(entry, Reason::Backoff);
         }
         Outcome::Failed => retry.back_off(entry, Reason::Backoff),
@@ -178,7 +197,9 @@ pub fn advance(
             reject(record, &in_flight, *status, code.as_deref(), now)
         }
         Outcome::Compared { observed } => compared(record, observed, now),
-        Outcome::Conflict { observed } => conflict(record, observed.as_ref(), retry),
+        Outcome::Conflict { observed } => {
+            conflict(record, observed.as_ref(), in_flight.claimed_at, retry);
+        }
     }
     Some(conclude(record, outcome, in_flight.generation, now))
 }
@@ -233,6 +254,10 @@ fn reject(
     entry.conflicts = 0;
     wait(entry, now, Reason::Due);
     let fields: Vec<Field> = in_flight.patch.fields().iter().collect();
+    if is_planted(Bug::RejectedFieldBlocksOthers) && fields.len() > 1 {
+        die(entry, Reason::Rejected);
+        return;
+    }
     if let [field] = fields[..] {
         if let Some(digest) = in_flight.digests.get(&field) {
             // If the source has moved on meanwhile the digest matches nothing and the newer value is sent.
@@ -265,18 +290,24 @@ fn compared(record: &mut Record, observed: &Observed, now: Timestamp) {
     }
 }
 
-fn conflict(record: &mut Record, observed: Option<&Observed>, retry: Retry<'_>) {
+/// `asked_after` is an instant before the GET: a lost request may have been applied since Vercel was looked at.
+fn conflict(
+    record: &mut Record,
+    observed: Option<&Observed>,
+    asked_after: Timestamp,
+    retry: Retry<'_>,
+) {
     let Some(entry) = &record.entry else { return };
     let (patch, _) = pending(record, &entry.desired);
     let agrees = observed.is_some_and(|observed| {
-        patch.secrets.is_none()
+        (patch.secrets.is_none() || is_planted(Bug::ConflictAcknowledgesUnseen))
             && patch
                 .values
                 .iter()
                 .all(|(field, value)| observed.shows(*field, value))
     });
     if agrees && !patch.is_empty() {
-        return acknowledge(record, &patch, retry.now, retry.now);
+        return acknowledge(record, &patch, asked_after, retry.now);
     }
     let Some(entry) = &mut record.entry else {
         return;
@@ -322,6 +353,9 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
         {
             wait(entry, just_after(until), Reason::LateApply);
         }
+        Pending::Now if acknowledged && moved_on && is_planted(Bug::FollowupForgotten) => {
+            entry.state = EntryState::Delivered;
+        }
         Pending::Now if acknowledged && moved_on => {
             let rejected = std::mem::take(&mut entry.rejected);
             let next = Entry {
@@ -353,5 +387,70 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
         reason: shown.reason,
         due_at: shown.due_at,
         closed: closed.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::model::{Entry, Json, Lease, LeaseToken, Mark, Mode, Origin, ResourceKey, Snapshot};
+    use crate::plan::claim;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const START: Timestamp = Timestamp::from_millis(1_000_000);
+    const POLICY: RetryPolicy = RetryPolicy {
+        backoff: Backoff {
+            initial: SECOND,
+            multiplier: 2.0,
+            max: SECOND,
+        },
+        max_elapsed: Duration::ZERO,
+        max_conflicts: 8,
+        late_apply: Duration::from_secs(60),
+    };
+
+    /// `ready` was acknowledged and is desired; a lost request may change the status until two seconds after the start.
+    fn in_doubt() -> Record {
+        let status = |text| BTreeMap::from([(Field::Status, Json::from_text(text))]);
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
+        record.acknowledged.values = status("ready");
+        let mark = Mark {
+            uncertain_until: Some(START.plus(2 * SECOND)),
+            confirmed: false,
+        };
+        record.doubt.fields.insert(Field::Status, mark);
+        let desired = Snapshot {
+            values: status("ready"),
+            secrets: None,
+        };
+        record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Whole, START));
+        record
+    }
+
+    #[test]
+    fn what_get_showed_while_a_lost_request_could_be_applied_settles_nothing() {
+        let mut record = in_doubt();
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(1),
+            expires_at: START.plus(60 * SECOND),
+        };
+        claim(&mut record, START, &lease, POLICY.late_apply);
+        let outcome = Outcome::Conflict {
+            observed: Some(Observed {
+                values: record.acknowledged.values.clone(),
+                billing_plan_id: None,
+            }),
+        };
+        // The lost request may be applied between the GET, within the first second, and this.
+        let recorded_at = START.plus(5 * SECOND);
+        let advance =
+            advance(&mut record, &outcome, &POLICY, recorded_at, 1.0).expect("it was in flight");
+        assert_eq!(advance.closed, None);
+        assert!(record.doubt.fields.contains_key(&Field::Status));
+        assert_eq!(advance.reason, Reason::LateApply);
     }
 }

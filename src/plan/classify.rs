@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::model::Timestamp;
+use crate::planted::{Bug, is_planted};
 
 /// The outcome of one HTTP request as the client saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +150,7 @@ pub fn classify(answer: &Answer, now: Timestamp) -> Verdict {
             400 | 422 => Verdict::Rejected,
             300..=499 => Verdict::Refused,
             // A gateway answers for a server that may still be working on the request.
-            502 | 504 => Verdict::Lost,
+            502 | 504 if !is_planted(Bug::GatewayTakenForServer) => Verdict::Lost,
             500..=599 => Verdict::Failed,
             // No final answer of HTTP at all.
             _ => Verdict::Lost,
@@ -159,6 +160,9 @@ pub fn classify(answer: &Answer, now: Timestamp) -> Verdict {
 
 fn wait_until(asked: Option<Timestamp>, now: Timestamp) -> Timestamp {
     let asked = asked.unwrap_or(now.plus(RATE_LIMIT_WAIT_DEFAULT));
+    if is_planted(Bug::RetryAfterUnclamped) {
+        return asked;
+    }
     asked.clamp(now.plus(RATE_LIMIT_WAIT_MIN), now.plus(RATE_LIMIT_WAIT_MAX))
 }
 

@@ -4,6 +4,7 @@ use crate::model::record::Missing;
 use crate::model::{
     Entry, EntryState, Field, Json, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp,
 };
+use crate::planted::{Bug, is_planted};
 
 use super::diff::{Pending, pending};
 
@@ -65,9 +66,9 @@ pub fn decide(
     record.row_hash = Some(row_hash);
     if origin == Origin::Missing {
         // It desires one field, and says nothing of the others.
-        record.dismissed.retain(|field, digest| {
-            desired.digest(*field).is_none_or(|now| now == *digest)
-        });
+        record
+            .dismissed
+            .retain(|field, digest| desired.digest(*field).is_none_or(|now| now == *digest));
     } else {
         record.missing = None;
         record
@@ -105,9 +106,9 @@ pub fn decide(
     }
     entry.desired = desired.clone();
     entry.generation += 1;
-    entry
-        .rejected
-        .retain(|field, rejection| desired.digest(*field) == Some(rejection.digest));
+    entry.rejected.retain(|field, rejection| {
+        desired.digest(*field) == Some(rejection.digest) || is_planted(Bug::RejectionOutlivesValue)
+    });
     if entry.in_flight.is_some() {
         // The outcome of what is in flight decides what is left.
         return open(Decision::Folded);
@@ -180,6 +181,8 @@ fn uninstallation() -> Snapshot {
 fn retarget(record: &mut Record, now: Timestamp) -> Option<Entry> {
     let entry = record.entry.as_ref()?;
     let (_, pending) = pending(record, &entry.desired);
+    let back = is_planted(Bug::WithdrawnInDoubt) && record.acknowledged == entry.desired;
+    let pending = if back { Pending::Nothing } else { pending };
     let entry = record.entry.as_mut()?;
     let due_at = match pending {
         Pending::Nothing if entry.rejected.is_empty() => {

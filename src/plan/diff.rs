@@ -1,6 +1,7 @@
 //! What is left to send, and when.
 
 use crate::model::{Doubt, Field, FieldSet, Patch, Record, SecretsPatch, Snapshot, Timestamp};
+use crate::planted::{Bug, is_planted};
 
 /// The smallest patch that turns `acknowledged` into `desired`: the managed fields that differ, and those in doubt.
 ///
@@ -13,7 +14,9 @@ pub fn diff(desired: &Snapshot, acknowledged: &Snapshot, doubt: &Doubt) -> Patch
         .values
         .iter()
         .filter(|(field, value)| {
-            acknowledged.values.get(field) != Some(value) || doubt.fields.contains_key(field)
+            acknowledged.values.get(field) != Some(value)
+                || (doubt.fields.contains_key(field) && !is_planted(Bug::DoubtNotSent))
+                || is_planted(Bug::WholeRowSent)
         })
         .map(|(field, value)| (*field, value.clone()))
         .collect();
@@ -34,9 +37,15 @@ fn diff_secrets(
     };
     let removed = held
         .keys()
-        .chain(doubt.secrets.keys())
+        .chain(
+            doubt
+                .secrets
+                .keys()
+                .filter(|_| !is_planted(Bug::DoubtfulSecretForgotten)),
+        )
         .any(|name| !desired.contains_key(name));
-    if removed || doubt.fields.contains_key(&Field::Secrets) {
+    let removed = removed || doubt.fields.contains_key(&Field::Secrets);
+    if removed && !is_planted(Bug::PartialAfterRemoval) {
         return Some(SecretsPatch::Complete(desired.clone()));
     }
     let changed: std::collections::BTreeMap<_, _> = desired
@@ -82,12 +91,15 @@ pub fn left_out(record: &Record, desired: &Snapshot) -> FieldSet {
         .flat_map(|entry| entry.rejected.iter().map(|(field, r)| (*field, r.digest)));
     dismissed
         .chain(rejected)
-        .filter(|(field, digest)| desired.digest(*field) == Some(*digest))
+        .filter(|(field, digest)| {
+            desired.digest(*field) == Some(*digest) || is_planted(Bug::RejectionOutlivesValue)
+        })
         .map(|(f, _)| f)
         .collect()
 }
 
-fn when(patch: &Patch, record: &Record) -> Pending {
+/// When a part of what is left is to be sent.
+pub(super) fn when(patch: &Patch, record: &Record) -> Pending {
     if patch.is_empty() {
         return Pending::Nothing;
     }

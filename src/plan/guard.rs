@@ -128,8 +128,8 @@ fn takes_status(record: &Record, patch: &Patch) -> bool {
         return false;
     };
     let held = record.acknowledged.values.get(&Field::Status);
-    let changes = held.is_some_and(|held| held != status)
-        || record.doubt.fields.contains_key(&Field::Status);
+    let changes =
+        held.is_some_and(|held| held != status) || record.doubt.fields.contains_key(&Field::Status);
     changes
         && DESTRUCTIVE_STATUSES
             .iter()
@@ -359,16 +359,27 @@ mod tests {
         let mut entry = Entry::new(desired, Origin::Poll, Mode::Whole, Timestamp::EPOCH);
         record.entry = Some(entry.clone());
         assert_eq!(impact(&record), Impact::None);
-        entry.desired.values.insert(Field::Name, Json::from_text("new"));
+        entry
+            .desired
+            .values
+            .insert(Field::Name, Json::from_text("new"));
         record.entry = Some(entry);
         assert_eq!(impact(&record), Impact::Change);
     }
 
     #[test]
     fn each_limit_keeps_back_what_it_counts() {
-        let only_destructive = Exceeded { destructive: true, changes: false };
-        assert!(only_destructive.keeps(Impact::Destructive) && !only_destructive.keeps(Impact::Change));
-        let both_kinds = Exceeded { destructive: false, changes: true };
+        let only_destructive = Exceeded {
+            destructive: true,
+            changes: false,
+        };
+        assert!(
+            only_destructive.keeps(Impact::Destructive) && !only_destructive.keeps(Impact::Change)
+        );
+        let both_kinds = Exceeded {
+            destructive: false,
+            changes: true,
+        };
         assert!(both_kinds.keeps(Impact::Destructive) && both_kinds.keeps(Impact::Change));
         assert!(!both_kinds.keeps(Impact::None));
     }
@@ -377,10 +388,16 @@ mod tests {
     fn a_summary_counts_values_and_names_the_first_resources() {
         let mut summary = Summary::default();
         for number in 0..12 {
-            let mut record = Record::new(ResourceKey::new("icfg_1", &format!("res_{number:02}")).expect("ids"));
+            let mut record =
+                Record::new(ResourceKey::new("icfg_1", &format!("res_{number:02}")).expect("ids"));
             record.acknowledged = snapshot(Some("ready"), Some(1));
             let desired = snapshot(Some("suspended"), Some(usize::from(number % 2 == 0)));
-            record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Whole, Timestamp::EPOCH));
+            record.entry = Some(Entry::new(
+                desired,
+                Origin::Poll,
+                Mode::Whole,
+                Timestamp::EPOCH,
+            ));
             summary.add(&record);
         }
         assert_eq!(summary.entries, 12);

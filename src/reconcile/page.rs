@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Unusable};
 use crate::plan::Decision;
+use crate::planted::{Bug, is_planted};
 use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
 
 use super::{PassError, Reconciler};
+
+/// How many rows are read to find one with a usable key.
+const WITNESSES_MAX: u32 = 10;
 
 /// What a page held, by what became of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -134,7 +138,10 @@ impl Reconciler {
         duplicates: Duplicates,
         position: Position,
     ) -> Result<PageReport, PassError> {
-        let sorted = self.sort(rows, duplicates).await?;
+        let mut sorted = self.sort(rows, duplicates).await?;
+        if is_planted(Bug::PoisonTakesPage) && !sorted.quarantined.is_empty() {
+            sorted.observations.clear();
+        }
         let Sorted {
             observations,
             quarantined,
@@ -161,6 +168,14 @@ impl Reconciler {
             ends_pass: position.ends_pass,
             uninstall_missing_since: None,
         };
+        if is_planted(Bug::CursorCommittedFirst) {
+            let position = Batch {
+                observations: Vec::new(),
+                quarantined: Vec::new(),
+                ..batch.clone()
+            };
+            self.store.reconcile(position).await?;
+        }
         let reconciled = self.commit(batch).await?;
         for (decision, before) in reconciled.decisions.iter().zip(states) {
             tally(&mut counts, *decision, before);
@@ -304,6 +319,31 @@ impl Reconciler {
         RowHash::from_hasher(&hasher)
     }
 
+    /// The rows of these resources, such that those without a row are truly absent; `None` when the source shows nothing.
+    ///
+    /// Law 9: an answer without any row proves nothing, unless a row that is there was asked for in the same statement.
+    pub(super) async fn fetch_or_prove_absent(
+        &self,
+        keys: &[ResourceKey],
+    ) -> Result<Option<Vec<RawRow>>, PassError> {
+        let rows = self.source.fetch(keys).await?;
+        if !rows.is_empty() || is_planted(Bug::EmptySourceDeletes) {
+            return Ok(Some(rows));
+        }
+        let page = self.source.sweep_page(None, WITNESSES_MAX).await?;
+        let Some(witness) = page.rows.iter().find_map(|row| row.key().ok()) else {
+            return Ok(None);
+        };
+        let asked: Vec<ResourceKey> = keys.iter().chain([&witness]).cloned().collect();
+        let mut rows = self.source.fetch(&asked).await?;
+        let is_witness = |row: &RawRow| row.key().is_ok_and(|key| key == witness);
+        if !rows.iter().any(is_witness) {
+            return Ok(None);
+        }
+        rows.retain(|row| !is_witness(row) || keys.contains(&witness));
+        Ok(Some(rows))
+    }
+
     /// Reads single resources again, on behalf of dispatch; returns how many there were.
     ///
     /// # Errors
@@ -313,7 +353,9 @@ impl Reconciler {
         if keys.is_empty() {
             return Ok(0);
         }
-        let rows = self.source.fetch(&keys).await?;
+        let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
+            return Ok(0);
+        };
         let found: HashSet<ResourceKey> = rows.iter().filter_map(|row| row.key().ok()).collect();
         let missing = keys
             .iter()

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::model::{Origin, Timestamp};
-use crate::source::PollFrom;
+use crate::planted::{Bug, is_planted};
+use crate::source::{PollFrom, RawKey};
 use crate::store::PollProgress;
 
 use super::page::{Duplicates, Position};
@@ -46,7 +47,22 @@ impl Reconciler {
             report.needs_sweep = Some("the source is another database than before");
         }
         let from = cursor.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
-        let resumed = matches!(from, PollFrom::Cursor(_));
+        let from = match from {
+            PollFrom::Cursor(cursor) if is_planted(Bug::OverlapIgnored) => {
+                let key = RawKey {
+                    installation_id: String::new(),
+                    resource_id: String::new(),
+                };
+                let horizon = None;
+                PollFrom::After(crate::source::Position {
+                    cursor,
+                    key,
+                    horizon,
+                })
+            }
+            from => from,
+        };
+        let resumed = !matches!(from, PollFrom::Beginning);
         self.read_pages(from, cursor, &identity, started_at, &mut report)
             .await?;
         if resumed && report.counts.rows == 0 {
@@ -84,7 +100,9 @@ impl Reconciler {
                 .source
                 .poll_page(&from, self.settings.page_rows)
                 .await?;
-            horizon = horizon.or(page.horizon);
+            if !is_planted(Bug::HorizonIgnored) {
+                horizon = horizon.or(page.horizon);
+            }
             let last = page.rows.last().and_then(|row| row.cursor.clone());
             let next_cursor = horizon.clone().or(last).or_else(|| committed.clone());
             rows += page.rows.len() as u64;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::model::{Origin, ResourceKey, Timestamp};
+use crate::planted::{Bug, is_planted};
 use crate::store::{Batch, SweepAccount, SweepProgress};
 
 use super::page::{Duplicates, Position};
@@ -144,7 +145,7 @@ impl Reconciler {
     async fn conclude(&self, sweep: &mut Sweep) -> Result<SweepReport, PassError> {
         let mut found = Missing::default();
         // Law 9: a source that returns nothing proves nothing.
-        if sweep.progress.account.rows > 0 {
+        if sweep.progress.account.rows > 0 || is_planted(Bug::EmptySourceDeletes) {
             let resources = self.store.counts(self.clock.now()).await?.resources;
             if sweep.known != Some(resources) {
                 found = self.find_missing(&sweep.progress).await?;
@@ -193,7 +194,10 @@ impl Reconciler {
             let Some(last) = keys.last().cloned() else {
                 return Ok(found);
             };
-            let rows = self.source.fetch(&keys).await?;
+            after = Some(last);
+            let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
+                continue;
+            };
             let present: HashSet<ResourceKey> =
                 rows.iter().filter_map(|row| row.key().ok()).collect();
             let gone: Vec<ResourceKey> = keys
@@ -210,7 +214,6 @@ impl Reconciler {
                 found.newly += reconciled.newly_missing;
                 found.uninstalled += reconciled.uninstalled;
             }
-            after = Some(last);
         }
     }
 

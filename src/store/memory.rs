@@ -15,6 +15,7 @@ use crate::model::{
 };
 use crate::plan::Claimed;
 use crate::plan::manual::Refusal;
+use crate::planted::{Bug, is_planted};
 
 mod guard;
 
@@ -192,7 +193,8 @@ impl State {
     /// The waiting entries that nobody sends for.
     fn claimable(&self) -> impl Iterator<Item = (&ResourceKey, &Entry)> {
         self.entries()
-            .filter(|(_, entry)| entry.state == EntryState::Waiting && entry.lease.is_none())
+            .filter(|(_, entry)| entry.state == EntryState::Waiting)
+            .filter(|(_, entry)| entry.lease.is_none() || is_planted(Bug::TwoInFlight))
     }
 
     fn is_blocked(&self, installation_id: &InstallationId, now: Timestamp) -> bool {

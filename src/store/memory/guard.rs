@@ -87,7 +87,10 @@ impl GuardRows for State {
 
     async fn delete_hold(&mut self, id: i64) -> Result<(), Infallible> {
         self.guarded.holds.remove(&id);
-        let open = self.records.values_mut().filter_map(|record| record.entry.as_mut());
+        let open = self
+            .records
+            .values_mut()
+            .filter_map(|record| record.entry.as_mut());
         let closed = self.closed.values_mut().map(|closed| &mut closed.entry);
         open.chain(closed)
             .filter(|entry| entry.hold == Some(id))
@@ -136,9 +139,11 @@ impl GuardRows for State {
         until: Timestamp,
     ) -> Result<Found, Infallible> {
         let count = |kind| {
-            let within = self.guarded.noted.iter().filter(|((_, noted), at)| {
-                *noted == kind && **at > after && **at <= until
-            });
+            let within = self
+                .guarded
+                .noted
+                .iter()
+                .filter(|((_, noted), at)| *noted == kind && **at > after && **at <= until);
             u32::try_from(within.count()).unwrap_or(u32::MAX)
         };
         Ok(Found {

@@ -290,7 +290,9 @@ async fn keys_under(
 
 fn hold(row: &SqliteRow) -> Result<Hold, Fault> {
     let unknown = |column: &str| {
-        Fault::Corrupt(format!("the column {column} holds what this version does not know"))
+        Fault::Corrupt(format!(
+            "the column {column} holds what this version does not know"
+        ))
     };
     let state: String = row.try_get("state")?;
     let origin: String = row.try_get("origin")?;

@@ -5,10 +5,10 @@
 use std::future::Future;
 
 use crate::model::{EntryState, Origin, Record, ResourceKey, Timestamp};
-use crate::plan::guard::{self, Exceeded, Found, Impact, Limits, WINDOW};
-use crate::plan::manual::{self, Refusal};
 use crate::plan::Decision;
 use crate::plan::decide::Decided;
+use crate::plan::guard::{self, Exceeded, Found, Impact, Limits, WINDOW};
+use crate::plan::manual::{self, Refusal};
 use crate::store::console::Order;
 use crate::store::hold::{GuardEvent, Hold, HoldState};
 use crate::store::{Batch, Reconciled};
@@ -120,7 +120,10 @@ impl Watch {
             return Ok(());
         }
         // A request in flight may have done what it was to do: it goes on to count.
-        let replaced = before.entry.as_ref().filter(|entry| entry.in_flight.is_none());
+        let replaced = before
+            .entry
+            .as_ref()
+            .filter(|entry| entry.in_flight.is_none());
         if replaced.is_some() {
             let impact = guard::impact(before);
             if impact != Impact::None {
@@ -134,7 +137,11 @@ impl Watch {
                 let hold = self.provisional(rows).await?;
                 guard::hold(after, hold);
             }
-        } else if after.entry.as_ref().is_some_and(|entry| entry.hold.is_some()) {
+        } else if after
+            .entry
+            .as_ref()
+            .is_some_and(|entry| entry.hold.is_some())
+        {
             guard::let_go(after, self.now);
         }
         let hold = |record: &Record| record.entry.as_ref().and_then(|entry| entry.hold);
@@ -180,7 +187,9 @@ impl Watch {
     ) -> Result<(), R::Error> {
         if self.left {
             let dissolved = close_empty(rows, HoldState::Dissolved, self.now).await?;
-            let events = dissolved.into_iter().map(|hold| GuardEvent::Dissolved { hold });
+            let events = dissolved
+                .into_iter()
+                .map(|hold| GuardEvent::Dissolved { hold });
             reconciled.guard.extend(events);
         }
         let provisional: Vec<Hold> = self.provisionals().cloned().collect();
@@ -210,12 +219,15 @@ impl Watch {
         }
         let mut after: Option<ResourceKey> = None;
         loop {
-            let keys = rows.keys_under(hold.id, after.as_ref(), ENTRIES_PER_ROUND).await?;
+            let keys = rows
+                .keys_under(hold.id, after.as_ref(), ENTRIES_PER_ROUND)
+                .await?;
             let Some(last) = keys.last().cloned() else {
                 return Ok(());
             };
             for record in rows.records(&keys).await? {
-                rows.note_guarded(&record.key, guard::impact(&record), self.now).await?;
+                rows.note_guarded(&record.key, guard::impact(&record), self.now)
+                    .await?;
             }
             after = Some(last);
         }
@@ -272,7 +284,9 @@ impl Watch {
         let mut kept = 0;
         let mut after: Option<ResourceKey> = None;
         loop {
-            let keys = rows.keys_under(from, after.as_ref(), ENTRIES_PER_ROUND).await?;
+            let keys = rows
+                .keys_under(from, after.as_ref(), ENTRIES_PER_ROUND)
+                .await?;
             let Some(last) = keys.last().cloned() else {
                 return Ok(kept);
             };
@@ -354,7 +368,12 @@ pub(in crate::store) async fn close_empty<R: GuardRows>(
     for hold in rows.holds().await? {
         if hold.state == HoldState::Open && rows.keys_under(hold.id, None, 1).await?.is_empty() {
             let closed_at = Some(now);
-            rows.put_hold(&Hold { state, closed_at, ..hold }).await?;
+            rows.put_hold(&Hold {
+                state,
+                closed_at,
+                ..hold
+            })
+            .await?;
             closed.push(hold.id);
         }
     }
@@ -396,7 +415,11 @@ pub(in crate::store) async fn order<R: GuardRows>(
     if let Some(state) = ended {
         // A person has decided: the change does not count again.
         rows.forget_guarded(key, Impact::Destructive).await?;
-        if before.entry.as_ref().is_some_and(|entry| entry.hold.is_some()) {
+        if before
+            .entry
+            .as_ref()
+            .is_some_and(|entry| entry.hold.is_some())
+        {
             close_empty(rows, state, now).await?;
         }
     }

@@ -15,7 +15,13 @@ const SHORT: Duration = Duration::from_millis(300);
 #[tokio::test]
 async fn a_2xx_acknowledges_and_nothing_is_sent_again() {
     let fleet = Fleet::new().await;
-    fleet.set("icfg_1", "res_1", "name = 'a', status = 'ready', secrets = '{\"K\":\"v1\"}'").await;
+    fleet
+        .set(
+            "icfg_1",
+            "res_1",
+            "name = 'a', status = 'ready', secrets = '{\"K\":\"v1\"}'",
+        )
+        .await;
     assert!(fleet.once().await.is_complete());
     assert!(fleet.once().await.is_complete());
     assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1);
@@ -33,21 +39,37 @@ async fn a_refused_connection_is_no_attempt_and_heals() {
     let report = fleet.once_within(SHORT).await;
     assert_eq!(report.counts.waiting, 1);
     assert!(!report.is_complete());
-    let again = reconciled::simulator::Simulator::serve(fleet.remote.clone(), address).await.expect("the port is free");
+    let again = reconciled::simulator::Simulator::serve(fleet.remote.clone(), address)
+        .await
+        .expect("the port is free");
     fleet.simulator = Some(again);
     assert!(fleet.once().await.is_complete());
-    assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1, "nothing was in doubt: one request was enough");
+    assert_eq!(
+        fleet.patches("icfg_1", "res_1").len(),
+        1,
+        "nothing was in doubt: one request was enough"
+    );
 }
 
 #[tokio::test]
 async fn a_lost_answer_is_repeated_and_once_more_when_it_can_no_longer_be_applied_late() {
-    for fault in [Fault::DropAfter, Fault::DropBefore, Fault::NotHttp, Fault::status(502), Fault::status(504)] {
+    for fault in [
+        Fault::DropAfter,
+        Fault::DropBefore,
+        Fault::NotHttp,
+        Fault::status(502),
+        Fault::status(504),
+    ] {
         let fleet = Fleet::new().await;
         fleet.set("icfg_1", "res_1", "status = 'ready'").await;
         let name = fault.name();
         fleet.remote.fault(fault, Matcher::patch());
         assert!(fleet.once().await.is_complete());
-        assert_eq!(fleet.patches("icfg_1", "res_1").len(), 3, "{name}: the lost one, its repetition, one after late_apply");
+        assert_eq!(
+            fleet.patches("icfg_1", "res_1").len(),
+            3,
+            "{name}: the lost one, its repetition, one after late_apply"
+        );
         assert_eq!(fleet.held("icfg_1", "res_1", "status"), "ready");
     }
 }
@@ -69,19 +91,32 @@ async fn a_429_delays_its_installation_alone() {
     for installation in ["icfg_1", "icfg_2"] {
         fleet.set(installation, "res_1", "status = 'ready'").await;
     }
-    let limited = Fault::RateLimited { retry_after: RetryAfter::Seconds(600) };
-    fleet.remote.fault_always(limited, Matcher::installation("icfg_1"));
+    let limited = Fault::RateLimited {
+        retry_after: RetryAfter::Seconds(600),
+    };
+    fleet
+        .remote
+        .fault_always(limited, Matcher::installation("icfg_1"));
     let report = fleet.once_within(SHORT).await;
     assert_eq!(report.counts.waiting, 1);
     assert_eq!(fleet.held("icfg_2", "res_1", "status"), "ready");
-    assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1, "it waits as it was told");
+    assert_eq!(
+        fleet.patches("icfg_1", "res_1").len(),
+        1,
+        "it waits as it was told"
+    );
 }
 
 #[tokio::test]
 async fn a_409_whose_resource_already_agrees_is_acknowledged() {
     let fleet = Fleet::managing("status, name").await;
-    fleet.set("icfg_1", "res_1", "name = 'a', status = 'ready'").await;
-    fleet.remote.seed("icfg_1", "res_1", &json!({"name": "a", "status": "ready"})).expect("a valid resource");
+    fleet
+        .set("icfg_1", "res_1", "name = 'a', status = 'ready'")
+        .await;
+    fleet
+        .remote
+        .seed("icfg_1", "res_1", &json!({"name": "a", "status": "ready"}))
+        .expect("a valid resource");
     fleet.remote.fault_always(Fault::Conflict, Matcher::patch());
     assert!(fleet.once().await.is_complete());
     assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1);
@@ -90,8 +125,17 @@ async fn a_409_whose_resource_already_agrees_is_acknowledged() {
 #[tokio::test]
 async fn conflicts_in_a_row_end_in_a_dead_letter_that_a_new_value_opens_again() {
     let fleet = Fleet::managing("status, name").await;
-    fleet.set("icfg_1", "res_1", "name = 'a', status = 'ready'").await;
-    fleet.remote.seed("icfg_1", "res_1", &json!({"name": "a", "status": "pending"})).expect("a valid resource");
+    fleet
+        .set("icfg_1", "res_1", "name = 'a', status = 'ready'")
+        .await;
+    fleet
+        .remote
+        .seed(
+            "icfg_1",
+            "res_1",
+            &json!({"name": "a", "status": "pending"}),
+        )
+        .expect("a valid resource");
     fleet.remote.fault_always(Fault::Conflict, Matcher::patch());
     let report = fleet.once().await;
     assert_eq!((report.counts.dead, report.counts.waiting), (1, 0));
@@ -108,8 +152,13 @@ async fn a_rotated_token_is_read_again_and_costs_no_attempt() {
     fleet.set("icfg_1", "res_1", "status = 'ready'").await;
     assert!(fleet.once().await.is_complete());
     let parts = fleet.parts().await;
-    fleet.remote.rotate_token("icfg_1", &SecretString::from("rotated"));
-    fleet.provider.execute("UPDATE installation SET token = 'rotated' WHERE id = 'icfg_1'").await;
+    fleet
+        .remote
+        .rotate_token("icfg_1", &SecretString::from("rotated"));
+    fleet
+        .provider
+        .execute("UPDATE installation SET token = 'rotated' WHERE id = 'icfg_1'")
+        .await;
     drop(parts);
     fleet.set("icfg_1", "res_1", "status = 'suspended'").await;
     assert!(fleet.once().await.is_complete());
@@ -125,9 +174,22 @@ async fn a_token_that_stays_refused_pauses_its_installation_alone() {
         fleet.set(installation, "res_2", "status = 'ready'").await;
     }
     let report = fleet.once_within(SHORT).await;
-    assert_eq!((report.counts.paused, report.counts.waiting, report.counts.dead), (1, 2, 0));
+    assert_eq!(
+        (
+            report.counts.paused,
+            report.counts.waiting,
+            report.counts.dead
+        ),
+        (1, 2, 0)
+    );
     assert_eq!(fleet.held("icfg_2", "res_2", "status"), "ready");
-    let pauses = fleet.parts().await.console.pauses().await.expect("the state is readable");
+    let pauses = fleet
+        .parts()
+        .await
+        .console
+        .pauses()
+        .await
+        .expect("the state is readable");
     assert_eq!(pauses[0].kind, PauseKind::Token);
 }
 
@@ -136,7 +198,10 @@ async fn a_resource_that_vercel_does_not_know_is_a_dead_letter() {
     let fleet = Fleet::new().await;
     fleet.set("icfg_1", "res_1", "status = 'ready'").await;
     assert!(fleet.once().await.is_complete());
-    fleet.remote.remove_resource("icfg_1", "res_1", Absence::NotFound).expect("it is there");
+    fleet
+        .remote
+        .remove_resource("icfg_1", "res_1", Absence::NotFound)
+        .expect("it is there");
     fleet.set("icfg_1", "res_1", "status = 'suspended'").await;
     let report = fleet.once().await;
     assert_eq!((report.counts.dead, report.counts.paused), (1, 0));
@@ -150,7 +215,14 @@ async fn an_installation_that_is_gone_is_paused_not_parked() {
         fleet.set("icfg_1", "res_1", "status = 'ready'").await;
         fleet.set("icfg_2", "res_1", "status = 'ready'").await;
         let report = fleet.once_within(SHORT).await;
-        assert_eq!((report.counts.dead, report.counts.paused, report.counts.waiting), (0, 1, 1));
+        assert_eq!(
+            (
+                report.counts.dead,
+                report.counts.paused,
+                report.counts.waiting
+            ),
+            (0, 1, 1)
+        );
         assert_eq!(fleet.held("icfg_2", "res_1", "status"), "ready");
     }
 }
@@ -159,27 +231,48 @@ async fn an_installation_that_is_gone_is_paused_not_parked() {
 async fn a_rejected_patch_is_split_and_only_the_rejected_field_is_parked() {
     let fleet = Fleet::managing("status, name, billing_plan, secrets").await;
     let plan = r#"{"id":"p","type":"subscription","name":"P"}"#;
-    let columns = format!("name = 'a', status = 'ready', billing_plan = '{plan}', secrets = '{{\"K\":\"v1\"}}'");
+    let columns = format!(
+        "name = 'a', status = 'ready', billing_plan = '{plan}', secrets = '{{\"K\":\"v1\"}}'"
+    );
     fleet.set("icfg_1", "res_1", &columns).await;
-    fleet.remote.fault_always(Fault::RejectField(Field::BillingPlan), Matcher::patch());
+    fleet
+        .remote
+        .fault_always(Fault::RejectField(Field::BillingPlan), Matcher::patch());
     let report = fleet.once().await;
     assert_eq!(report.counts.dead, 1);
     assert_eq!(fleet.secret("icfg_1", "res_1", "K").as_deref(), Some("v1"));
     assert_eq!(fleet.held("icfg_1", "res_1", "name"), "a");
-    let order: Vec<String> = fleet.patched_fields("icfg_1", "res_1")[1..].iter().map(|fields| fields.join("+")).collect();
+    let order: Vec<String> = fleet.patched_fields("icfg_1", "res_1")[1..]
+        .iter()
+        .map(|fields| fields.join("+"))
+        .collect();
     assert_eq!(order, ["secrets", "status", "billingPlan", "name"]);
     // A new plan is tried again; an unchanged one is not.
     fleet.remote.clear_faults();
     assert_eq!(fleet.once().await.counts.dead, 1);
-    fleet.set("icfg_1", "res_1", "billing_plan = '{\"id\":\"q\",\"type\":\"subscription\",\"name\":\"Q\"}'").await;
+    fleet
+        .set(
+            "icfg_1",
+            "res_1",
+            "billing_plan = '{\"id\":\"q\",\"type\":\"subscription\",\"name\":\"Q\"}'",
+        )
+        .await;
     assert_eq!(fleet.once().await.counts.dead, 0);
     assert_eq!(fleet.held("icfg_1", "res_1", "billingPlan")["id"], "q");
 }
 
 #[tokio::test]
 async fn a_redirect_and_other_4xx_are_parked_and_never_followed() {
-    let redirect = Fault::Redirect { code: 308, location: "/_simulator/trap".to_owned() };
-    for fault in [redirect, Fault::status(402), Fault::status(405), Fault::status(451)] {
+    let redirect = Fault::Redirect {
+        code: 308,
+        location: "/_simulator/trap".to_owned(),
+    };
+    for fault in [
+        redirect,
+        Fault::status(402),
+        Fault::status(405),
+        Fault::status(451),
+    ] {
         let fleet = Fleet::new().await;
         fleet.set("icfg_1", "res_1", "status = 'ready'").await;
         fleet.remote.fault(fault, Matcher::patch());
@@ -187,7 +280,10 @@ async fn a_redirect_and_other_4xx_are_parked_and_never_followed() {
         assert_eq!(report.counts.dead, 1);
         assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1);
         let console = fleet.parts().await.console;
-        let counts = console.counts(reconciled::model::Timestamp::EPOCH).await.expect("readable");
+        let counts = console
+            .counts(reconciled::model::Timestamp::EPOCH)
+            .await
+            .expect("readable");
         assert_eq!(counts.dead, 1, "{}", EntryState::Dead);
     }
 }

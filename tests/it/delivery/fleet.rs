@@ -42,13 +42,20 @@ impl Fleet {
         let provider = sqlite::database();
         provider.execute(SCHEMA).await;
         for installation in ["icfg_1", "icfg_2"] {
-            let sql = format!("INSERT INTO installation VALUES ('{installation}', 'token-of-{installation}')");
+            let sql = format!(
+                "INSERT INTO installation VALUES ('{installation}', 'token-of-{installation}')"
+            );
             provider.execute(&sql).await;
         }
-        let simulator = Simulator::start(Options::creating()).await.expect("a free port");
+        let simulator = Simulator::start(Options::creating())
+            .await
+            .expect("a free port");
         let remote = simulator.remote().clone();
         for installation in ["icfg_1", "icfg_2"] {
-            remote.install(installation, &SecretString::from(format!("token-of-{installation}")));
+            remote.install(
+                installation,
+                &SecretString::from(format!("token-of-{installation}")),
+            );
         }
         let settings = format!(
             r#"
@@ -65,7 +72,13 @@ impl Fleet {
             "#
         );
         let base_url = simulator.base_url();
-        Self { provider, simulator: Some(simulator), remote, base_url, settings }
+        Self {
+            provider,
+            simulator: Some(simulator),
+            remote,
+            base_url,
+            settings,
+        }
     }
 
     /// Creates a resource or changes columns of one: `name = 'x', status = 'ready'`.
@@ -77,21 +90,40 @@ impl Fleet {
              WHERE NOT EXISTS (SELECT 1 FROM resource WHERE {key})"
         );
         self.provider.execute(&insert).await;
-        self.provider.execute(&format!("UPDATE resource SET version = {next}, {columns} WHERE {key}")).await;
+        self.provider
+            .execute(&format!(
+                "UPDATE resource SET version = {next}, {columns} WHERE {key}"
+            ))
+            .await;
     }
 
     /// Everything that the daemon keeps.
     pub(super) async fn parts(&self) -> Parts {
-        let directory = std::path::Path::new(&self.provider.name).parent().expect("a file has a directory");
+        let directory = std::path::Path::new(&self.provider.name)
+            .parent()
+            .expect("a file has a directory");
         let text = format!(
             "{}\n[state]\nurl = \"sqlite://{}/state.db\"\n",
-            self.settings.replacen("[source]", &format!("[source]\nurl = \"{}\"", self.provider.url), 1),
+            self.settings.replacen(
+                "[source]",
+                &format!("[source]\nurl = \"{}\"", self.provider.url),
+                1
+            ),
             directory.display(),
         );
-        let vercel = format!("[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n", self.base_url);
-        let text = if text.contains("[vercel]") { text.replace("[vercel]", &vercel) } else { format!("{text}{vercel}") };
+        let vercel = format!(
+            "[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n",
+            self.base_url
+        );
+        let text = if text.contains("[vercel]") {
+            text.replace("[vercel]", &vercel)
+        } else {
+            format!("{text}{vercel}")
+        };
         let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
-        Parts::open(Arc::new(config), Access::Daemon).await.expect("the state opens")
+        Parts::open(Arc::new(config), Access::Daemon)
+            .await
+            .expect("the state opens")
     }
 
     /// One run: a poll, and deliveries until nothing is left or five seconds have passed.
@@ -102,33 +134,60 @@ impl Fleet {
     /// One run that gives up after `timeout`.
     pub(super) async fn once_within(&self, timeout: Duration) -> OnceReport {
         let parts = self.parts().await;
-        let options = OnceOptions { sweep: false, timeout };
-        let report = once(&parts, options, &CancellationToken::new()).await.expect("source and state work");
-        assert_eq!(self.remote.violations(), [], "the simulator saw what a client must never do");
+        let options = OnceOptions {
+            sweep: false,
+            timeout,
+        };
+        let report = once(&parts, options, &CancellationToken::new())
+            .await
+            .expect("source and state work");
+        assert_eq!(
+            self.remote.violations(),
+            [],
+            "the simulator saw what a client must never do"
+        );
         report
     }
 
     /// What Vercel holds for a field; `Value::Null` when it holds nothing.
     pub(super) fn held(&self, installation: &str, resource: &str, field: &str) -> Value {
         let resource = self.remote.resource(installation, resource);
-        let field = reconciled::simulator::Field::ALL.into_iter().find(|known| known.as_str() == field);
-        resource.and_then(|resource| resource.field(field.expect("a field")).cloned()).unwrap_or(Value::Null)
+        let field = reconciled::simulator::Field::ALL
+            .into_iter()
+            .find(|known| known.as_str() == field);
+        resource
+            .and_then(|resource| resource.field(field.expect("a field")).cloned())
+            .unwrap_or(Value::Null)
     }
 
     /// The value of a secret at Vercel.
     pub(super) fn secret(&self, installation: &str, resource: &str, name: &str) -> Option<String> {
-        self.remote.resource(installation, resource)?.secret(name).map(str::to_owned)
+        self.remote
+            .resource(installation, resource)?
+            .secret(name)
+            .map(str::to_owned)
     }
 
     /// The bodies of the PATCH requests for a resource, secret values as fingerprints.
     pub(super) fn patches(&self, installation: &str, resource: &str) -> Vec<Value> {
         let requests = self.remote.requests_of(installation, resource);
-        requests.into_iter().filter(|request| request.method == "PATCH").filter_map(|request| request.body).collect()
+        requests
+            .into_iter()
+            .filter(|request| request.method == "PATCH")
+            .filter_map(|request| request.body)
+            .collect()
     }
 
     /// The names of the top-level properties of each PATCH.
     pub(super) fn patched_fields(&self, installation: &str, resource: &str) -> Vec<Vec<String>> {
-        let names = |body: Value| body.as_object().map(|body| body.keys().cloned().collect()).unwrap_or_default();
-        self.patches(installation, resource).into_iter().map(names).collect()
+        let names = |body: Value| {
+            body.as_object()
+                .map(|body| body.keys().cloned().collect())
+                .unwrap_or_default()
+        };
+        self.patches(installation, resource)
+            .into_iter()
+            .map(names)
+            .collect()
     }
 }

@@ -9,7 +9,10 @@ use super::fleet::Fleet;
 
 #[tokio::test]
 async fn law_1_both_sides_agree_on_all_eight_fields() {
-    let fleet = Fleet::managing("ownership, name, status, metadata, extras, billing_plan, notification, secrets").await;
+    let fleet = Fleet::managing(
+        "ownership, name, status, metadata, extras, billing_plan, notification, secrets",
+    )
+    .await;
     fleet
         .set(
             "icfg_1",
@@ -23,13 +26,27 @@ async fn law_1_both_sides_agree_on_all_eight_fields() {
     assert!(fleet.once().await.is_complete());
     let held = |field| fleet.held("icfg_1", "res/1 %2e é", field);
     assert_eq!(held("ownership"), "owned");
-    assert_eq!(held("metadata"), json!({"region": "fra1", "n": serde_json::from_str::<Value>("1.5").expect("a number")}));
-    assert_eq!(held("billingPlan")["details"], json!([{"label": "RAM", "value": "1"}]));
+    assert_eq!(
+        held("metadata"),
+        json!({"region": "fra1", "n": serde_json::from_str::<Value>("1.5").expect("a number")})
+    );
+    assert_eq!(
+        held("billingPlan")["details"],
+        json!([{"label": "RAM", "value": "1"}])
+    );
     assert_eq!(held("notification")["title"], "Low");
-    assert_eq!(fleet.secret("icfg_1", "res/1 %2e é", "URL").as_deref(), Some("v"));
-    fleet.set("icfg_1", "res/1 %2e é", "notification = NULL").await;
+    assert_eq!(
+        fleet.secret("icfg_1", "res/1 %2e é", "URL").as_deref(),
+        Some("v")
+    );
+    fleet
+        .set("icfg_1", "res/1 %2e é", "notification = NULL")
+        .await;
     assert!(fleet.once().await.is_complete());
-    assert_eq!(fleet.patches("icfg_1", "res/1 %2e é")[1], json!({"notification": ""}));
+    assert_eq!(
+        fleet.patches("icfg_1", "res/1 %2e é")[1],
+        json!({"notification": ""})
+    );
 }
 
 #[tokio::test]
@@ -53,18 +70,40 @@ async fn law_3_a_patch_holds_what_differs_and_nothing_else() {
     let columns = r#"name = 'a', status = 'ready', metadata = '{"a":1,"b":2}', secrets = '{"A":"1","B":"2"}'"#;
     fleet.set("icfg_1", "res_1", columns).await;
     assert!(fleet.once().await.is_complete());
-    fleet.set("icfg_1", "res_1", r#"metadata = '{"b":2.0,"a":1e0}'"#).await;
+    fleet
+        .set("icfg_1", "res_1", r#"metadata = '{"b":2.0,"a":1e0}'"#)
+        .await;
     assert!(fleet.once().await.is_complete());
-    assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1, "another spelling is no change");
-    fleet.set("icfg_1", "res_1", r#"secrets = '{"A":"1","B":"3"}'"#).await;
+    assert_eq!(
+        fleet.patches("icfg_1", "res_1").len(),
+        1,
+        "another spelling is no change"
+    );
+    fleet
+        .set("icfg_1", "res_1", r#"secrets = '{"A":"1","B":"3"}'"#)
+        .await;
     assert!(fleet.once().await.is_complete());
     let partial = &fleet.patches("icfg_1", "res_1")[1];
     assert_eq!(partial["secrets"]["partial"], true);
-    assert_eq!(partial["secrets"]["secrets"].as_array().expect("an array").len(), 1);
-    fleet.set("icfg_1", "res_1", r#"secrets = '{"A":"1"}', name = 'b'"#).await;
+    assert_eq!(
+        partial["secrets"]["secrets"]
+            .as_array()
+            .expect("an array")
+            .len(),
+        1
+    );
+    fleet
+        .set("icfg_1", "res_1", r#"secrets = '{"A":"1"}', name = 'b'"#)
+        .await;
     assert!(fleet.once().await.is_complete());
     let complete = &fleet.patches("icfg_1", "res_1")[2];
-    assert_eq!(complete["secrets"].as_array().expect("the complete array").len(), 1);
+    assert_eq!(
+        complete["secrets"]
+            .as_array()
+            .expect("the complete array")
+            .len(),
+        1
+    );
     assert_eq!(complete["name"], "b");
     assert_eq!(complete.as_object().expect("a body").len(), 2);
     assert_eq!(fleet.secret("icfg_1", "res_1", "B"), None);
@@ -79,8 +118,13 @@ async fn law_4_a_change_that_went_back_before_it_was_sent_leaves_nothing_to_send
     stop.cancel();
     fleet.set("icfg_1", "res_1", "status = 'suspended'").await;
     let parts = fleet.parts().await;
-    let options = reconciled::app::OnceOptions { sweep: false, timeout: Duration::ZERO };
-    let report = reconciled::app::once(&parts, options, &stop).await.expect("it polls");
+    let options = reconciled::app::OnceOptions {
+        sweep: false,
+        timeout: Duration::ZERO,
+    };
+    let report = reconciled::app::once(&parts, options, &stop)
+        .await
+        .expect("it polls");
     assert_eq!(report.counts.waiting, 1);
     drop(parts);
     fleet.set("icfg_1", "res_1", "status = 'ready'").await;
@@ -91,18 +135,39 @@ async fn law_4_a_change_that_went_back_before_it_was_sent_leaves_nothing_to_send
 #[tokio::test]
 async fn law_6_no_secret_is_in_any_file_of_the_state() {
     let fleet = Fleet::new().await;
-    fleet.set("icfg_1", "res_1", "status = 'ready', secrets = '{\"K\":\"very-secret-value-1\"}'").await;
+    fleet
+        .set(
+            "icfg_1",
+            "res_1",
+            "status = 'ready', secrets = '{\"K\":\"very-secret-value-1\"}'",
+        )
+        .await;
     fleet.remote.fault(Fault::status(503), Matcher::patch());
     assert!(fleet.once().await.is_complete());
-    let directory = std::path::Path::new(&fleet.provider.name).parent().expect("a directory").to_owned();
-    for file in std::fs::read_dir(directory).expect("readable").map(|file| file.expect("an entry").path()) {
-        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+    let directory = std::path::Path::new(&fleet.provider.name)
+        .parent()
+        .expect("a directory")
+        .to_owned();
+    for file in std::fs::read_dir(directory)
+        .expect("readable")
+        .map(|file| file.expect("an entry").path())
+    {
+        let name = file
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         if !name.starts_with("state.db") {
             continue;
         }
         let bytes = std::fs::read(&file).expect("readable");
         for secret in ["very-secret-value-1", "token-of-icfg_1"] {
-            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{name} holds {secret}");
+            assert!(
+                !bytes
+                    .windows(secret.len())
+                    .any(|window| window == secret.as_bytes()),
+                "{name} holds {secret}"
+            );
         }
     }
 }
@@ -110,7 +175,9 @@ async fn law_6_no_secret_is_in_any_file_of_the_state() {
 #[tokio::test]
 async fn law_7_a_poison_row_delays_nobody() {
     let fleet = Fleet::new().await;
-    fleet.set("icfg_1", "res_1", "status = 'no such status'").await;
+    fleet
+        .set("icfg_1", "res_1", "status = 'no such status'")
+        .await;
     fleet.set("icfg_1", "res_2", "status = 'ready'").await;
     fleet.set("icfg_1", "..", "status = 'ready'").await;
     let report = fleet.once().await;

@@ -1,0 +1,55 @@
+//! The worlds' own chance: a small seeded stream, apart from the daemon's.
+
+use std::time::Duration;
+
+/// A SplitMix64 stream: quick, and the same everywhere.
+#[derive(Debug, Clone)]
+pub(super) struct Chance(u64);
+
+impl Chance {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x6a09_e667_f3bc_c909)
+    }
+
+    pub(super) const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`; `n` is at least 1.
+    pub(super) const fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// A number from `low` to `high`, both included.
+    pub(super) const fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    /// True in so many of a thousand cases.
+    pub(super) const fn per_mille(&mut self, rate: u64) -> bool {
+        rate > 0 && self.below(1000) < rate
+    }
+
+    /// True in one of `n` cases.
+    pub(super) const fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    pub(super) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.index(items.len())]
+    }
+
+    /// An index into something of this length; `len` is at least 1.
+    pub(super) fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).expect("an index is smaller than a length")
+    }
+
+    pub(super) fn duration(&mut self, low: Duration, high: Duration) -> Duration {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.between(millis(low), millis(high).max(millis(low))))
+    }
+}

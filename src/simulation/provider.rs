@@ -1,0 +1,332 @@
+//! The provider's database: rows with a history, transactions that commit late, outages.
+//!
+//! What is visible to a reader and what the daemon was shown are kept apart, so that a change that no one read is noticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::model::{
+    AccessToken, Field, Fingerprint, FingerprintKey, InstallationId, Json, RawRow, RawText,
+    ResourceKey, Row, Timestamp,
+};
+use crate::source::{Identity, PollFrom, PollPage, Position, RawKey, SweepPage};
+
+use super::climate::Climate;
+
+/// One thing of a resource that has a history of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Item {
+    Field(Field),
+    Secret(String),
+}
+
+/// What an item was at some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Version {
+    Value(Json),
+    Secret(Fingerprint),
+    /// The secret was not in the set.
+    Absent,
+}
+
+/// The columns of a row: `None` is NULL.
+pub(super) type Columns = BTreeMap<Field, Option<String>>;
+
+/// A row as readers see it.
+#[derive(Debug, Clone)]
+pub(super) struct StoredRow {
+    pub(super) key: ResourceKey,
+    /// Whether it is in the table now.
+    pub(super) present: bool,
+    pub(super) cursor: Option<i64>,
+    pub(super) columns: Columns,
+    /// When this version became visible.
+    pub(super) visible_at: Timestamp,
+    /// When it was last not in the table.
+    pub(super) absent_at: Option<Timestamp>,
+    /// Whether the version is still to be found by the daemon.
+    pub(super) unread: bool,
+    /// Whether no poll can see that it changed.
+    pub(super) silent: bool,
+    /// Whether a transaction on it is open.
+    pub(super) locked: bool,
+}
+
+impl StoredRow {
+    fn sorts_as(&self) -> (Option<i64>, &ResourceKey) {
+        (self.cursor, &self.key)
+    }
+}
+
+/// A change that has been made and is not committed yet.
+#[derive(Debug, Clone)]
+pub(super) struct Open {
+    pub(super) number: u64,
+    pub(super) row: usize,
+    pub(super) columns: Columns,
+    pub(super) cursor: i64,
+}
+
+/// The provider's database.
+pub(super) struct Provider {
+    pub(super) rows: Vec<StoredRow>,
+    pub(super) tokens: BTreeMap<InstallationId, String>,
+    pub(super) open: Vec<Open>,
+    /// How often the database was replaced by a backup of itself.
+    pub(super) restored: u32,
+    pub(super) backup: Option<Vec<StoredRow>>,
+    pub(super) down_until: Timestamp,
+    pub(super) empty_until: Timestamp,
+    pub(super) history: BTreeMap<(ResourceKey, Item), Vec<Version>>,
+    /// The resources that ever had a set of secrets.
+    had_secrets: BTreeSet<ResourceKey>,
+    key: FingerprintKey,
+    step_ms: i64,
+    overlap_ms: i64,
+    has_cursor: bool,
+    has_horizon: bool,
+    managed: Vec<Field>,
+}
+
+impl Provider {
+    pub(super) fn new(climate: &Climate, key: FingerprintKey) -> Self {
+        Self {
+            rows: Vec::new(),
+            tokens: BTreeMap::new(),
+            open: Vec::new(),
+            restored: 0,
+            backup: None,
+            down_until: Timestamp::EPOCH,
+            empty_until: Timestamp::EPOCH,
+            history: BTreeMap::new(),
+            had_secrets: BTreeSet::new(),
+            key,
+            step_ms: climate.cursor_step_ms,
+            overlap_ms: climate.overlap_ms,
+            has_cursor: climate.has_cursor,
+            has_horizon: climate.has_horizon,
+            managed: climate.managed.iter().collect(),
+        }
+    }
+
+    /// The cursor that a row written now is given.
+    pub(super) fn cursor_at(&self, now: Timestamp) -> i64 {
+        now.as_millis() / self.step_ms * self.step_ms
+    }
+
+    /// How long a transaction may stay open without polls missing it.
+    pub(super) fn open_max(&self) -> Duration {
+        let behind = if self.has_horizon {
+            60_000
+        } else {
+            self.overlap_ms - self.step_ms
+        };
+        Duration::from_millis(u64::try_from(behind).unwrap_or(0))
+    }
+
+    /// Makes a new version of a row visible; `silent` when no poll can see that.
+    pub(super) fn commit(
+        &mut self,
+        row: usize,
+        columns: Columns,
+        cursor: Option<i64>,
+        silent: bool,
+        now: Timestamp,
+    ) {
+        let stored = &mut self.rows[row];
+        stored.silent = silent || cursor.is_none();
+        stored.cursor = cursor;
+        stored.columns = columns;
+        stored.visible_at = now;
+        stored.present = true;
+        stored.unread = true;
+        self.remember(row);
+    }
+
+    /// Appends what the row desires now to its items' histories.
+    pub(super) fn remember(&mut self, row: usize) {
+        let Some(usable) = self.usable(row) else {
+            return;
+        };
+        let key = usable.key.clone();
+        for (field, value) in usable.values {
+            self.push(&key, Item::Field(field), Version::Value(value));
+        }
+        let Some(secrets) = usable.secrets else {
+            return;
+        };
+        let prints = secrets.fingerprints(&self.key);
+        let known: Vec<String> = self
+            .history
+            .keys()
+            .filter_map(|(of, item)| match item {
+                Item::Secret(name) if *of == key => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let first = self.had_secrets.insert(key.clone());
+        for name in known {
+            let present = prints.keys().any(|print| print.as_str() == name);
+            if !present {
+                self.push(&key, Item::Secret(name), Version::Absent);
+            }
+        }
+        for (name, print) in prints {
+            let item = Item::Secret(name.as_str().to_owned());
+            let is_new = !self.history.contains_key(&(key.clone(), item.clone()));
+            if is_new && !first {
+                self.push(&key, item.clone(), Version::Absent);
+            }
+            self.push(&key, item, Version::Secret(print));
+        }
+    }
+
+    /// A row is gone: from now on its resource may be uninstalled.
+    pub(super) fn forget(&mut self, key: &ResourceKey) {
+        let uninstalled = Version::Value(Json::from_text("uninstalled"));
+        self.push(key, Item::Field(Field::Status), uninstalled);
+    }
+
+    fn push(&mut self, key: &ResourceKey, item: Item, version: Version) {
+        let versions = self.history.entry((key.clone(), item)).or_default();
+        if versions.last() != Some(&version) {
+            versions.push(version);
+        }
+    }
+
+    /// The row as the daemon should understand it; `None` when it is not there or cannot be used.
+    pub(super) fn usable(&self, row: usize) -> Option<Row> {
+        let stored = &self.rows[row];
+        if !stored.present {
+            return None;
+        }
+        self.raw(stored).decode().ok()
+    }
+
+    pub(super) fn raw(&self, row: &StoredRow) -> RawRow {
+        let columns = self.managed.iter().map(|field| {
+            let text = row.columns.get(field).and_then(Option::as_deref);
+            (*field, text.map_or(RawText::Null, RawText::text))
+        });
+        RawRow {
+            installation_id: RawText::text(row.key.installation_id.as_str()),
+            resource_id: RawText::text(row.key.resource_id.as_str()),
+            cursor: row
+                .cursor
+                .filter(|_| self.has_cursor)
+                .map(|cursor| cursor.to_string()),
+            columns: columns.collect(),
+        }
+    }
+
+    fn visible(&self, now: Timestamp) -> Vec<&StoredRow> {
+        let empty = now < self.empty_until;
+        let shown = self.rows.iter().filter(|row| row.present && !empty);
+        shown.collect()
+    }
+
+    pub(super) fn poll_page(&self, from: &PollFrom, limit: u32, now: Timestamp) -> PollPage {
+        let number = |cursor: &str| cursor.parse::<i64>().unwrap_or(i64::MIN);
+        let mut rows = self.visible(now);
+        rows.retain(|row| row.cursor.is_some());
+        // What may still commit behind the pass when it begins, told with each of its pages.
+        let horizon = match from {
+            PollFrom::After(position) => position.horizon.clone(),
+            PollFrom::Beginning | PollFrom::Cursor(_) => {
+                let newest = rows.iter().filter_map(|row| row.cursor).max();
+                let open = self.open.iter().map(|open| open.cursor).min();
+                let open = open.filter(|_| self.has_horizon);
+                let horizon = newest.into_iter().chain(open).min();
+                horizon.map(|cursor| cursor.to_string())
+            }
+        };
+        rows.sort_by(|a, b| a.sorts_as().cmp(&b.sorts_as()));
+        match from {
+            PollFrom::Beginning => {}
+            PollFrom::Cursor(cursor) => {
+                let from = number(cursor) - self.overlap_ms;
+                rows.retain(|row| row.cursor.is_some_and(|cursor| cursor >= from));
+            }
+            PollFrom::After(Position { cursor, key, .. }) => {
+                let after = (
+                    number(cursor),
+                    key.installation_id.as_str(),
+                    key.resource_id.as_str(),
+                );
+                rows.retain(|row| {
+                    let cursor = row.cursor.unwrap_or(i64::MIN);
+                    let ids = (
+                        row.key.installation_id.as_str(),
+                        row.key.resource_id.as_str(),
+                    );
+                    (cursor, ids.0, ids.1) > after
+                });
+            }
+        }
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next = rows.last().filter(|_| more).map(|row| Position {
+            cursor: row.cursor.unwrap_or_default().to_string(),
+            key: raw_key(&row.key),
+            horizon: horizon.clone(),
+        });
+        let last = rows.last().and_then(|row| row.cursor);
+        let settled = |horizon: &String| last.is_none_or(|last| last < number(horizon));
+        PollPage {
+            rows: rows.into_iter().map(|row| self.raw(row)).collect(),
+            next,
+            horizon: horizon.filter(|horizon| !settled(horizon)),
+        }
+    }
+
+    pub(super) fn sweep_page(
+        &self,
+        after: Option<&RawKey>,
+        limit: u32,
+        now: Timestamp,
+    ) -> SweepPage {
+        let mut rows = self.visible(now);
+        rows.sort_by(|a, b| a.key.cmp(&b.key));
+        if let Some(after) = after {
+            rows.retain(|row| {
+                let ids = (
+                    row.key.installation_id.as_str(),
+                    row.key.resource_id.as_str(),
+                );
+                ids > (after.installation_id.as_str(), after.resource_id.as_str())
+            });
+        }
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next = rows.last().filter(|_| more).map(|row| raw_key(&row.key));
+        SweepPage {
+            rows: rows.into_iter().map(|row| self.raw(row)).collect(),
+            next,
+        }
+    }
+
+    pub(super) fn fetch(&self, keys: &[ResourceKey], now: Timestamp) -> Vec<RawRow> {
+        let rows = self.visible(now).into_iter();
+        rows.filter(|row| keys.contains(&row.key))
+            .map(|row| self.raw(row))
+            .collect()
+    }
+
+    pub(super) fn token(&self, installation_id: &InstallationId) -> Option<AccessToken> {
+        let token = self.tokens.get(installation_id)?;
+        Some(AccessToken::new(token))
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        Identity {
+            id: format!("database-{}", self.restored),
+        }
+    }
+}
+
+fn raw_key(key: &ResourceKey) -> RawKey {
+    RawKey {
+        installation_id: key.installation_id.as_str().to_owned(),
+        resource_id: key.resource_id.as_str().to_owned(),
+    }
+}

@@ -1,0 +1,508 @@
+//! One trial: a storm that a seed decides, the calm after it, and the verdict.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{
+    Entry, EntryState, Field, FingerprintKey, InstallationId, Json, Reason, Record, ResourceKey,
+    Timestamp,
+};
+use crate::plan::classify::RATE_LIMIT_WAIT_MAX;
+
+use super::backend::Backend;
+use super::chance::Chance;
+use super::climate::Climate;
+use super::executor::{BEGINNING, Executor, Step, TaskId};
+use super::laws::{Law, Laws, Violation};
+use super::log::Log;
+use super::process::{Boot, run};
+use super::provider::{Columns, Provider};
+use super::remote::Remote;
+use super::world::{Points, Shared, World};
+
+/// Something that happens at its time, outside the daemon.
+#[derive(Debug, Clone)]
+pub(super) enum Happening {
+    /// The provider does something.
+    Turn,
+    /// A request takes effect.
+    Apply(usize),
+    /// An open transaction commits.
+    Commit(u64),
+    /// A row is set back to what it was.
+    Revert(usize, Columns),
+    /// A row that vanished is there again.
+    Return(usize),
+    /// The provider's table has the token that Vercel takes.
+    LearnToken(InstallationId),
+    /// An installation is there again.
+    Reinstall(InstallationId),
+    /// A process starts.
+    Start(usize),
+    /// A process is asked to stop.
+    Stop(usize),
+    /// A process stands still for a while.
+    Suspend(usize, Duration),
+    Resume(TaskId),
+    /// A step of a scenario.
+    Scene(usize),
+    /// Faults and changes end.
+    Clear,
+    /// Has everything converged?
+    Look,
+}
+
+/// How often the calm is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long nothing may be sent after everything converged.
+const QUIET: Duration = Duration::from_secs(20);
+/// More steps than any trial takes: a daemon that never rests is a bug.
+const STEPS_MAX: u64 = 3_000_000;
+
+/// What is tried, and how.
+pub(super) struct Options {
+    pub(super) seed: u64,
+    pub(super) climate: Climate,
+    /// Keep the timeline in words.
+    pub(super) tell: bool,
+    /// Kill the first process at this await point of its first run.
+    pub(super) kill_at: Option<u64>,
+    /// What happens instead of chance.
+    pub(super) scenes: Vec<Scene>,
+}
+
+/// A step of a scenario: when it happens, and what.
+pub(super) type Scene = (Duration, fn(&mut World));
+
+/// How a trial ended.
+pub(super) struct Verdict {
+    pub(super) hash: u64,
+    pub(super) events: u64,
+    pub(super) violation: Option<Violation>,
+    pub(super) lines: Vec<String>,
+    /// The await points that the first run of the first process passed.
+    pub(super) points: u64,
+    pub(super) requests: usize,
+    pub(super) ended_at: Timestamp,
+}
+
+/// A trial under way.
+pub(super) struct Trial {
+    executor: Executor,
+    world: Shared,
+    backend: Backend,
+    climate: Climate,
+    scenes: Vec<Scene>,
+    processes: Vec<Process>,
+    kill_at: Option<u64>,
+    /// Draws when processes are killed; apart from the worlds' chance.
+    chance: Chance,
+    stage: Stage,
+    first_points: u64,
+    runs: u64,
+}
+
+struct Process {
+    task: Option<TaskId>,
+    points: Points,
+    stop: CancellationToken,
+    runs: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Storm,
+    /// Since when, and when at the latest everything must have converged.
+    Calm {
+        deadline: Timestamp,
+    },
+    /// Everything converged: no request may follow.
+    Quiet {
+        until: Timestamp,
+        requests: usize,
+    },
+    Over,
+}
+
+impl Trial {
+    pub(super) fn new(options: Options, backend: Backend) -> Self {
+        let Options {
+            seed,
+            climate,
+            tell,
+            kill_at,
+            scenes,
+        } = options;
+        let executor = Executor::new();
+        let key: FingerprintKey = backend.key();
+        let scripted = !scenes.is_empty();
+        let mut world = World {
+            handle: executor.handle(),
+            chance: Chance::new(seed ^ 0x77),
+            log: Log::new(tell),
+            climate: climate.clone(),
+            stormy: !scripted,
+            provider: Provider::new(&climate, key.clone()),
+            remote: Remote::default(),
+            laws: Laws::default(),
+            key,
+            store_down_until: Timestamp::EPOCH,
+            script: std::collections::VecDeque::new(),
+        };
+        world.say(format_args!("seed {seed}: {climate:?}"));
+        world.populate();
+        let handle = executor.handle();
+        let world = Shared::new(world);
+        for number in 0..climate.processes {
+            handle.after(Duration::ZERO, Happening::Start(number));
+        }
+        for (index, (at, _)) in scenes.iter().enumerate() {
+            handle.after(*at, Happening::Scene(index));
+        }
+        if !scripted {
+            handle.after(climate.turn_every, Happening::Turn);
+        }
+        handle.after(climate.storm, Happening::Clear);
+        let processes = (0..climate.processes)
+            .map(|_| Process {
+                task: None,
+                points: Points::new(&world, &handle, 0),
+                stop: CancellationToken::new(),
+                runs: 0,
+            })
+            .collect();
+        Self {
+            executor,
+            world,
+            backend,
+            climate,
+            scenes,
+            processes,
+            kill_at,
+            chance: Chance::new(seed ^ 0x99),
+            stage: Stage::Storm,
+            first_points: 0,
+            runs: 0,
+        }
+    }
+
+    /// Runs the trial to its end.
+    pub(super) fn run(mut self) -> Verdict {
+        for steps in 0.. {
+            match self.executor.step() {
+                Step::Polled(task, done) => self.polled(task, done),
+                Step::Happened(happening) => self.happen(happening),
+                Step::Idle => break,
+            }
+            if steps == STEPS_MAX {
+                let what = "the daemon never rests".to_owned();
+                self.world.lock().broken(Law::Convergence, what);
+            }
+            if matches!(self.stage, Stage::Over) || self.world.lock().laws.violation.is_some() {
+                break;
+            }
+        }
+        let tasks: Vec<TaskId> = self.processes.iter().filter_map(|p| p.task).collect();
+        tasks.into_iter().for_each(|task| self.executor.kill(task));
+        let mut world = self.world.lock();
+        Verdict {
+            hash: world.log.hash(),
+            events: world.log.events(),
+            violation: world.laws.violation.clone(),
+            lines: world.log.lines(),
+            points: self.first_points,
+            requests: world.remote.requests.len(),
+            ended_at: world.now(),
+        }
+    }
+
+    fn polled(&mut self, task: TaskId, done: bool) {
+        let Some(number) = self.processes.iter().position(|p| p.task == Some(task)) else {
+            return;
+        };
+        let process = &mut self.processes[number];
+        if self.runs == 1 && number == 0 {
+            self.first_points = process.points.passed();
+        }
+        let killed = process.points.is_stopped();
+        if !done && !killed {
+            return;
+        }
+        process.task = None;
+        self.executor.kill(task);
+        let how = if killed { "is killed" } else { "has stopped" };
+        let points = process.points.passed();
+        self.world.lock().say(format_args!(
+            "process {number} {how} after {points} await points"
+        ));
+        let scripted = !self.scenes.is_empty();
+        let wait = match scripted {
+            true => Duration::from_millis(700),
+            false => self
+                .chance
+                .duration(Duration::ZERO, Duration::from_secs(20)),
+        };
+        let handle = self.executor.handle();
+        handle.after(wait, Happening::Start(number));
+    }
+
+    fn start(&mut self, number: usize) {
+        if self.processes[number].task.is_some() {
+            return;
+        }
+        self.runs += 1;
+        let handle = self.executor.handle();
+        let stop_at = match self.kill_at.take() {
+            Some(at) => at,
+            None if matches!(self.stage, Stage::Storm) && self.climate.crash_after > 0 => {
+                self.chance.between(1, self.climate.crash_after * 2)
+            }
+            None => 0,
+        };
+        self.backend.reopen(self.climate.processes == 1);
+        let points = Points::new(&self.world, &handle, stop_at);
+        let stop = CancellationToken::new();
+        self.world
+            .lock()
+            .say(format_args!("process {number} starts"));
+        let boot = Boot {
+            world: self.world.clone(),
+            handle,
+            points: points.clone(),
+            committed: self.backend.store(),
+            climate: self.climate.clone(),
+            number,
+            run: self.runs,
+            stop: stop.clone(),
+        };
+        let task = self.executor.spawn(run(boot));
+        let process = &mut self.processes[number];
+        process.task = Some(task);
+        process.points = points;
+        process.stop = stop;
+        process.runs += 1;
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let handle = self.executor.handle();
+        let storm = matches!(self.stage, Stage::Storm);
+        match happening {
+            Happening::Start(number) => self.start(number),
+            Happening::Stop(number) if storm => {
+                self.world
+                    .lock()
+                    .say(format_args!("process {number} is asked to stop"));
+                self.processes[number].stop.cancel();
+            }
+            Happening::Suspend(number, wait) if storm => {
+                if let Some(task) = self.processes[number].task {
+                    self.world
+                        .lock()
+                        .say(format_args!("process {number} stands still for {wait:?}"));
+                    self.executor.suspend(task, true);
+                    handle.after(wait, Happening::Resume(task));
+                }
+            }
+            Happening::Resume(task) => self.executor.suspend(task, false),
+            Happening::Clear => self.clear(),
+            Happening::Look => self.look(),
+            Happening::Scene(index) => {
+                let scene = self.scenes[index].1;
+                scene(&mut self.world.lock());
+            }
+            Happening::Turn if storm => {
+                let mut world = self.world.lock();
+                world.turn();
+                let mean = self.climate.turn_every;
+                let wait = world.chance.duration(mean / 8, mean * 2);
+                handle.after(wait, Happening::Turn);
+            }
+            Happening::Apply(number) => self.world.lock().apply(number),
+            Happening::Commit(number) => self.world.lock().close(number),
+            Happening::Revert(row, columns) if storm => self.world.lock().revert(row, columns),
+            Happening::Return(row) if storm => self.world.lock().return_row(row),
+            Happening::LearnToken(id) => self.world.lock().learn_token(&id),
+            Happening::Reinstall(id) => self.world.lock().set_gone(&id, false),
+            // The source no longer changes, and nobody disturbs the daemon.
+            Happening::Stop(_)
+            | Happening::Suspend(..)
+            | Happening::Turn
+            | Happening::Revert(..)
+            | Happening::Return(_) => {}
+        }
+    }
+
+    /// The storm is over: from here on everything has to come right within a bounded time.
+    fn clear(&mut self) {
+        let handle = self.executor.handle();
+        self.world.lock().clear();
+        let retry = self.climate.dispatch.retry;
+        let bound = retry.late_apply * 2
+            + self.climate.sweep_every * 2
+            + self.climate.poll_every * 4
+            + retry.backoff.max * 4
+            + self.climate.dispatch.lease * 4
+            // A 429 may hold an installation back, and the last probe of a pause may just have failed.
+            + RATE_LIMIT_WAIT_MAX * 2
+            + Duration::from_secs(120);
+        let deadline = handle.now().plus(bound);
+        self.stage = Stage::Calm { deadline };
+        handle.after(LOOK_EVERY, Happening::Look);
+    }
+
+    fn look(&mut self) {
+        let handle = self.executor.handle();
+        let now = handle.now();
+        handle.after(LOOK_EVERY, Happening::Look);
+        match self.stage {
+            Stage::Storm | Stage::Over => {}
+            Stage::Calm { deadline } => match self.unconverged() {
+                None => {
+                    let mut world = self.world.lock();
+                    world.say(format_args!("everything has converged"));
+                    let requests = world.remote.requests.len();
+                    let until = now.plus(QUIET + self.climate.sweep_every);
+                    self.stage = Stage::Quiet { until, requests };
+                }
+                Some(what) if now > deadline => {
+                    self.world.lock().broken(Law::Convergence, what);
+                }
+                Some(_) => {}
+            },
+            Stage::Quiet { until, requests } => {
+                let mut world = self.world.lock();
+                if world.remote.requests.len() != requests {
+                    let what = "a request was sent although everything had converged".to_owned();
+                    world.broken(Law::Minimal, what);
+                } else if now > until {
+                    drop(world);
+                    if let Some(what) = self.unconverged() {
+                        self.world.lock().broken(Law::Convergence, what);
+                    }
+                    self.stage = Stage::Over;
+                }
+            }
+        }
+    }
+
+    /// What is not as it should be in the end; `None` when everything is.
+    fn unconverged(&self) -> Option<String> {
+        let world = self.world.lock();
+        let store = self.backend.store();
+        let keys: Vec<ResourceKey> = world.provider.rows.iter().map(|r| r.key.clone()).collect();
+        let records = store.records(&keys).now_or_never()?.ok()?;
+        let records: BTreeMap<&ResourceKey, Record> = keys.iter().zip(records).collect();
+        for (row, stored) in world.provider.rows.iter().enumerate() {
+            let record = &records[&stored.key];
+            if let Some(problem) = world.differs(row, record) {
+                return Some(format!("{}: {problem}", stored.key));
+            }
+        }
+        let rechecks = store.rechecks(10).now_or_never()?.ok()?;
+        if let Some(key) = rechecks.first() {
+            return Some(format!("{key} is still to be read again"));
+        }
+        let now = world.now();
+        let counts = store.counts(now).now_or_never()?.ok()?;
+        if counts.paused > 0 {
+            return Some("an installation is still paused".to_owned());
+        }
+        let waits = world
+            .remote
+            .in_flight
+            .values()
+            .any(|(_, until)| *until > now);
+        waits.then(|| "a request is still in flight".to_owned())
+    }
+}
+
+impl World {
+    /// What of a row is not as it should be at Vercel or in the state.
+    fn differs(&self, row: usize, record: &Record) -> Option<String> {
+        let stored = &self.provider.rows[row];
+        let usable = self.provider.usable(row);
+        if let Some(entry) = &record.entry
+            && !self.may_stay(entry, record, usable.is_some())
+        {
+            return Some(format!("its entry is {} ({:?})", entry.state, entry.reason));
+        }
+        let row = usable?;
+        let parked = record.entry.is_some();
+        let whole = record
+            .entry
+            .as_ref()
+            .is_some_and(|entry| entry.reason != Reason::Rejected);
+        if whole {
+            // Parked for an answer to the resource as a whole.
+            return None;
+        }
+        let none = super::remote::Held::default();
+        let held = self.remote.resources.get(&stored.key).unwrap_or(&none);
+        let rejected = |field: Field| {
+            let entry = record.entry.as_ref();
+            parked && entry.is_some_and(|entry| entry.rejected.contains_key(&field))
+        };
+        let mut empty = row.values.iter().filter(|(field, value)| {
+            let is_none = |value: &Json| value.is_null();
+            let there = held.values.get(field);
+            let same = there == Some(value) || (there.is_none() && is_none(value));
+            !same && !rejected(**field)
+        });
+        if let Some((field, value)) = empty.next() {
+            let there = held.values.get(field);
+            return Some(format!("{field} should be {value} and is {there:?}"));
+        }
+        if let Some(secrets) = &row.secrets
+            && !rejected(Field::Secrets)
+        {
+            let wanted: BTreeMap<String, String> = secrets
+                .0
+                .iter()
+                .map(|(name, secret)| {
+                    let value = secret.exposed().next().unwrap_or_default().to_owned();
+                    (name.as_str().to_owned(), value)
+                })
+                .collect();
+            if wanted != held.secrets {
+                return Some(format!(
+                    "secrets should be {wanted:?} and are {:?}",
+                    held.secrets
+                ));
+            }
+        }
+        None
+    }
+
+    /// Whether an entry may be there for good once everything is calm: parked for an answer that was given.
+    fn may_stay(&self, entry: &Entry, record: &Record, usable: bool) -> bool {
+        let key = &record.key;
+        if !usable {
+            // Its row is gone or cannot be used: what is left waits for it.
+            return entry.lease.is_none();
+        }
+        if entry.state != EntryState::Dead {
+            return false;
+        }
+        let last = self.remote.last_status.get(key);
+        match entry.reason {
+            Reason::Rejected => entry
+                .rejected
+                .keys()
+                .all(|field| self.remote.rejected.contains_key(&(key.clone(), *field))),
+            Reason::NotFound => matches!(last, Some(404 | 410)),
+            Reason::ConflictLimit => last == Some(&409),
+            Reason::Refused => matches!(last, Some(301 | 402 | 418)),
+            _ => false,
+        }
+    }
+}
+
+/// How long a trial lasted on the virtual clock.
+impl Verdict {
+    pub(super) fn lasted(&self) -> Duration {
+        self.ended_at.since(BEGINNING)
+    }
+}
