@@ -4,6 +4,7 @@
 //! crash would. Dispatch never decides what is desired: it sends what the claim says, or asks for the row to be read again.
 
 mod deliver;
+pub mod drift;
 mod pace;
 mod report;
 mod token;
