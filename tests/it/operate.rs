@@ -165,7 +165,7 @@ async fn a_state_that_jobs_keep_is_in_sync_without_a_daemon() {
     explained.has(&[
         "IN SYNC",
         "secrets.DATABASE_URL\t",
-        "\tacknowledged\tname, status, secrets.DATABASE_URL\t",
+        "\tacknowledged\tstatus, name, secrets.DATABASE_URL\t",
     ]);
     let unknown = world.command(&["explain", "icfg_1", "res_9"]).await;
     assert_eq!(unknown.code, Some(1), "{unknown:?}");

@@ -198,6 +198,9 @@ impl Verdict {
             Self::Held => "reconciled outbox list --state held".to_owned(),
             Self::Dead => "reconciled outbox list --state dead".to_owned(),
             Self::Paused => next_for_pauses(overview),
+            Self::Behind if !overview.daemon.running => {
+                "reconciled run, or reconciled once: no daemon runs".to_owned()
+            }
             Self::Behind => "reconciled outbox list".to_owned(),
             Self::Unusable => match overview.unusable.iter().find_map(|row| row.key.as_ref()) {
                 Some(key) => format!(
@@ -415,5 +418,17 @@ mod tests {
             o.daemon.heartbeat = None;
         });
         assert_eq!(verdict, Verdict::InSync);
+        let (verdict, _, next) = told(|o| {
+            o.daemon.running = false;
+            o.daemon.heartbeat = None;
+            o.counts.waiting = 1;
+        });
+        assert_eq!(
+            (verdict, next.as_str()),
+            (
+                Verdict::Behind,
+                "reconciled run, or reconciled once: no daemon runs"
+            )
+        );
     }
 }
