@@ -3,10 +3,12 @@
 //! One file per command. Answers go to stdout, faults and the logs of commands to stderr; `run` logs to stdout. No command
 //! but `run`, `once` and those that say so sends anything or changes a state.
 
+mod baseline;
 mod beside;
 mod check;
 mod context;
 mod demo;
+mod drift;
 mod exit;
 mod explain;
 mod fault;
@@ -93,6 +95,8 @@ enum Command {
     Explain(explain::Arguments),
     Outbox(outbox::Arguments),
     Installation(installation::Arguments),
+    Baseline(baseline::Arguments),
+    Drift(drift::Arguments),
     Simulate(simulate::Arguments),
     Demo(demo::Arguments),
 }
@@ -108,6 +112,8 @@ impl Command {
             Self::Explain(arguments) => explain::execute(arguments, session).await,
             Self::Outbox(arguments) => outbox::execute(arguments, session).await,
             Self::Installation(arguments) => installation::execute(arguments, session).await,
+            Self::Baseline(arguments) => baseline::execute(arguments, session).await,
+            Self::Drift(arguments) => drift::execute(arguments, session).await,
             Self::Simulate(arguments) => simulate::execute(arguments, session).await,
             Self::Demo(arguments) => demo::execute(arguments, session).await,
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::model::{
-    EntryId, EntryState, Field, FieldSet, FingerprintKey, InstallationId, LeaseToken, Origin, Reason, Record,
-    ResourceKey, RowHash, Snapshot, Timestamp,
+    EntryId, EntryState, Field, FieldSet, FingerprintKey, InstallationId, LeaseToken, Origin,
+    Reason, Record, ResourceKey, RowHash, Snapshot, Timestamp,
 };
 use crate::plan::baseline::Baseline;
 use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, SecretsWay, guard};

@@ -286,7 +286,8 @@ fn compared(record: &mut Record, observed: &Observed, now: Timestamp) {
     for (field, value) in &entry.desired.values {
         if observed.shows(*field, value) {
             record.acknowledged.values.insert(*field, value.clone());
-        } else if record.acknowledged.values.contains_key(field) && is_otherwise(observed, *field, value)
+        } else if record.acknowledged.values.contains_key(field)
+            && is_otherwise(observed, *field, value)
         {
             // Vercel acknowledged it once and shows something else now.
             record.doubt.fields.entry(*field).or_default();

@@ -258,7 +258,13 @@ impl Reconciler {
         Ok(())
     }
 
-    pub(super) fn take(&self, sorted: &mut Sorted, key: &ResourceKey, rows: &[RawRow], glance: Glance) {
+    pub(super) fn take(
+        &self,
+        sorted: &mut Sorted,
+        key: &ResourceKey,
+        rows: &[RawRow],
+        glance: Glance,
+    ) {
         let row_hash = self.hash(rows);
         let decoded = match rows {
             [row] => row.decode(),

@@ -9,8 +9,8 @@ use crate::model::{FingerprintKey, InstallationId, LeaseToken, Record, ResourceK
 use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport, Pause,
-    PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
+    Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::laws::Law;

@@ -26,9 +26,9 @@ use super::hold::{Hold, HoldReport};
 use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
 use super::steps::{self, AttemptRow, Change, DueRequest, Rows};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Pause,
-    PauseKind, PollProgress, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
-    SweepProgress,
+    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat,
+    Pause, PauseKind, PollProgress, Progress, Quarantined, Reconciled, Settlement, Store,
+    StoreError, SweepProgress,
 };
 
 /// A state in memory.

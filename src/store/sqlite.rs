@@ -19,8 +19,8 @@ use crate::plan::Claimed;
 use super::migrate::{self, SQLITE};
 use super::steps;
 use super::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport, Pause,
-    PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
+    Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use fault::Fault;

@@ -18,8 +18,8 @@ use guard::{GuardRows, Watch};
 
 use super::rules::{later_limit, merge_pause, pause_holds};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Drifted, HoldState, Observation, Pause, PauseKind,
-    PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
+    Advanced, AttemptRecord, Batch, ClaimRequest, Drifted, HoldState, Observation, Pause,
+    PauseKind, PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
 };
 
 pub(super) mod guard;
@@ -292,7 +292,11 @@ async fn observe<R: GuardRows>(
         // Doubt without an entry was left by a drift check.
         let is_drift =
             batch.origin == Origin::Reread && before.entry.is_none() && !before.doubt.is_empty();
-        let origin = if is_drift { Origin::Drift } else { batch.origin };
+        let origin = if is_drift {
+            Origin::Drift
+        } else {
+            batch.origin
+        };
         let decided = match batch.baseline {
             Some(baseline) => {
                 plan::baseline::baseline(record, desired, *row_hash, baseline, batch.now)

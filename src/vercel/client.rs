@@ -16,11 +16,11 @@ use crate::model::{
 };
 use crate::plan::{Answer, AnswerKind, UnsentKind};
 
-use super::{Listed, Marketplace};
 use super::exchange::{Content, Exchange, Wanted, bearer, request};
 use super::scrub::{RESERVED, Scrubber};
 use super::settings::{ClearNotification, ClientError, SecretsEndpoint, Settings, trusted_url};
 use super::wire::{BodyError, patch_body, secrets_body};
+use super::{Listed, Marketplace};
 
 /// The most bytes of a resource that are read.
 const RESOURCE_BYTES_MAX: usize = 1024 * 1024;
