@@ -61,15 +61,25 @@ struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
     /// Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml].
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
     config: Option<PathBuf>,
 
     /// Sets one key, above the file and the environment: --set log.filter=debug. May be repeated.
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY=VALUE",
+        help_heading = "Global options"
+    )]
     set: Vec<String>,
 
     /// No colour, also at a terminal; NO_COLOR and TERM=dumb do the same.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     no_color: bool,
 }
 

@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Random};
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
-use crate::plan::{RetryPolicy, SecretsWay};
 use crate::plan::outage::Outage;
+use crate::plan::{RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};

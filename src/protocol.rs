@@ -7,6 +7,7 @@ mod book;
 mod laws;
 mod model;
 mod tale;
+mod world;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,7 +18,8 @@ use crate::model::{Field, Fingerprint, Json, SecretName, Snapshot};
 use crate::planted::Bug;
 
 use book::Terms;
-use model::{Budget, Protocol, Setting};
+use model::Protocol;
+use world::{Budget, Setting};
 
 const TERMS: Terms = Terms {
     lease: 2,
@@ -120,7 +122,10 @@ fn check(name: &str, setting: Setting, states_min: usize, signs: Signs) {
         }
     }
     assert!(checker.is_done(), "{name}: the check is incomplete");
-    assert!(missing.is_empty(), "{name}: never occurred: {missing:?}");
+    assert!(
+        signs == Signs::Some || missing.is_empty(),
+        "{name}: never occurred: {missing:?}"
+    );
     assert!(
         states >= states_min,
         "{name}: only {states} states, at least {states_min} were expected"
@@ -348,11 +353,14 @@ fn every_planted_bug_of_the_protocol_is_found() {
             missed.push(bug);
             continue;
         };
-        let steps = path.into_vec();
+        let mut steps = path.into_vec();
         let length = steps.len() - 1;
+        if law == laws::CONVERGENCE {
+            checker.model().go_on_calmly(&mut steps);
+        }
         let tale = tale::tell(checker.model(), steps);
         say(&format!(
-            "{bug:?} is found in {length} steps: not so: {law}\n{tale}"
+            "{bug:?} is found in {length} steps. Not so: {law}\n{tale}"
         ));
     }
     assert!(missed.is_empty(), "not found: {missed:?}");

@@ -1,7 +1,7 @@
 -- Keeps resources.updated_at truthful on MySQL (8.0 or newer) and MariaDB (10.6 or newer): it moves with every change of what
 -- the source query shows, plans and secrets included, whatever the application writes into it.
 --
--- Write your own names for resources (id, plan_id, updated_at DATETIME(6) NOT NULL), plans (id) and resource_secrets
+-- Write your own names for resources (id, plan_id, updated_at DATETIME(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6)), plans (id) and resource_secrets
 -- (resource_id), then run it as an account with TRIGGER on them; it may be run again:
 --   mysql provider < deploy/source/mysql-updated-at.sql
 -- Then the indexes of polls and sweeps:

@@ -1,5 +1,5 @@
--- Keeps resources.version truthful on SQLite: it grows with every change of what the source query shows, plans and secrets included.
--- A number and not a time: a clock may be set back, and two writes may share a millisecond.
+-- Keeps resources.version truthful on SQLite: it grows with every change of what the source query shows, plans and secrets included,
+-- whatever the application writes into it. A number and not a time: a clock may be set back, and two writes may share a millisecond.
 --
 -- Write your own names for resources (id, plan_id), plans (id) and resource_secrets (resource_id), add the column once, then
 -- run this; it may be run again:
@@ -29,10 +29,11 @@ BEGIN
     UPDATE resources SET version = (SELECT value FROM resource_version) WHERE id = NEW.id;
 END;
 
--- The condition ends the recursion; an application that leaves the column alone always meets it.
+-- Not for the updates that the triggers themselves make: those bring the number that was given out last.
 DROP TRIGGER IF EXISTS reconciled_stamp_changed;
 CREATE TRIGGER reconciled_stamp_changed AFTER UPDATE ON resources
-WHEN NEW.version = OLD.version
+WHEN NEW.version IS OLD.version
+  OR NEW.version IS NOT (SELECT value FROM resource_version)
 BEGIN
     UPDATE resource_version SET value = value + 1;
     UPDATE resources SET version = (SELECT value FROM resource_version) WHERE id = NEW.id;

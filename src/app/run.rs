@@ -1,6 +1,6 @@
 //! The daemon: both loops, the schedule and the summary, until a signal; then drain.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::dispatch::{Dispatcher, Signals, Totals, Until};
+use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
 use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 
@@ -77,9 +77,11 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
         stop.clone(),
     ));
     let pruning = tokio::spawn(prune(parts.clone(), prune_signal));
-    let summary = config.summary(&parts, totals);
+    let summary = config.summary(&parts, Arc::clone(&totals));
     notify(&[NotifyState::Ready]);
     let ended = tokio::select! {
+        // A loop that ended because it was told to is no failure.
+        biased;
         () = stop.cancelled() => Ok(()),
         ended = &mut watching => watching_ended(ended),
         _ = &mut sending => Err(AppError::Ended { part: "dispatcher" }),
@@ -95,6 +97,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     drain(
         sending,
         watching,
+        &totals,
         &shutdown,
         config.vercel.request_timeout + GRACE,
     )
@@ -140,11 +143,7 @@ fn watcher(
 }
 
 impl crate::config::Config {
-    fn summary(
-        &self,
-        parts: &Parts,
-        totals: crate::dispatch::SharedTotals,
-    ) -> Option<JoinHandle<()>> {
+    fn summary(&self, parts: &Parts, totals: SharedTotals) -> Option<JoinHandle<()>> {
         let interval = self.log.summary_interval?;
         let (store, clock) = (
             Arc::clone(&parts.worlds.store),
@@ -189,22 +188,22 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
 async fn drain(
     sending: JoinHandle<Totals>,
     watching: JoinHandle<Result<(), crate::reconcile::PassError>>,
+    totals: &SharedTotals,
     shutdown: &Shutdown,
     grace: Duration,
 ) {
+    // A loop that has ended already may have been looked at to its end, which a handle allows once.
     let both = async {
         if !watching.is_finished() {
             let _ = watching.await;
         }
-        if sending.is_finished() {
-            None
-        } else {
-            sending.await.ok()
+        if !sending.is_finished() {
+            let _ = sending.await;
         }
     };
     tokio::select! {
-        totals = both => {
-            let acknowledged = totals.map_or(0, |totals| totals.acknowledged);
+        () = both => {
+            let acknowledged = totals.lock().unwrap_or_else(PoisonError::into_inner).acknowledged;
             info!(event = "daemon.stopped", acknowledged, "Stopped: nothing is in flight");
         }
         () = shutdown.abort().cancelled() => {

@@ -16,7 +16,7 @@ use super::fault::Fault;
 use crate::config::Config;
 use crate::model::Timestamp;
 use crate::store::console::{Console, Daemon, InstallationSummary};
-use crate::store::{Counts, Heartbeat, Progress, Quarantined, StoreError};
+use crate::store::{Counts, Heartbeat, HoldReport, Progress, Quarantined, StoreError};
 
 /// Retries are counted over this long.
 const RETRIES: Duration = Duration::from_secs(3600);
@@ -71,6 +71,8 @@ struct Overview {
     /// Unusable rows, the longest quarantined first, up to a limit.
     unusable: Vec<Quarantined>,
     unusable_total: u64,
+    /// What the guard keeps back until a person decides.
+    holds: Vec<HoldReport>,
     /// The expressions of `[schedule]`, if polls and sweeps are on.
     poll_schedule: Option<String>,
     sweep_schedule: Option<String>,
@@ -84,6 +86,10 @@ impl Overview {
         now: Timestamp,
     ) -> Result<Self, StoreError> {
         let (unusable, unusable_total) = console.quarantined(rows).await?;
+        let mut holds = Vec::new();
+        for hold in console.open_holds().await? {
+            holds.extend(console.hold(hold.id).await?);
+        }
         Ok(Self {
             now,
             counts: console.counts(now).await?,
@@ -93,6 +99,7 @@ impl Overview {
             installations: console.installations().await?,
             unusable,
             unusable_total,
+            holds,
             poll_schedule: config.schedule.poll.as_ref().map(ToString::to_string),
             sweep_schedule: config.schedule.sweep.as_ref().map(ToString::to_string),
         })
@@ -125,8 +132,11 @@ impl Overview {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::{InstallationId, ResourceKey, RowHash};
-    use crate::store::{Pause, PauseKind, PollProgress, SweepAccount, SweepProgress};
+    use crate::model::{Field, InstallationId, Origin, ResourceKey, RowHash};
+    use crate::plan::guard::{Found, Summary};
+    use crate::store::{
+        Hold, HoldState, Pause, PauseKind, PollProgress, SweepAccount, SweepProgress,
+    };
 
     /// 2026-05-04T14:02:11Z.
     pub(super) const NOW: Timestamp = Timestamp::from_millis(1_777_903_331_000);
@@ -211,6 +221,7 @@ pub(super) mod tests {
             ],
             unusable: Vec::new(),
             unusable_total: 0,
+            holds: Vec::new(),
             poll_schedule: Some("*/5 * * * * *".into()),
             sweep_schedule: Some("0 0 * * * *".into()),
         }
@@ -224,6 +235,31 @@ pub(super) mod tests {
         overview.installations[1] = installation("icfg_9aQ", 1, 0);
         pause(&mut overview.installations[1], PauseKind::Manual);
         overview
+    }
+
+    /// A migration that suspends 118 resources and sets 2 to error.
+    pub(super) fn hold() -> HoldReport {
+        let towards = |status: &str| (Field::Status, Some(status.to_owned()));
+        let example = |id: &str| ResourceKey::new("icfg_7Hd", id).expect("ids");
+        HoldReport {
+            hold: Hold {
+                id: 3,
+                state: HoldState::Open,
+                origin: Origin::Poll,
+                opened_at: ago(134),
+                closed_at: None,
+                found: Found {
+                    destructive: 120,
+                    changes: 125,
+                },
+            },
+            entries: 120,
+            summary: Summary {
+                entries: 120,
+                towards: [(towards("suspended"), 118), (towards("error"), 2)].into(),
+                examples: vec![example("res_1"), example("res_2")],
+            },
+        }
     }
 
     pub(super) fn quarantined(resource: &str) -> Quarantined {

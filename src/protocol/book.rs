@@ -96,7 +96,10 @@ impl Hasher for Mix {
 }
 
 /// Gives equal things equal numbers.
-struct Numbered<T, const KIND: char>(RwLock<(HashMap<Arc<T>, u32>, Vec<Arc<T>>)>);
+struct Numbered<T, const KIND: char>(RwLock<Catalogue<T>>);
+
+/// Things by number, and numbers by thing.
+type Catalogue<T> = (HashMap<Arc<T>, u32>, Vec<Arc<T>>);
 
 impl<T: Eq + Hash, const KIND: char> Numbered<T, KIND> {
     fn new() -> Self {

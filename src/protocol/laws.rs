@@ -5,7 +5,8 @@ use stateright::Property;
 use crate::model::{EntryState, Reason};
 
 use super::book::{PatchId, Question};
-use super::model::{AtVercel, Claim, Protocol, Sent, State, Worker};
+use super::model::Protocol;
+use super::world::{AtVercel, Claim, Sent, State, Worker};
 
 /// Law 2: what a request may change is in doubt in the state before it leaves and for as long as it may be applied.
 const DOUBT_FIRST: &str =
@@ -23,7 +24,7 @@ const NO_WITHDRAWAL_IN_DOUBT: &str = "what is in doubt has an open entry";
 /// Law 1, at rest.
 const REST_IS_EQUALITY: &str = "with nothing left to do Vercel holds what the source says";
 /// Law 1.
-const CONVERGENCE: &str = "calm weather brings both sides together";
+pub(super) const CONVERGENCE: &str = "calm weather brings both sides together";
 
 /// All laws, and the signs that the model is not trivial.
 pub(super) fn properties() -> Vec<Property<Protocol>> {

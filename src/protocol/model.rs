@@ -13,179 +13,17 @@ use stateright::{Model, Property};
 use crate::model::{EntryState, Field, Snapshot};
 use crate::planted::Bug;
 
-use super::book::{Book, HeldId, Mixed, PatchId, RecordId, Said, Step, Terms};
+use super::book::{Book, Mixed, Said, Step, Terms};
 use super::laws;
+use super::world::{
+    Action, Answer, AtVercel, Budget, Claim, Late, Reply, Sent, Setting, State, Worker,
+};
 
 /// How long calm weather may take to bring both sides together, in steps.
 const CALM_STEPS_MAX: usize = 100;
 
-/// What may still go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Budget {
-    /// Changes of the source.
-    pub(super) changes: u8,
-    /// Processes that die while they work on the resource.
-    pub(super) crashes: u8,
-    /// Answers that are lost.
-    pub(super) lost: u8,
-    /// Answers of Vercel that accept nothing: 500, 429, 400, 409.
-    pub(super) refusals: u8,
-}
-
-/// What is checked.
-#[derive(Debug, Clone)]
-pub(super) struct Setting {
-    /// The values that the source goes through.
-    pub(super) values: Vec<Snapshot>,
-    /// The values differ in nothing but being different: new ones are taken in order.
-    pub(super) interchangeable: bool,
-    /// The resource was never seen before, and Vercel holds value 0 by chance.
-    pub(super) first_sight: bool,
-    /// One process holds the state alone, and ends every lease when it starts again; otherwise there are two.
-    pub(super) alone: bool,
-    /// Workers whose token no longer matches are kept as such. Otherwise one of them is what it amounts to: idle, and a
-    /// request of its own one without a sender. This is exact while the store checks tokens and dispatch its leases.
-    pub(super) explicit: bool,
-    pub(super) budget: Budget,
-    pub(super) terms: Terms,
-    /// The bug that is planted.
-    pub(super) bug: Option<Bug>,
-}
-
-/// The modelled world.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct State {
-    /// The state database.
-    pub(super) record: RecordId,
-    /// The value of the source's row.
-    pub(super) source: u8,
-    /// How many of the values have been used so far.
-    pub(super) used: u8,
-    /// What Vercel holds.
-    pub(super) held: HeldId,
-    pub(super) workers: [Worker; 2],
-    /// Requests without a sender that Vercel may still apply, sorted.
-    pub(super) late: Vec<Late>,
-    pub(super) budget: Budget,
-    /// An outcome without a valid token has changed something.
-    pub(super) intruded: bool,
-}
-
-/// What a worker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Worker {
-    /// Nothing.
-    Idle,
-    /// There is no such process.
-    Absent,
-    /// Nothing: the process is gone and has not started again.
-    Down,
-    /// It has claimed and sent nothing yet.
-    Claimed(Claim),
-    /// Its request is out.
-    Waiting(Claim, Sent),
-    /// It knows how the attempt ended and has not recorded it.
-    Answered(Claim, Answer),
-}
-
-impl Worker {
-    /// What it has claimed.
-    pub(super) const fn claim(&self) -> Option<&Claim> {
-        match self {
-            Self::Idle | Self::Absent | Self::Down => None,
-            Self::Claimed(claim) | Self::Waiting(claim, _) | Self::Answered(claim, _) => {
-                Some(claim)
-            }
-        }
-    }
-}
-
-/// What a worker keeps in memory of its claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Claim {
-    pub(super) patch: PatchId,
-    /// The value that the patch leads to.
-    pub(super) desired: u8,
-    /// Whether its token is the one in the record.
-    pub(super) token_matches: bool,
-    /// How long ago it was made, at most [`Terms::oldest`].
-    pub(super) age: u8,
-}
-
-/// A request with a sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Sent {
-    /// How long after the claim it left.
-    pub(super) after: u8,
-    pub(super) at_vercel: AtVercel,
-}
-
-/// Where a request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum AtVercel {
-    /// It may be applied for so many more ticks.
-    Pending(u8),
-    /// It was applied.
-    Applied,
-    /// It can no longer be applied.
-    Gone,
-}
-
-/// What a worker is about to record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Answer {
-    /// 2xx, to a request that left so long after the claim.
-    Acknowledged {
-        /// In ticks.
-        sent_after: u8,
-    },
-    /// Anything else.
-    Other(Said),
-}
-
-/// A request whose sender is gone or has given it up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Late {
-    pub(super) patch: PatchId,
-    /// For how many more ticks it may be applied.
-    pub(super) left: u8,
-}
-
-/// What Vercel or the network answers a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Reply {
-    /// 2xx, after it was applied.
-    Accepted,
-    /// Nothing, and the request may still be applied.
-    Lost,
-    /// Nothing, long after it could have been applied.
-    TimedOut,
-    /// 500.
-    Failed,
-    /// 429.
-    RateLimited,
-    /// 400.
-    Rejected,
-    /// 409.
-    Conflict,
-}
-
-/// A step of the world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Action {
-    Change(u8),
-    Poll,
-    Tick,
-    Expire,
-    Claim(usize),
-    Send(usize),
-    Apply(usize),
-    Answer(usize, Reply),
-    Record(usize),
-    Crash(usize),
-    Restart(usize),
-    ApplyLate(usize),
-}
+/// How much of calm weather is told, in steps.
+const TOLD_STEPS_MAX: usize = 12;
 
 /// The model that stateright checks.
 pub(super) struct Protocol {
@@ -228,12 +66,16 @@ impl Protocol {
             return state.held == self.book.holding(state.source);
         };
         let held = self.book.held(state.held);
-        let Snapshot { values, secrets } = &self.setting.values[usize::from(state.source)];
-        let rejected = |field: &Field| dead.rejected.contains_key(field);
+        let source = &self.setting.values[usize::from(state.source)];
+        let rejected = |field: Field| {
+            let rejection = dead.rejected.get(&field);
+            rejection.is_some_and(|rejection| source.digest(field) == Some(rejection.digest))
+        };
+        let Snapshot { values, secrets } = source;
         values
             .iter()
-            .all(|(field, value)| held.values.get(field) == Some(value) || rejected(field))
-            && (held.secrets == *secrets || rejected(&Field::Secrets))
+            .all(|(field, value)| held.values.get(field) == Some(value) || rejected(*field))
+            && (held.secrets == *secrets || rejected(Field::Secrets))
     }
 
     /// Whether no worker works, the row was read, and no entry waits.
@@ -271,7 +113,7 @@ impl Protocol {
                 return true;
             }
             trail.push(hash);
-            let Some(next) = self.calm(&state) else {
+            let Some((_, next)) = self.calm(&state) else {
                 return false;
             };
             state = next;
@@ -279,8 +121,25 @@ impl Protocol {
         false
     }
 
+    /// Appends to a path what follows in calm weather, until nothing is left to do or it has gone on long enough.
+    pub(super) fn go_on_calmly(&self, path: &mut Vec<(State, Option<Action>)>) {
+        for _ in 0..TOLD_STEPS_MAX {
+            let Some((state, last)) = path.last_mut() else {
+                return;
+            };
+            if self.is_at_rest(state) {
+                return;
+            }
+            let Some((action, next)) = self.calm(state) else {
+                return;
+            };
+            *last = Some(action);
+            path.push((next, None));
+        }
+    }
+
     /// The next step in calm weather; `None` when there is none.
-    fn calm(&self, state: &State) -> Option<State> {
+    fn calm(&self, state: &State) -> Option<(Action, State)> {
         let workers = state
             .workers
             .iter()
@@ -303,7 +162,7 @@ impl Protocol {
             .flatten()
             .chain(polled)
             .chain([Action::Claim(0), Action::Tick])
-            .find_map(|action| self.next_state(state, action))
+            .find_map(|action| Some((action, self.next_state(state, action)?)))
     }
 
     fn claim(&self, state: &mut State, index: usize) {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use crate::model::{Patch, SecretsPatch, Snapshot};
 
-use super::model::{Action, Protocol, Reply, State, Worker};
+use super::model::Protocol;
+use super::world::{Action, Reply, State, Worker};
 
 /// The path's steps, a line each.
 pub(super) fn tell(model: &Protocol, path: Vec<(State, Option<Action>)>) -> String {

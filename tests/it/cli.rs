@@ -416,13 +416,13 @@ async fn the_simulator_prints_a_line_per_request_and_judges_at_the_end() {
     assert_eq!(
         status.code(),
         Some(1),
-        "an empty patch without a token is a violation"
+        "a request without a token is a violation"
     );
     assert!(
         simulator
             .said()
             .iter()
-            .any(|line| line.text.contains("empty_patch"))
+            .any(|line| line.text.contains("missing_token"))
     );
 }
 

@@ -1,6 +1,7 @@
 //! Integration tests: one binary, so that its tests share the database servers that it starts.
 
 mod cli;
+mod crash;
 mod delivery;
 mod deploy;
 mod harness;

@@ -104,7 +104,7 @@ fn render(detail: &EntryDetail, standing: &Standing, look: Look) -> String {
         format!("{} ({})", look.when(entry.created_at), entry.origin.name()),
     );
     let failures = if entry.failures > 0 {
-        format!(", {} in a row failed", entry.failures)
+        format!("; {} failures in a row", entry.failures)
     } else {
         String::new()
     };

@@ -2,12 +2,12 @@
 
 use super::super::installation::{is_paused, table};
 use super::super::out::{BAD, HEAD, Look, Table, WARN, styled};
-use super::super::standing::span;
+use super::super::standing::{clock, span};
 use super::super::text::{count, counted, cut, pad, visible};
 use super::Overview;
 use super::verdict::Verdict;
-use crate::store::SweepAccount;
 use crate::store::console::InstallationSummary;
+use crate::store::{HoldReport, SweepAccount};
 
 /// Where values begin.
 const LABEL_COLUMNS: usize = 9;
@@ -28,6 +28,7 @@ pub(super) fn render(overview: &Overview, look: Look) -> String {
     }
     let mut text = lines.join("\n");
     text.push('\n');
+    text.push_str(&holds(overview, look));
     text.push_str(&unusable(overview, look));
     text.push_str(&installations(overview, look));
     text.push_str(&format!("\nNext: {}\n", verdict.next(overview)));
@@ -196,6 +197,43 @@ fn rhythm(expression: Option<&str>) -> String {
     }
 }
 
+/// What each hold would do, so that a person can tell a bad migration from a large one.
+fn holds(overview: &Overview, look: Look) -> String {
+    let mut text = String::new();
+    for HoldReport {
+        hold,
+        entries,
+        summary,
+    } in &overview.holds
+    {
+        let towards: Vec<String> = summary
+            .towards
+            .iter()
+            .map(|((field, value), number)| match value {
+                Some(value) => format!("{field} → {} ({})", visible(value), count(*number)),
+                None => format!("{field} ({})", count(*number)),
+            })
+            .collect();
+        let examples: Vec<String> = summary
+            .examples
+            .iter()
+            .map(|key| visible(&key.to_string()))
+            .collect();
+        let found = &hold.found;
+        text.push_str(&format!(
+            "\n{} {} kept back since {}, {} destructive of {} found\n         would change {}\n         for example {}\n",
+            styled(BAD, format_args!("hold {}", hold.id)),
+            counted(*entries, "resource"),
+            clock(hold.opened_at, look),
+            count(found.destructive.into()),
+            counted(found.changes.into(), "change"),
+            towards.join(", "),
+            examples.join(", ")
+        ));
+    }
+    text
+}
+
 fn unusable(overview: &Overview, look: Look) -> String {
     if overview.unusable_total == 0 {
         return String::new();
@@ -273,7 +311,7 @@ fn installations(overview: &Overview, look: Look) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{NOW, ago, behind, in_sync, quarantined};
+    use super::super::tests::{NOW, ago, behind, hold, in_sync, quarantined};
     use super::*;
 
     const LOOK: Look = Look {
@@ -289,7 +327,7 @@ mod tests {
     #[test]
     fn in_sync_is_five_lines_and_nothing_to_do() {
         insta::assert_snapshot!(plain(&in_sync(), LOOK), @r"
-        IN SYNC   nothing is open; every row compared 40 s ago      2026-05-04T14:02:11.000Z
+        IN SYNC   nothing is open; every row compared 40 s ago    2026-05-04T14:02:11.000Z
         daemon   running 6 d 2 h, pid 812, 0.1.0
         poll     3 s ago, 9 rows, every 5 s
         sweep    40 s ago: 41,207 rows = 41,207 equal + 0 waiting + 0 held + 0 dead + 0 quarantined
@@ -327,6 +365,26 @@ mod tests {
         1 other installation with nothing open
 
         Next: reconciled outbox list
+        ");
+    }
+
+    #[test]
+    fn a_hold_says_what_it_would_change_and_for_whom() {
+        let mut overview = in_sync();
+        overview.holds = vec![hold()];
+        overview.counts.held = 120;
+        insta::assert_snapshot!(plain(&overview, LOOK), @r"
+        HELD   120 held                                           2026-05-04T14:02:11.000Z
+        daemon   running 6 d 2 h, pid 812, 0.1.0
+        poll     3 s ago, 9 rows, every 5 s
+        sweep    40 s ago: 41,207 rows = 41,207 equal + 0 waiting + 0 held + 0 dead + 0 quarantined
+        vercel   last acknowledged 3 s ago; 3 retries in the last hour
+
+        hold 3 120 resources kept back since 13:59, 120 destructive of 125 changes found
+                 would change status → error (2), status → suspended (118)
+                 for example icfg_7Hd/res_1, icfg_7Hd/res_2
+
+        Next: reconciled outbox list --state held
         ");
     }
 

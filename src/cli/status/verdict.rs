@@ -70,10 +70,10 @@ impl Verdict {
                 alive.is_some_and(|heartbeat| heartbeat.outage_since.is_some()),
                 Self::Outage,
             ),
-            (counts.held > 0, Self::Held),
+            (!overview.holds.is_empty(), Self::Held),
             (counts.dead > 0, Self::Dead),
             (is_held_up_by_pauses(overview), Self::Paused),
-            (counts.waiting > 0, Self::Behind),
+            (counts.waiting + counts.held > 0, Self::Behind),
             (overview.unusable_total > 0, Self::Unusable),
             (swept.is_none(), Self::Unproven),
         ];
@@ -198,6 +198,9 @@ impl Verdict {
             Self::Held => "reconciled outbox list --state held".to_owned(),
             Self::Dead => "reconciled outbox list --state dead".to_owned(),
             Self::Paused => next_for_pauses(overview),
+            Self::Behind if !overview.daemon.running => {
+                "reconciled run, or reconciled once: no daemon runs".to_owned()
+            }
             Self::Behind => "reconciled outbox list".to_owned(),
             Self::Unusable => match overview.unusable.iter().find_map(|row| row.key.as_ref()) {
                 Some(key) => format!(
@@ -278,7 +281,7 @@ fn since_words(span: &str, look: Look) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{NOW, ago, behind, in_sync, pause, quarantined};
+    use super::super::tests::{NOW, ago, behind, hold, in_sync, pause, quarantined};
     use super::*;
 
     const LOOK: Look = Look {
@@ -340,6 +343,7 @@ mod tests {
             (
                 Box::new(|o| {
                     o.counts.held = 41_207;
+                    o.holds = vec![hold()];
                     o.counts.dead = 1;
                 }),
                 "HELD   41,207 held, 1 dead",
@@ -399,11 +403,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pass_still_weighs_is_behind_not_held() {
+        let (verdict, told, _) = told(|o| o.counts.held = 3);
+        assert_eq!(
+            (verdict, told.as_str()),
+            (Verdict::Behind, "BEHIND   3 held")
+        );
+    }
+
+    #[test]
     fn a_state_that_only_jobs_work_on_is_not_down() {
         let (verdict, ..) = told(|o| {
             o.daemon.running = false;
             o.daemon.heartbeat = None;
         });
         assert_eq!(verdict, Verdict::InSync);
+        let (verdict, _, next) = told(|o| {
+            o.daemon.running = false;
+            o.daemon.heartbeat = None;
+            o.counts.waiting = 1;
+        });
+        assert_eq!(
+            (verdict, next.as_str()),
+            (
+                Verdict::Behind,
+                "reconciled run, or reconciled once: no daemon runs"
+            )
+        );
     }
 }
