@@ -79,6 +79,12 @@ async fn secrets_with_an_operation_of_their_own_go_first() {
     let fleet = Fleet::new()
         .await
         .with("\n[vercel]\nsecrets_endpoint = \"put\"\n");
+    // Secrets alone create nothing.
+    let provisioned = json!({"status": "pending"});
+    fleet
+        .remote
+        .seed("icfg_1", "res_1", &provisioned)
+        .expect("within the schema");
     let row = "status = 'ready', name = 'db', secrets = '{\"URL\":\"one\"}'";
     fleet.set("icfg_1", "res_1", row).await;
     assert!(fleet.once().await.is_complete());
