@@ -12,6 +12,7 @@ mod fate;
 mod laws;
 mod log;
 mod marketplace;
+mod planted;
 mod process;
 mod provider;
 mod remote;

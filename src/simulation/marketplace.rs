@@ -51,7 +51,7 @@ impl Marketplace for SimMarketplace {
             number,
         };
         self.handle.sleep(reply.after).await;
-        self.world.lock().answered(number, &reply);
+        self.world.lock().answered(number);
         drop(connection);
         self.points.pass().await;
         answer(reply.kind)
@@ -134,11 +134,13 @@ impl World {
             sent_at: now,
             claim: holder(record),
             truth: Truth::Open,
+            promised: reply.truth,
             ended_at: None,
             applied: false,
             applies_at: reply.applies.map(|applies| now.plus(applies)),
             doubtful: touched(patch, record),
         });
+        self.handle.after(reply.after, Happening::Answer(number));
         if let Some(applies) = reply.applies {
             self.handle.after(applies, Happening::Apply(number));
         }
@@ -177,14 +179,17 @@ impl World {
     }
 
     /// The client has the answer, or has given up.
-    fn answered(&mut self, number: usize, reply: &Reply) {
+    pub(super) fn answered(&mut self, number: usize) {
         let now = self.now();
-        if self.remote.requests[number].ended_at.is_some() {
+        let request = &self.remote.requests[number];
+        if request.ended_at.is_some() {
             return;
         }
-        self.remote.end(number, reply.truth, now);
-        let what = status(&reply.kind);
-        self.say(format_args!("request {number}: {what}"));
+        let truth = request.promised;
+        self.remote.end(number, truth, now);
+        self.say(format_args!(
+            "request {number}: its answer is there ({truth:?})"
+        ));
     }
 
     /// The client was killed while it waited.

@@ -83,6 +83,8 @@ pub(super) struct Request {
     /// The claim that it was sent under.
     pub(super) claim: LeaseToken,
     pub(super) truth: Truth,
+    /// What will be true when it is answered.
+    pub(super) promised: Truth,
     /// When the client was done with it.
     pub(super) ended_at: Option<Timestamp>,
     pub(super) applied: bool,

@@ -11,6 +11,7 @@ use crate::model::{
     Timestamp,
 };
 use crate::plan::classify::RATE_LIMIT_WAIT_MAX;
+use crate::reconcile::OnMissing;
 
 use super::backend::Backend;
 use super::chance::Chance;
@@ -30,6 +31,8 @@ pub(super) enum Happening {
     Turn,
     /// A request takes effect.
     Apply(usize),
+    /// A request is answered, or given up, whether or not its client looks.
+    Answer(usize),
     /// An open transaction commits.
     Commit(u64),
     /// A row is set back to what it was.
@@ -321,6 +324,7 @@ impl Trial {
                 handle.after(wait, Happening::Turn);
             }
             Happening::Apply(number) => self.world.lock().apply(number),
+            Happening::Answer(number) => self.world.lock().answered(number),
             Happening::Commit(number) => self.world.lock().close(number),
             Happening::Revert(row, columns) if storm => self.world.lock().revert(row, columns),
             Happening::Return(row) if storm => self.world.lock().return_row(row),
@@ -341,7 +345,7 @@ impl Trial {
         self.world.lock().clear();
         let retry = self.climate.dispatch.retry;
         let bound = retry.late_apply * 2
-            + self.climate.sweep_every * 2
+            + self.climate.sweep_every * 5
             + self.climate.poll_every * 4
             + retry.backoff.max * 4
             + self.climate.dispatch.lease * 4
@@ -401,8 +405,12 @@ impl Trial {
                 return Some(format!("{}: {problem}", stored.key));
             }
         }
-        let rechecks = store.rechecks(10).now_or_never()?.ok()?;
-        if let Some(key) = rechecks.first() {
+        let rechecks = store.rechecks(100).now_or_never()?.ok()?;
+        let usable = |key: &ResourceKey| {
+            let row = world.provider.rows.iter().position(|row| row.key == *key);
+            row.is_some_and(|row| world.provider.usable(row).is_some())
+        };
+        if let Some(key) = rechecks.iter().find(|key| usable(key)) {
             return Some(format!("{key} is still to be read again"));
         }
         let now = world.now();
@@ -428,6 +436,9 @@ impl World {
             && !self.may_stay(entry, record, usable.is_some())
         {
             return Some(format!("its entry is {} ({:?})", entry.state, entry.reason));
+        }
+        if !stored.present && self.must_be_uninstalled(record) {
+            return Some("it should be uninstalled".to_owned());
         }
         let row = usable?;
         let parked = record.entry.is_some();
@@ -474,6 +485,15 @@ impl World {
             }
         }
         None
+    }
+
+    /// Whether a resource without a row still shows a status that it should have lost.
+    fn must_be_uninstalled(&self, record: &Record) -> bool {
+        let status = |values: &BTreeMap<Field, Json>| values.get(&Field::Status).cloned();
+        let held = self.remote.resources.get(&record.key);
+        self.climate.reconcile.on_missing == OnMissing::Uninstall
+            && status(&record.acknowledged.values).is_some()
+            && held.and_then(|held| status(&held.values)) != Some(Json::from_text("uninstalled"))
     }
 
     /// Whether an entry may be there for good once everything is calm: parked for an answer that was given.

@@ -1,0 +1,36 @@
+//! Planted bugs: each must be caught, within so many seeds, by a law.
+
+use crate::planted::{Bug, with_planted};
+
+use super::backend::Backend;
+use super::laws::Law;
+use super::seeds::{failing, note, try_seed};
+
+/// How many seeds a bug may survive. The code as it is passes all of them, which `seeds` proves.
+const SEEDS_MAX: u64 = 2000;
+
+/// What catches a bug: the first seed that does, and the law that is broken there.
+fn caught(bug: Bug) -> Option<(u64, Law)> {
+    let found = failing(0..SEEDS_MAX, 1, |seed| {
+        let violation = with_planted(Some(bug), || {
+            try_seed(seed, Backend::memory, false).violation
+        })?;
+        Some(violation.law)
+    });
+    found.into_iter().next()
+}
+
+#[test]
+fn every_planted_bug_is_caught() {
+    let mut survivors = Vec::new();
+    for bug in Bug::ALL {
+        match caught(bug) {
+            Some((seed, law)) => note(&format!("{bug:?}: caught by {law}, seed {seed}")),
+            None => {
+                note(&format!("{bug:?}: SURVIVES {SEEDS_MAX} seeds"));
+                survivors.push(bug);
+            }
+        }
+    }
+    assert_eq!(survivors, [], "planted bugs that no law catches");
+}
