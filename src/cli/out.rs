@@ -157,10 +157,6 @@ pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the commands that list things")
-)]
 impl Table {
     /// A table with these headings.
     pub(crate) fn new(headings: &[&str]) -> Self {
