@@ -3,10 +3,12 @@
 //! One file per command. Answers go to stdout, faults and the logs of commands to stderr; `run` logs to stdout. No command
 //! but `run`, `once` and those that say so sends anything or changes a state.
 
+mod baseline;
 mod beside;
 mod check;
 mod context;
 mod demo;
+mod drift;
 mod exit;
 mod explain;
 mod fault;
@@ -61,15 +63,25 @@ struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
     /// Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml].
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
     config: Option<PathBuf>,
 
     /// Sets one key, above the file and the environment: --set log.filter=debug. May be repeated.
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY=VALUE",
+        help_heading = "Global options"
+    )]
     set: Vec<String>,
 
     /// No colour, also at a terminal; NO_COLOR and TERM=dumb do the same.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     no_color: bool,
 }
 
@@ -83,6 +95,8 @@ enum Command {
     Explain(explain::Arguments),
     Outbox(outbox::Arguments),
     Installation(installation::Arguments),
+    Baseline(baseline::Arguments),
+    Drift(drift::Arguments),
     Simulate(simulate::Arguments),
     Demo(demo::Arguments),
 }
@@ -98,6 +112,8 @@ impl Command {
             Self::Explain(arguments) => explain::execute(arguments, session).await,
             Self::Outbox(arguments) => outbox::execute(arguments, session).await,
             Self::Installation(arguments) => installation::execute(arguments, session).await,
+            Self::Baseline(arguments) => baseline::execute(arguments, session).await,
+            Self::Drift(arguments) => drift::execute(arguments, session).await,
             Self::Simulate(arguments) => simulate::execute(arguments, session).await,
             Self::Demo(arguments) => demo::execute(arguments, session).await,
         }

@@ -4,6 +4,7 @@
 //! crash would. Dispatch never decides what is desired: it sends what the claim says, or asks for the row to be read again.
 
 mod deliver;
+pub mod drift;
 mod pace;
 mod report;
 mod token;
@@ -18,8 +19,8 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Random};
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
-use crate::plan::{RetryPolicy, SecretsWay};
 use crate::plan::outage::Outage;
+use crate::plan::{RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};

@@ -253,14 +253,17 @@ pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
         overlap,
         statement_timeout,
         max_connections,
-        listen: _,
+        listen,
         feed,
         allow_replica,
     } = &config.source;
-    if feed.is_some() {
-        return Err(AppError::Unsupported {
-            what: "[source] feed",
-        });
+    let missing = [
+        ("[source] listen", listen.is_some()),
+        ("[source] feed", feed.is_some()),
+        ("[http] listen", config.http.listen.is_some()),
+    ];
+    if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(AppError::Unsupported { what });
     }
     let overlap = match *overlap {
         config::Overlap::Unset => source::Overlap::Unset,

@@ -351,9 +351,10 @@ mod tests {
     async fn the_old_token_serves_while_the_server_is_down_and_as_long_as_it_lasts() {
         let setting = Setting::answering([]);
         setting.gives("t1").await;
-        let mut answers = setting.server.answers.lock().expect("nobody panicked");
-        answers.extend((0..2).map(|_| unavailable()));
-        drop(answers);
+        {
+            let mut answers = setting.server.answers.lock().expect("nobody panicked");
+            answers.extend((0..2).map(|_| unavailable()));
+        }
         setting.clock.pass(Duration::from_secs(3000));
         setting.gives("t1").await;
         setting.gives("t1").await;

@@ -14,6 +14,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 
 use super::build::{AppError, Parts};
+use super::drift::watch_drift;
 use super::schedule::Schedule;
 use super::summary::summarize;
 use super::watch::{Wake, Watcher};
@@ -43,10 +44,13 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     );
     let wake = Wake::default();
     let prune_signal = Arc::new(Notify::new());
+    let drift_signal = Arc::new(Notify::new());
+    let rereads = Arc::clone(&wake.recheck);
     let schedule = Schedule::start(&[
         (&config.schedule.poll, Arc::clone(&wake.poll)),
         (&config.schedule.sweep, Arc::clone(&wake.sweep)),
         (&config.schedule.prune, Arc::clone(&prune_signal)),
+        (&config.schedule.drift, Arc::clone(&drift_signal)),
     ])
     .await
     .map_err(|error| AppError::Schedule(error.to_string()))?;
@@ -66,6 +70,12 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     let totals = dispatcher.totals();
     let mut sending = tokio::spawn(async move { dispatcher.run(Until::Stopped).await });
     let mut watching = tokio::spawn(watcher(&parts, wake, stop.clone(), now).run());
+    let checking = tokio::spawn(watch_drift(
+        parts.clone(),
+        drift_signal,
+        rereads,
+        stop.clone(),
+    ));
     let pruning = tokio::spawn(prune(parts.clone(), prune_signal));
     let summary = config.summary(&parts, Arc::clone(&totals));
     notify(&[NotifyState::Ready]);
@@ -80,6 +90,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     stop.cancel();
     schedule.stop().await;
     pruning.abort();
+    checking.abort();
     if let Some(summary) = summary {
         summary.abort();
     }
@@ -132,11 +143,7 @@ fn watcher(
 }
 
 impl crate::config::Config {
-    fn summary(
-        &self,
-        parts: &Parts,
-        totals: SharedTotals,
-    ) -> Option<JoinHandle<()>> {
+    fn summary(&self, parts: &Parts, totals: SharedTotals) -> Option<JoinHandle<()>> {
         let interval = self.log.summary_interval?;
         let (store, clock) = (
             Arc::clone(&parts.worlds.store),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::{
-    Doubt, Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record,
+    Doubt, Entry, EntryState, Field, InFlight, Json, Mode, Observed, Origin, Patch, Reason, Record,
     Rejection, Timestamp,
 };
 use crate::planted::{Bug, is_planted};
@@ -286,7 +286,22 @@ fn compared(record: &mut Record, observed: &Observed, now: Timestamp) {
     for (field, value) in &entry.desired.values {
         if observed.shows(*field, value) {
             record.acknowledged.values.insert(*field, value.clone());
+        } else if record.acknowledged.values.contains_key(field)
+            && is_otherwise(observed, *field, value)
+        {
+            // Vercel acknowledged it once and shows something else now.
+            record.doubt.fields.entry(*field).or_default();
         }
+    }
+}
+
+/// Whether Vercel visibly holds something else; of a plan only its id can be seen.
+fn is_otherwise(observed: &Observed, field: Field, desired: &Json) -> bool {
+    if field == Field::BillingPlan {
+        let shown = observed.billing_plan_id.as_deref();
+        shown.is_some() && shown != desired.to_value().get("id").and_then(|id| id.as_str())
+    } else {
+        field.is_observable()
     }
 }
 
@@ -394,7 +409,7 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
 mod tests {
     use std::collections::BTreeMap;
 
-    use crate::model::{Entry, Json, Lease, LeaseToken, Mark, Mode, Origin, ResourceKey, Snapshot};
+    use crate::model::{Entry, Lease, LeaseToken, Mark, Mode, Origin, ResourceKey, Snapshot};
     use crate::plan::claim;
 
     use super::*;

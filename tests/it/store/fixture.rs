@@ -135,6 +135,7 @@ pub(super) fn batch(now: Timestamp, observations: Vec<Observation>) -> Batch {
         guard: Limits::default(),
         ends_pass: true,
         uninstall_missing_since: None,
+        baseline: None,
     }
 }
 
