@@ -17,7 +17,7 @@ pub(super) async fn tell_guard(reconciler: &Reconciler, store: &dyn Store) {
                 Ok(None) | Err(_) => error!(
                     event = "guard.held",
                     hold,
-                    "Held a pass that changes more than [guard] allows; see `reconciled plan --held`"
+                    "Held a pass that changes more than [guard] allows; see `reconciled outbox list --state held`"
                 ),
             },
             GuardEvent::Joined { hold, found } => warn!(

@@ -109,7 +109,10 @@ fn render(report: &DriftReport, findings: &[Finding]) -> String {
     let differing = report.drifted + report.missing;
     let compared = counted(report.compared, "resource");
     text.push_str(&if differing == 0 {
-        format!("{}   {compared} compared, none differs\n", styled(GOOD, "NO DRIFT"))
+        format!(
+            "{}   {compared} compared, none differs\n",
+            styled(GOOD, "NO DRIFT")
+        )
     } else {
         format!(
             "{}   {} of {compared} differ\n",
@@ -141,7 +144,11 @@ fn render(report: &DriftReport, findings: &[Finding]) -> String {
             .iter()
             .map(|(skip, number)| format!("{} {}", count(*number), skip.name().replace('_', " ")))
             .collect();
-        text.push_str(&format!("{} not compared: {}\n", count(skipped), reasons.join(", ")));
+        text.push_str(&format!(
+            "{} not compared: {}\n",
+            count(skipped),
+            reasons.join(", ")
+        ));
     }
     if !report.complete {
         text.push_str("The check was stopped before it had seen everything.\n");
