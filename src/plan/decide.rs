@@ -185,6 +185,7 @@ fn retarget(record: &mut Record, now: Timestamp) -> Option<Entry> {
     let pending = if back { Pending::Nothing } else { pending };
     let entry = record.entry.as_mut()?;
     let due_at = match pending {
+        Pending::Nothing if is_planted(Bug::EmptyPatchSent) => now,
         Pending::Nothing if entry.rejected.is_empty() => {
             entry.state = EntryState::Withdrawn;
             return record.entry.take();

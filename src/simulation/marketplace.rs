@@ -38,7 +38,8 @@ impl Marketplace for SimMarketplace {
         patch: &Patch,
         secrets: Option<&SecretSet>,
     ) -> Answer {
-        self.points.pass().await;
+        // Between the look at the lease and the request nothing can come.
+        self.points.pass_at_once().await;
         let record = self.committed.records(std::slice::from_ref(key)).await;
         let record = record.ok().and_then(|mut records| records.pop());
         let record = record.expect("the committed state can be read beside the daemon");

@@ -203,6 +203,12 @@ impl Provider {
         self.raw(stored).decode().ok()
     }
 
+    /// Whether the resource has a row that can be used.
+    pub(super) fn has_usable(&self, key: &ResourceKey) -> bool {
+        let row = self.rows.iter().position(|row| row.key == *key);
+        row.is_some_and(|row| self.usable(row).is_some())
+    }
+
     pub(super) fn raw(&self, row: &StoredRow) -> RawRow {
         let columns = self.managed.iter().map(|field| {
             let text = row.columns.get(field).and_then(Option::as_deref);

@@ -378,7 +378,11 @@ impl Trial {
             },
             Stage::Quiet { until, requests } => {
                 let mut world = self.world.lock();
-                if world.remote.requests.len() != requests {
+                let further = &world.remote.requests[requests..];
+                if further
+                    .iter()
+                    .any(|request| world.provider.has_usable(&request.key))
+                {
                     let what = "a request was sent although everything had converged".to_owned();
                     world.broken(Law::Minimal, what);
                 } else if now > until {
@@ -406,11 +410,7 @@ impl Trial {
             }
         }
         let rechecks = store.rechecks(100).now_or_never()?.ok()?;
-        let usable = |key: &ResourceKey| {
-            let row = world.provider.rows.iter().position(|row| row.key == *key);
-            row.is_some_and(|row| world.provider.usable(row).is_some())
-        };
-        if let Some(key) = rechecks.iter().find(|key| usable(key)) {
+        if let Some(key) = rechecks.iter().find(|key| world.provider.has_usable(key)) {
             return Some(format!("{key} is still to be read again"));
         }
         let now = world.now();
@@ -500,8 +500,8 @@ impl World {
     fn may_stay(&self, entry: &Entry, record: &Record, usable: bool) -> bool {
         let key = &record.key;
         if !usable {
-            // Its row is gone or cannot be used: what is left waits for it.
-            return entry.lease.is_none();
+            // Its row is gone or cannot be used: what is left is sent, or waits for it.
+            return true;
         }
         if entry.state != EntryState::Dead {
             return false;

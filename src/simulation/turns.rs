@@ -505,7 +505,10 @@ impl World {
             columns.insert(field, Some(text));
         }
         self.remote.last_status.remove(&key);
-        self.remote.rejected.retain(|(of, _), _| *of != key);
+        // Of these there are too few values to be sure that the new one was never rejected.
+        let few = |field: &Field| matches!(field, Field::Status | Field::Ownership);
+        let rejected = &mut self.remote.rejected;
+        rejected.retain(|(of, field), _| *of != key || few(field));
         let cursor = self.provider.cursor_at(self.now());
         self.commit(row, columns, Some(cursor), false);
     }

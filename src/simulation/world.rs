@@ -117,13 +117,18 @@ impl Points {
         self.0.passed.load(Ordering::Relaxed)
     }
 
-    /// One await point: others may run, time may pass, or the process ends here.
-    pub(super) async fn pass(&self) {
+    /// A point at which the process may end, without any time passing.
+    pub(super) async fn pass_at_once(&self) {
         let number = self.0.passed.fetch_add(1, Ordering::Relaxed) + 1;
         if self.is_stopped() || number == self.0.stop_at {
             self.0.stopped.store(true, Ordering::Relaxed);
             std::future::pending::<()>().await;
         }
+    }
+
+    /// One await point: others may run, time may pass, or the process ends here.
+    pub(super) async fn pass(&self) {
+        self.pass_at_once().await;
         let latency = self.0.world.lock().latency();
         match latency {
             None => {}
