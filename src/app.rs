@@ -1,6 +1,8 @@
 //! Composition: builds the worlds from the configuration, runs the two loops on schedule, drains at the end.
 
 mod build;
+mod drift;
+mod guard;
 mod oauth;
 mod once;
 mod run;
@@ -11,5 +13,6 @@ mod watch;
 pub use build::{
     AppError, Parts, marketplace, open_state, reconcile_settings, source, token_source,
 };
+pub use drift::{drift, tell_finding};
 pub use once::{OnceOptions, OnceReport, once};
 pub use run::run;

@@ -3,16 +3,25 @@
 //! One file per command. Answers go to stdout, faults and the logs of commands to stderr; `run` logs to stdout. No command
 //! but `run`, `once` and those that say so sends anything or changes a state.
 
+mod baseline;
+mod beside;
 mod check;
 mod context;
 mod demo;
+mod drift;
 mod exit;
+mod explain;
 mod fault;
+mod installation;
+mod matrix;
 mod once;
 mod out;
+mod outbox;
 mod plan;
 mod run;
 mod simulate;
+mod standing;
+mod status;
 mod text;
 
 use std::future::Future;
@@ -54,15 +63,25 @@ struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
     /// Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml].
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
     config: Option<PathBuf>,
 
     /// Sets one key, above the file and the environment: --set log.filter=debug. May be repeated.
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY=VALUE",
+        help_heading = "Global options"
+    )]
     set: Vec<String>,
 
     /// No colour, also at a terminal; NO_COLOR and TERM=dumb do the same.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     no_color: bool,
 }
 
@@ -72,6 +91,12 @@ enum Command {
     Once(once::Arguments),
     Check(check::Arguments),
     Plan(plan::Arguments),
+    Status(status::Arguments),
+    Explain(explain::Arguments),
+    Outbox(outbox::Arguments),
+    Installation(installation::Arguments),
+    Baseline(baseline::Arguments),
+    Drift(drift::Arguments),
     Simulate(simulate::Arguments),
     Demo(demo::Arguments),
 }
@@ -83,6 +108,12 @@ impl Command {
             Self::Once(arguments) => once::execute(arguments, session).await,
             Self::Check(arguments) => check::execute(arguments, session).await,
             Self::Plan(arguments) => plan::execute(arguments, session).await,
+            Self::Status(arguments) => status::execute(arguments, session).await,
+            Self::Explain(arguments) => explain::execute(arguments, session).await,
+            Self::Outbox(arguments) => outbox::execute(arguments, session).await,
+            Self::Installation(arguments) => installation::execute(arguments, session).await,
+            Self::Baseline(arguments) => baseline::execute(arguments, session).await,
+            Self::Drift(arguments) => drift::execute(arguments, session).await,
             Self::Simulate(arguments) => simulate::execute(arguments, session).await,
             Self::Demo(arguments) => demo::execute(arguments, session).await,
         }

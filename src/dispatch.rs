@@ -4,6 +4,7 @@
 //! crash would. Dispatch never decides what is desired: it sends what the claim says, or asks for the row to be read again.
 
 mod deliver;
+pub mod drift;
 mod pace;
 mod report;
 mod token;
@@ -18,8 +19,8 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Random};
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
-use crate::plan::RetryPolicy;
 use crate::plan::outage::Outage;
+use crate::plan::{RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};
@@ -59,6 +60,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// The fields left to Vercel.
     pub ignored: FieldSet,
+    /// How secrets are sent: alone when they have an operation of their own.
+    pub secrets: SecretsWay,
 }
 
 /// The outside worlds that dispatch works with.
@@ -262,6 +265,7 @@ impl Dispatcher {
             after: self.last_served.clone(),
             excluded: self.pace.exhausted(now),
             late_apply: self.settings.retry.late_apply,
+            secrets: self.settings.secrets,
         };
         self.worlds.store.claim(&request).await
     }

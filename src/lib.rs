@@ -9,6 +9,8 @@ pub mod hardening;
 pub mod model;
 pub mod plan;
 mod planted;
+#[cfg(test)]
+mod protocol;
 pub mod reconcile;
 pub mod shutdown;
 #[cfg(test)]

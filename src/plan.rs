@@ -5,6 +5,7 @@
 
 pub mod advance;
 pub mod backoff;
+pub mod baseline;
 pub mod claim;
 pub mod classify;
 pub mod decide;
@@ -19,7 +20,7 @@ mod fixture;
 mod laws;
 
 pub use advance::{Advance, Outcome, RetryPolicy, advance};
-pub use claim::{Claimed, claim, expire};
+pub use claim::{Claim, Claimed, SecretsWay, claim, claim_with, expire};
 pub use classify::{Answer, AnswerKind, LostKind, UnsentKind, Verdict, classify};
 pub use decide::{Decision, Policy, decide};
 pub use diff::{diff, pending};

@@ -4,6 +4,7 @@
 //! one transaction per page. It never sends. All passes of one [`Reconciler`] run one after another in its owner's task, so
 //! that an older reading is never committed after a newer one.
 
+mod baseline;
 mod page;
 mod poll;
 mod sweep;
@@ -17,6 +18,7 @@ use crate::plan::{Policy, guard};
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
+pub use baseline::BaselineReport;
 pub use page::{PageCounts, QuarantineNotice};
 pub use poll::PollReport;
 pub use sweep::{Sweep, SweepReport, SweepStep};

@@ -10,10 +10,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::model::{
-    EntryId, EntryState, Field, FingerprintKey, InstallationId, LeaseToken, Origin, Reason, Record,
-    ResourceKey, RowHash, Snapshot, Timestamp,
+    EntryId, EntryState, Field, FieldSet, FingerprintKey, InstallationId, LeaseToken, Origin,
+    Reason, Record, ResourceKey, RowHash, Snapshot, Timestamp,
 };
-use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, guard};
+use crate::plan::baseline::Baseline;
+use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, SecretsWay, guard};
 
 pub mod console;
 pub mod hold;
@@ -90,6 +91,17 @@ pub trait Store: Send + Sync {
     /// Counts for the summary line and `status`.
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError>;
 
+    /// Whether an installation gets no requests at `now`: it is paused, or limited by Vercel.
+    async fn is_blocked(
+        &self,
+        installation_id: &InstallationId,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Puts fields in doubt that Vercel shows otherwise than it acknowledged, and wishes their rows to be read again. Leaves
+    /// alone what has an open entry or was acknowledged anew since. Returns how many resources were marked.
+    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError>;
+
     /// Resources whose row is to be read again (see [`Settlement::recheck`]), at most `limit`; an observation, an unusable
     /// row or a missing row of the resource ends the wish.
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError>;
@@ -147,6 +159,19 @@ pub struct Batch {
     /// `[reconcile] on_missing = "uninstall"`: the end of the last complete sweep that read rows. What was found missing by
     /// then and is missing now is uninstalled. `None`: nothing is.
     pub uninstall_missing_since: Option<Timestamp>,
+    /// The rows are brought to a baseline instead of being decided on.
+    pub baseline: Option<Baseline>,
+}
+
+/// A resource of which Vercel shows another value than it acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drifted {
+    /// The resource.
+    pub key: ResourceKey,
+    /// The fields.
+    pub fields: FieldSet,
+    /// When Vercel had last accepted something, when it was asked.
+    pub acknowledged_at: Option<Timestamp>,
 }
 
 /// A usable row.
@@ -281,6 +306,8 @@ pub struct ClaimRequest {
     pub excluded: Vec<InstallationId>,
     /// `[retry] late_apply`.
     pub late_apply: Duration,
+    /// How secrets are sent.
+    pub secrets: SecretsWay,
 }
 
 /// The outcome of an attempt and what goes into its history.

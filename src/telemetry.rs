@@ -144,7 +144,15 @@ pub enum TelemetryError {
 }
 
 /// Libraries that log statements, addresses or headers below `warn`, by the beginning of their targets.
-const CAPPED: &[&str] = &["sqlx", "reqwest", "hyper", "h2", "rustls", "tower"];
+const CAPPED: &[&str] = &[
+    "sqlx",
+    "reqwest",
+    "hyper",
+    "h2",
+    "rustls",
+    "tower",
+    "tokio_cron_scheduler",
+];
 
 /// Targets that show the text of statements at every level (sqlx's slow-statement warning among them).
 const SILENCED: &[&str] = &["sqlx::query"];

@@ -13,7 +13,9 @@ mod wire;
 
 use async_trait::async_trait;
 
-use crate::model::{AccessToken, InstallationId, Observed, Patch, ResourceKey, SecretSet};
+use crate::model::{
+    AccessToken, InstallationId, Observed, Patch, ResourceId, ResourceKey, SecretSet,
+};
 use crate::plan::Answer;
 
 pub use client::{HttpMarketplace, RequestError};
@@ -38,4 +40,22 @@ pub trait Marketplace: Send + Sync {
 
     /// `GET …/resources`: tells whether the installation exists and accepts the token.
     async fn probe(&self, token: &AccessToken, installation_id: &InstallationId) -> Answer;
+
+    /// `GET …/resources` with what it lists; `None` when the answer is no 200 or its list could not be read whole.
+    async fn list(
+        &self,
+        token: &AccessToken,
+        installation_id: &InstallationId,
+    ) -> (Answer, Option<Vec<Listed>>) {
+        (self.probe(token, installation_id).await, None)
+    }
+}
+
+/// A resource as the list of its installation shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The provider's id.
+    pub resource_id: ResourceId,
+    /// Its name at Vercel.
+    pub name: Option<String>,
 }

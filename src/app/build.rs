@@ -9,7 +9,7 @@ use crate::dispatch::{self, InstallationsQuery, TokenSource, Tokens, Worlds};
 use crate::model::{FingerprintKey, Timestamp};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, RetryPolicy, guard};
+use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
 use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
 use crate::source::{self, Inspect, Source, SourceError};
 use crate::store::console::Console;
@@ -204,6 +204,10 @@ impl Parts {
                 late_apply: retry.late_apply,
             },
             ignored: reconcile.ignore,
+            secrets: match vercel.secrets_endpoint {
+                config::SecretsEndpoint::Patch => SecretsWay::Together,
+                config::SecretsEndpoint::Put => SecretsWay::Alone,
+            },
         }
     }
 }
@@ -249,14 +253,17 @@ pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
         overlap,
         statement_timeout,
         max_connections,
-        listen: _,
+        listen,
         feed,
         allow_replica,
     } = &config.source;
-    if feed.is_some() {
-        return Err(AppError::Unsupported {
-            what: "[source] feed",
-        });
+    let missing = [
+        ("[source] listen", listen.is_some()),
+        ("[source] feed", feed.is_some()),
+        ("[http] listen", config.http.listen.is_some()),
+    ];
+    if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(AppError::Unsupported { what });
     }
     let overlap = match *overlap {
         config::Overlap::Unset => source::Overlap::Unset,
@@ -314,7 +321,12 @@ pub fn token_source(
             .collect(),
     };
     let endpoint = TokenEndpoint::new(settings, &client_settings(config), Arc::clone(clock))?;
-    Ok(Arc::new(OauthTokens(endpoint)))
+    let random = Arc::new(SeededRandom::from_system());
+    Ok(Arc::new(OauthTokens::new(
+        endpoint,
+        Arc::clone(clock),
+        random,
+    )))
 }
 
 fn client_settings(config: &Config) -> vercel::Settings {

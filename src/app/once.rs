@@ -10,6 +10,7 @@ use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
 use crate::store::Counts;
 
 use super::build::Parts;
+use super::guard::tell_guard;
 use super::watch::{tell_quarantined, tell_sweep};
 
 /// The most rows that are read again at once.
@@ -58,6 +59,7 @@ pub async fn once(
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
     let (rows, sweep) = read(&reconciler, options.sweep).await?;
+    tell_guard(&reconciler, &*parts.worlds.store).await;
     let signals = Signals {
         stop: stop.clone(),
         ..Signals::default()
@@ -79,6 +81,7 @@ pub async fn once(
                 totals = &mut run => break totals,
                 () = recheck.notified() => {
                     reconciler.recheck(RECHECKS_MAX).await?;
+                    tell_guard(&reconciler, &*parts.worlds.store).await;
                     work.notify_one();
                 }
             }

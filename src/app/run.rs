@@ -1,6 +1,6 @@
 //! The daemon: both loops, the schedule and the summary, until a signal; then drain.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -9,11 +9,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::dispatch::{Dispatcher, Signals, Totals, Until};
+use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
 use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 
 use super::build::{AppError, Parts};
+use super::drift::watch_drift;
 use super::schedule::Schedule;
 use super::summary::summarize;
 use super::watch::{Wake, Watcher};
@@ -43,10 +44,13 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     );
     let wake = Wake::default();
     let prune_signal = Arc::new(Notify::new());
+    let drift_signal = Arc::new(Notify::new());
+    let rereads = Arc::clone(&wake.recheck);
     let schedule = Schedule::start(&[
         (&config.schedule.poll, Arc::clone(&wake.poll)),
         (&config.schedule.sweep, Arc::clone(&wake.sweep)),
         (&config.schedule.prune, Arc::clone(&prune_signal)),
+        (&config.schedule.drift, Arc::clone(&drift_signal)),
     ])
     .await
     .map_err(|error| AppError::Schedule(error.to_string()))?;
@@ -66,10 +70,18 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     let totals = dispatcher.totals();
     let mut sending = tokio::spawn(async move { dispatcher.run(Until::Stopped).await });
     let mut watching = tokio::spawn(watcher(&parts, wake, stop.clone(), now).run());
+    let checking = tokio::spawn(watch_drift(
+        parts.clone(),
+        drift_signal,
+        rereads,
+        stop.clone(),
+    ));
     let pruning = tokio::spawn(prune(parts.clone(), prune_signal));
-    let summary = config.summary(&parts, totals);
+    let summary = config.summary(&parts, Arc::clone(&totals));
     notify(&[NotifyState::Ready]);
     let ended = tokio::select! {
+        // A loop that ended because it was told to is no failure.
+        biased;
         () = stop.cancelled() => Ok(()),
         ended = &mut watching => watching_ended(ended),
         _ = &mut sending => Err(AppError::Ended { part: "dispatcher" }),
@@ -78,12 +90,14 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     stop.cancel();
     schedule.stop().await;
     pruning.abort();
+    checking.abort();
     if let Some(summary) = summary {
         summary.abort();
     }
     drain(
         sending,
         watching,
+        &totals,
         &shutdown,
         config.vercel.request_timeout + GRACE,
     )
@@ -129,11 +143,7 @@ fn watcher(
 }
 
 impl crate::config::Config {
-    fn summary(
-        &self,
-        parts: &Parts,
-        totals: crate::dispatch::SharedTotals,
-    ) -> Option<JoinHandle<()>> {
+    fn summary(&self, parts: &Parts, totals: SharedTotals) -> Option<JoinHandle<()>> {
         let interval = self.log.summary_interval?;
         let (store, clock) = (
             Arc::clone(&parts.worlds.store),
@@ -178,22 +188,22 @@ async fn prune(parts: Parts, signal: Arc<Notify>) {
 async fn drain(
     sending: JoinHandle<Totals>,
     watching: JoinHandle<Result<(), crate::reconcile::PassError>>,
+    totals: &SharedTotals,
     shutdown: &Shutdown,
     grace: Duration,
 ) {
+    // A loop that has ended already may have been looked at to its end, which a handle allows once.
     let both = async {
         if !watching.is_finished() {
             let _ = watching.await;
         }
-        if sending.is_finished() {
-            None
-        } else {
-            sending.await.ok()
+        if !sending.is_finished() {
+            let _ = sending.await;
         }
     };
     tokio::select! {
-        totals = both => {
-            let acknowledged = totals.map_or(0, |totals| totals.acknowledged);
+        () = both => {
+            let acknowledged = totals.lock().unwrap_or_else(PoisonError::into_inner).acknowledged;
             info!(event = "daemon.stopped", acknowledged, "Stopped: nothing is in flight");
         }
         () = shutdown.abort().cancelled() => {

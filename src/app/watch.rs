@@ -18,6 +18,7 @@ use crate::reconcile::{
 };
 use crate::store::{Heartbeat, Store, SweepAccount};
 
+use super::guard::tell_guard;
 use super::schedule::Expected;
 
 /// The most rows that are read again at once.
@@ -93,6 +94,7 @@ impl Watcher {
                 Step::SweepPage => self.page(&mut sweep).await,
             };
             (self.progressed)();
+            tell_guard(&self.reconciler, &*self.store).await;
             match result {
                 Ok(()) if matches!(step, Step::Idle) => {}
                 Ok(()) => {

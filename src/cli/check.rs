@@ -237,18 +237,16 @@ async fn sample(
     let mut installations = BTreeSet::new();
     let (mut unusable, mut first) = (0_u64, None);
     for row in &page.rows {
-        match row.decode() {
-            Ok(row) => {
-                installations.insert(row.key.installation_id);
-            }
-            Err(problem) => {
-                unusable += 1;
-                first.get_or_insert((
-                    row.installation_id.shown_id(),
-                    row.resource_id.shown_id(),
-                    problem,
-                ));
-            }
+        if let Ok(key) = row.key() {
+            installations.insert(key.installation_id);
+        }
+        if let Err(problem) = row.decode() {
+            unusable += 1;
+            first.get_or_insert((
+                row.installation_id.shown_id(),
+                row.resource_id.shown_id(),
+                problem,
+            ));
         }
     }
     if let Some((installation_id, resource_id, problem)) = first {

@@ -16,7 +16,6 @@ use crate::app;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::model::{Field, FingerprintKey, InstallationId};
-use crate::plan::guard::Limits;
 use crate::source::Source;
 use crate::store::console::Console;
 use crate::store::sqlite::Access;
@@ -120,18 +119,12 @@ async fn look(config: &Config, filter: survey::Filter) -> Result<Survey, Fault> 
         None => throwaway_key(),
     };
     let settings = app::reconcile_settings(config);
-    let guard = &config.guard;
-    let limits = Limits {
-        destructive_max: guard.destructive_max.map(Into::into),
-        changes_max: guard.changes_max.map(Into::into),
-    };
     let now = SystemClock.now();
     let surveyor = Surveyor {
         source,
         console,
         key,
         settings,
-        limits,
         filter,
         now,
     };

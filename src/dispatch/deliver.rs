@@ -9,7 +9,7 @@ use crate::model::{
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
-use crate::plan::{Answer, AnswerKind, Claimed, Outcome, Verdict, classify};
+use crate::plan::{Answer, AnswerKind, Claimed, Outcome, SecretsWay, Verdict, classify};
 use crate::planted::{Bug, is_planted};
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind, Settlement, StoreError};
 
@@ -182,6 +182,11 @@ impl Worker {
                 ));
                 return attempted;
             }
+            Err(TokenError::Refused { problem }) => {
+                let mut attempted = Attempted::unsent(Outcome::TokenRefused, None);
+                attempted.pause = Some((PauseKind::Token, problem));
+                return attempted;
+            }
             Err(error) => return source_unavailable(&error),
         };
         let secrets = match self.secrets(claimed).await {
@@ -204,8 +209,24 @@ impl Worker {
             .marketplace
             .update(&token, &claimed.key, &claimed.patch, secrets.as_ref())
             .await;
-        self.judge(claimed, &token, "PATCH", sent_at, &answer, None)
-            .await
+        self.judge(
+            claimed,
+            &token,
+            self.method(&claimed.patch),
+            sent_at,
+            &answer,
+            None,
+        )
+        .await
+    }
+
+    /// The method that the client sends this patch with.
+    fn method(&self, patch: &Patch) -> &'static str {
+        if self.settings.secrets == SecretsWay::Alone && patch.values.is_empty() {
+            "PUT"
+        } else {
+            "PATCH"
+        }
     }
 
     /// The values of the patch's secrets, read now; an outcome instead if the row is no longer what the claim was made from.
@@ -299,6 +320,10 @@ impl Worker {
                     PauseKind::Token,
                     "Vercel refuses its access token".to_owned(),
                 ));
+            }
+            Err(TokenError::Refused { problem }) => {
+                attempted.outcome = Outcome::TokenRefused;
+                attempted.pause = Some((PauseKind::Token, problem));
             }
             Err(error) => {
                 attempted.outcome = Outcome::SourceUnavailable;

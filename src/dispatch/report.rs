@@ -125,6 +125,11 @@ impl Report {
     ) {
         if let Outcome::Acknowledged { .. } = outcome {
             self.acknowledged(delivery, advanced, now);
+            // What was accepted was the last of a split patch: what Vercel rejected before is all that is left.
+            if let Some(advanced) = advanced.filter(|advanced| advanced.state == EntryState::Dead) {
+                self.count(|totals| totals.died += 1);
+                line_dead(delivery, advanced);
+            }
             return;
         }
         let Some(advanced) = advanced else {

@@ -23,6 +23,23 @@ pub trait TokenSource: Send + Sync {
         &self,
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError>;
+
+    /// The installation's token after Vercel refused `refused`; equal to it when no other one will do.
+    ///
+    /// # Errors
+    /// It could not be read; worth another try later.
+    async fn renew(
+        &self,
+        installation_id: &InstallationId,
+        _refused: &AccessToken,
+    ) -> Result<Option<AccessToken>, TokenError> {
+        self.token(installation_id).await
+    }
+
+    /// Whether it remembers tokens by itself, for as long as they last.
+    fn remembers(&self) -> bool {
+        false
+    }
 }
 
 /// Why a token could not be read. Never holds one.
@@ -35,6 +52,12 @@ pub enum TokenError {
     #[error("the authorization server gave no token: {problem}")]
     Unavailable {
         /// What it said, in safe words.
+        problem: String,
+    },
+    /// The authorization server refuses the installation a token.
+    #[error("{problem}")]
+    Refused {
+        /// What it said, in safe words, as the reason of a pause.
         problem: String,
     },
 }
@@ -105,7 +128,11 @@ impl Tokens {
         if is_planted(Bug::RefusedTokenKept) {
             return Ok(Renewed::Same);
         }
-        let read = self.read(id).await?;
+        let read = if self.origin.remembers() {
+            self.origin.renew(id, refused).await?
+        } else {
+            self.read(id).await?
+        };
         Ok(if read.is_some_and(|token| token != *refused) {
             Renewed::Changed
         } else {
@@ -118,6 +145,9 @@ impl Tokens {
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError> {
         let token = self.origin.token(installation_id).await?;
+        if self.origin.remembers() {
+            return Ok(token);
+        }
         self.kept(|kept| {
             if kept.len() >= KEPT_MAX {
                 kept.clear();

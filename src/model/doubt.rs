@@ -9,7 +9,7 @@ use crate::planted::{Bug, is_planted};
 use super::{Field, Patch, SecretName, SecretsPatch, Snapshot, Timestamp};
 
 /// Why an item is in doubt and until when a late application is possible.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// A request whose answer was lost may still be applied until this instant: only a 2xx to a request that was sent
     /// after it settles the item. `None`: any 2xx settles it.
@@ -22,7 +22,7 @@ pub struct Mark {
 }
 
 /// The items of one resource that are in doubt.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Doubt {
     /// Whole fields. For the secrets: a complete array, which when it is applied late also takes away what was added since; only
     /// another complete array settles it.

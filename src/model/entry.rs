@@ -143,7 +143,7 @@ impl Origin {
 }
 
 /// How an entry's next request is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// One request with the whole patch.
@@ -156,7 +156,7 @@ pub enum Mode {
 }
 
 /// Why an entry waits or died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// It has not been tried yet, or may be tried at once.
@@ -263,7 +263,7 @@ impl Reason {
 pub struct LeaseToken(pub i64);
 
 /// Who may send for an entry, and until when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     /// The process that holds it.
     pub owner: String,
@@ -274,7 +274,7 @@ pub struct Lease {
 }
 
 /// The attempt that a claim announced: recorded before its request leaves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InFlight {
     /// What the request carries; empty for a comparison.
     pub patch: Patch,
@@ -289,7 +289,7 @@ pub struct InFlight {
 }
 
 /// A field that Vercel rejected by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rejection {
     /// The digest of the value that was rejected.
     pub digest: Fingerprint,
@@ -301,7 +301,7 @@ pub struct Rejection {
 }
 
 /// The persisted intention to bring one resource to what the source desires. At most one is open per resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// Its number.
     pub id: EntryId,

@@ -9,7 +9,7 @@ use crate::planted::{Bug, is_planted};
 use super::{Field, FieldSet, Fingerprint, Json, SecretName, Snapshot};
 
 /// A partial update of one resource, without a secret's value.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Patch {
     /// Every field but the secrets, whole.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -20,7 +20,7 @@ pub struct Patch {
 }
 
 /// The two ways in which the API takes secrets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretsPatch {
     /// Replaces the whole set: needed as soon as a secret was removed.

@@ -8,7 +8,7 @@ use super::{Doubt, Entry, Field, Fingerprint, ResourceKey, Snapshot, Timestamp};
 pub type RowHash = Fingerprint;
 
 /// One resource in the state database.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Record {
     /// The resource.
     pub key: ResourceKey,
@@ -29,7 +29,7 @@ pub struct Record {
 }
 
 /// A row that disappeared from the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Missing {
     /// When a sweep first found it missing.
     pub since: Timestamp,

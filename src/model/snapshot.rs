@@ -9,7 +9,7 @@ use super::{Field, FieldSet, Fingerprint, FingerprintKey, Json, SecretName};
 /// The managed fields of a resource as one side holds them: what the source desires or what Vercel acknowledged.
 ///
 /// A field that is absent is not managed (desired) or was never accepted (acknowledged).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Every field but the secrets; `null` stands for "no notification".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::{
-    Doubt, Entry, EntryState, Field, InFlight, Mode, Observed, Origin, Patch, Reason, Record,
+    Doubt, Entry, EntryState, Field, InFlight, Json, Mode, Observed, Origin, Patch, Reason, Record,
     Rejection, Timestamp,
 };
 use crate::planted::{Bug, is_planted};
@@ -197,7 +197,9 @@ pub fn advance(
             reject(record, &in_flight, *status, code.as_deref(), now)
         }
         Outcome::Compared { observed } => compared(record, observed, now),
-        Outcome::Conflict { observed } => conflict(record, observed.as_ref(), retry),
+        Outcome::Conflict { observed } => {
+            conflict(record, observed.as_ref(), in_flight.claimed_at, retry);
+        }
     }
     Some(conclude(record, outcome, in_flight.generation, now))
 }
@@ -284,11 +286,32 @@ fn compared(record: &mut Record, observed: &Observed, now: Timestamp) {
     for (field, value) in &entry.desired.values {
         if observed.shows(*field, value) {
             record.acknowledged.values.insert(*field, value.clone());
+        } else if record.acknowledged.values.contains_key(field)
+            && is_otherwise(observed, *field, value)
+        {
+            // Vercel acknowledged it once and shows something else now.
+            record.doubt.fields.entry(*field).or_default();
         }
     }
 }
 
-fn conflict(record: &mut Record, observed: Option<&Observed>, retry: Retry<'_>) {
+/// Whether Vercel visibly holds something else; of a plan only its id can be seen.
+fn is_otherwise(observed: &Observed, field: Field, desired: &Json) -> bool {
+    if field == Field::BillingPlan {
+        let shown = observed.billing_plan_id.as_deref();
+        shown.is_some() && shown != desired.to_value().get("id").and_then(|id| id.as_str())
+    } else {
+        field.is_observable()
+    }
+}
+
+/// `asked_after` is an instant before the GET: a lost request may have been applied since Vercel was looked at.
+fn conflict(
+    record: &mut Record,
+    observed: Option<&Observed>,
+    asked_after: Timestamp,
+    retry: Retry<'_>,
+) {
     let Some(entry) = &record.entry else { return };
     let (patch, _) = pending(record, &entry.desired);
     let agrees = observed.is_some_and(|observed| {
@@ -299,7 +322,7 @@ fn conflict(record: &mut Record, observed: Option<&Observed>, retry: Retry<'_>) 
                 .all(|(field, value)| observed.shows(*field, value))
     });
     if agrees && !patch.is_empty() {
-        return acknowledge(record, &patch, retry.now, retry.now);
+        return acknowledge(record, &patch, asked_after, retry.now);
     }
     let Some(entry) = &mut record.entry else {
         return;
@@ -379,5 +402,70 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
         reason: shown.reason,
         due_at: shown.due_at,
         closed: closed.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::model::{Entry, Lease, LeaseToken, Mark, Mode, Origin, ResourceKey, Snapshot};
+    use crate::plan::claim;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const START: Timestamp = Timestamp::from_millis(1_000_000);
+    const POLICY: RetryPolicy = RetryPolicy {
+        backoff: Backoff {
+            initial: SECOND,
+            multiplier: 2.0,
+            max: SECOND,
+        },
+        max_elapsed: Duration::ZERO,
+        max_conflicts: 8,
+        late_apply: Duration::from_secs(60),
+    };
+
+    /// `ready` was acknowledged and is desired; a lost request may change the status until two seconds after the start.
+    fn in_doubt() -> Record {
+        let status = |text| BTreeMap::from([(Field::Status, Json::from_text(text))]);
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
+        record.acknowledged.values = status("ready");
+        let mark = Mark {
+            uncertain_until: Some(START.plus(2 * SECOND)),
+            confirmed: false,
+        };
+        record.doubt.fields.insert(Field::Status, mark);
+        let desired = Snapshot {
+            values: status("ready"),
+            secrets: None,
+        };
+        record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Whole, START));
+        record
+    }
+
+    #[test]
+    fn what_get_showed_while_a_lost_request_could_be_applied_settles_nothing() {
+        let mut record = in_doubt();
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(1),
+            expires_at: START.plus(60 * SECOND),
+        };
+        claim(&mut record, START, &lease, POLICY.late_apply);
+        let outcome = Outcome::Conflict {
+            observed: Some(Observed {
+                values: record.acknowledged.values.clone(),
+                billing_plan_id: None,
+            }),
+        };
+        // The lost request may be applied between the GET, within the first second, and this.
+        let recorded_at = START.plus(5 * SECOND);
+        let advance =
+            advance(&mut record, &outcome, &POLICY, recorded_at, 1.0).expect("it was in flight");
+        assert_eq!(advance.closed, None);
+        assert!(record.doubt.fields.contains_key(&Field::Status));
+        assert_eq!(advance.reason, Reason::LateApply);
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::model::{
-    Entry, EntryId, EntryState, Field, InFlight, Lease, LeaseToken, Mode, Patch, Reason, Record,
-    ResourceKey, Snapshot, Timestamp,
+    Entry, EntryId, EntryState, Field, FieldSet, InFlight, Lease, LeaseToken, Mode, Patch, Reason,
+    Record, ResourceKey, Snapshot, Timestamp,
 };
 use crate::planted::{Bug, is_planted};
 
 use super::decide::{die, just_after, wait};
-use super::diff::{Pending, pending};
+use super::diff::{Pending, pending, when};
 use super::guard::keep_back;
 
 /// How far in the future a due time may lie before it is taken for the trace of a clock that was set back.
@@ -53,6 +53,27 @@ pub enum Claim {
 ///
 /// A lease that has expired is taken over: its attempt counts as one whose answer was lost.
 pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Duration) -> Claim {
+    claim_with(record, now, lease, late_apply, SecretsWay::Together)
+}
+
+/// How secrets are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SecretsWay {
+    /// In one request with the other fields.
+    #[default]
+    Together,
+    /// In a request of their own, before the others: each has its own doubt and its own verdict.
+    Alone,
+}
+
+/// The same, with the way in which secrets are sent.
+pub fn claim_with(
+    record: &mut Record,
+    now: Timestamp,
+    lease: &Lease,
+    late_apply: Duration,
+    secrets: SecretsWay,
+) -> Claim {
     expire(record, now, late_apply);
     record.doubt.clamp(now.plus(late_apply));
     let Some(entry) = &record.entry else {
@@ -82,15 +103,40 @@ pub fn claim(record: &mut Record, now: Timestamp, lease: &Lease, late_apply: Dur
         }
         Pending::Now | Pending::After(_) => {
             let patch = match entry.mode {
-                Mode::Split => patch
-                    .fields()
-                    .iter()
-                    .next()
-                    .map_or_else(Patch::default, |field| patch.only(field)),
+                Mode::Split => next_alone(record, &patch),
+                Mode::Whole if secrets == SecretsWay::Alone => secrets_apart(record, patch),
                 Mode::Whole | Mode::Compare => patch,
             };
             take(record, patch, now, lease)
         }
+    }
+}
+
+/// The field that a split entry sends next: one that is to be sent now before one that only waits for its confirmation,
+/// which would be sent again and again meanwhile.
+fn next_alone(record: &Record, patch: &Patch) -> Patch {
+    let alone = |field| patch.only(field);
+    let fields = patch.fields();
+    fields
+        .iter()
+        .map(alone)
+        .find(|alone| when(alone, record) == Pending::Now)
+        .or_else(|| fields.iter().next().map(alone))
+        .unwrap_or_default()
+}
+
+/// The secrets of the patch alone, or what else is in it when the secrets only wait for their confirmation.
+fn secrets_apart(record: &Record, patch: Patch) -> Patch {
+    let secrets = patch.only(Field::Secrets);
+    let others = patch.clone().without(FieldSet::EMPTY.with(Field::Secrets));
+    if secrets.is_empty() || others.is_empty() {
+        return patch;
+    }
+    let is_due = |patch: &Patch| when(patch, record) == Pending::Now;
+    if is_due(&secrets) || !is_due(&others) {
+        secrets
+    } else {
+        others
     }
 }
 
@@ -167,4 +213,153 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
     wait(entry, now, Reason::Backoff);
     keep_back(entry);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::model::{Fingerprint, Json, Mark, Origin, SecretName};
+    use crate::plan::backoff::Backoff;
+    use crate::plan::{Advance, Outcome, RetryPolicy, advance};
+
+    use super::*;
+
+    #[test]
+    fn a_split_entry_sends_what_is_due_before_what_only_waits_for_a_late_application() {
+        let start = Timestamp::from_millis(1_000_000);
+        let late_apply = Duration::from_secs(60);
+        let value = |text| Json::from_text(text);
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
+        record.acknowledged.values = BTreeMap::from([
+            (Field::Status, value("suspended")),
+            (Field::Name, value("old")),
+        ]);
+        let confirmed = Mark {
+            uncertain_until: Some(start.plus(late_apply)),
+            confirmed: true,
+        };
+        record.doubt.fields.insert(Field::Status, confirmed);
+        let desired = Snapshot {
+            values: BTreeMap::from([
+                (Field::Status, value("suspended")),
+                (Field::Name, value("new")),
+            ]),
+            secrets: None,
+        };
+        record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Split, start));
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(1),
+            expires_at: start.plus(late_apply),
+        };
+        let Claim::Claimed(claimed) = claim(&mut record, start, &lease, late_apply) else {
+            panic!("the name is due");
+        };
+        let fields: Vec<Field> = claimed.patch.fields().iter().collect();
+        assert_eq!(fields, [Field::Name]);
+    }
+    const START: Timestamp = Timestamp::from_millis(1_000_000);
+    const LATE: Duration = Duration::from_secs(60);
+
+    /// A status and a secret to be sent, each in a request of its own.
+    fn status_and_secret() -> Record {
+        let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
+        let secret = |byte| {
+            let name = SecretName::new("URL").expect("a name");
+            BTreeMap::from([(name, Fingerprint::from_bytes([byte; 16]))])
+        };
+        let side = |status, byte| Snapshot {
+            values: BTreeMap::from([(Field::Status, Json::from_text(status))]),
+            secrets: Some(secret(byte)),
+        };
+        record.acknowledged = side("pending", 1);
+        let desired = side("ready", 2);
+        record.entry = Some(Entry::new(desired, Origin::Poll, Mode::Whole, START));
+        record
+    }
+
+    fn claims_alone(record: &mut Record, now: Timestamp) -> Option<Vec<Field>> {
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(now.as_millis()),
+            expires_at: now.plus(LATE),
+        };
+        match claim_with(record, now, &lease, LATE, SecretsWay::Alone) {
+            Claim::Claimed(claimed) => Some(claimed.patch.fields().iter().collect()),
+            Claim::NotNow | Claim::Closed(_) => None,
+        }
+    }
+
+    fn ends(record: &mut Record, outcome: &Outcome, now: Timestamp) -> Advance {
+        let policy = RetryPolicy {
+            backoff: Backoff {
+                initial: Duration::from_secs(1),
+                multiplier: 2.0,
+                max: Duration::from_secs(1),
+            },
+            max_elapsed: Duration::ZERO,
+            max_conflicts: 8,
+            late_apply: LATE,
+        };
+        advance(record, outcome, &policy, now, 1.0).expect("in flight")
+    }
+
+    #[test]
+    fn secrets_with_an_operation_of_their_own_go_first_and_alone() {
+        let mut record = status_and_secret();
+        assert_eq!(claims_alone(&mut record, START), Some(vec![Field::Secrets]));
+        assert!(record.doubt.fields.is_empty(), "the status was not sent");
+        let acknowledged = Outcome::Acknowledged { sent_at: START };
+        assert_eq!(ends(&mut record, &acknowledged, START).closed, None);
+        assert_eq!(claims_alone(&mut record, START), Some(vec![Field::Status]));
+        assert!(
+            record.doubt.secrets.is_empty(),
+            "the secrets were acknowledged"
+        );
+        let closed = ends(&mut record, &acknowledged, START).closed;
+        assert_eq!(closed.map(|entry| entry.state), Some(EntryState::Delivered));
+    }
+
+    #[test]
+    fn rejected_secrets_leave_the_others_their_own_verdict() {
+        let mut record = status_and_secret();
+        claims_alone(&mut record, START);
+        let rejected = Outcome::Rejected {
+            status: 400,
+            code: None,
+        };
+        ends(&mut record, &rejected, START);
+        assert_eq!(claims_alone(&mut record, START), Some(vec![Field::Status]));
+        let end = ends(
+            &mut record,
+            &Outcome::Acknowledged { sent_at: START },
+            START,
+        );
+        assert_eq!(
+            (end.state, end.reason),
+            (EntryState::Dead, Reason::Rejected)
+        );
+    }
+
+    #[test]
+    fn secrets_that_wait_for_a_late_application_do_not_hold_up_the_others() {
+        let mut record = status_and_secret();
+        claims_alone(&mut record, START);
+        let retry_at = ends(&mut record, &Outcome::Lost, START).due_at;
+        assert_eq!(
+            claims_alone(&mut record, retry_at),
+            Some(vec![Field::Secrets])
+        );
+        let acknowledged = Outcome::Acknowledged { sent_at: retry_at };
+        ends(&mut record, &acknowledged, retry_at);
+        assert_eq!(
+            claims_alone(&mut record, retry_at),
+            Some(vec![Field::Status])
+        );
+        ends(&mut record, &acknowledged, retry_at);
+        assert_eq!(claims_alone(&mut record, retry_at), None);
+        let later = START.plus(LATE * 2);
+        assert_eq!(claims_alone(&mut record, later), Some(vec![Field::Secrets]));
+    }
 }

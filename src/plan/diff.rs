@@ -98,7 +98,8 @@ pub fn left_out(record: &Record, desired: &Snapshot) -> FieldSet {
         .collect()
 }
 
-fn when(patch: &Patch, record: &Record) -> Pending {
+/// When a part of what is left is to be sent.
+pub(super) fn when(patch: &Patch, record: &Record) -> Pending {
     if patch.is_empty() {
         return Pending::Nothing;
     }

@@ -122,11 +122,11 @@ pub(super) enum Duplicates {
 
 /// The rows of a page, sorted by what they need.
 #[derive(Default)]
-struct Sorted {
-    observations: Vec<(Observation, Option<EntryState>)>,
-    quarantined: Vec<Quarantined>,
+pub(super) struct Sorted {
+    pub(super) observations: Vec<(Observation, Option<EntryState>)>,
+    pub(super) quarantined: Vec<Quarantined>,
     /// Unusable rows that were reported before.
-    counts: PageCounts,
+    pub(super) counts: PageCounts,
 }
 
 impl Reconciler {
@@ -167,6 +167,7 @@ impl Reconciler {
             guard: self.settings.guard,
             ends_pass: position.ends_pass,
             uninstall_missing_since: None,
+            baseline: None,
         };
         if is_planted(Bug::CursorCommittedFirst) {
             let position = Batch {
@@ -201,13 +202,7 @@ impl Reconciler {
         for row in rows {
             match row.key() {
                 Ok(key) => by_key.entry(key).or_default().push(row),
-                Err(unusable) => {
-                    let hash = row.hash(&self.key, self.settings.epoch());
-                    sorted
-                        .quarantined
-                        .push(self.quarantine(&row, &unusable, hash));
-                    sorted.counts.quarantined += 1;
-                }
+                Err(unusable) => self.take_unusable(&mut sorted, &row, &unusable),
             }
         }
         let keys: Vec<ResourceKey> = by_key.keys().cloned().collect();
@@ -263,7 +258,13 @@ impl Reconciler {
         Ok(())
     }
 
-    fn take(&self, sorted: &mut Sorted, key: &ResourceKey, rows: &[RawRow], glance: Glance) {
+    pub(super) fn take(
+        &self,
+        sorted: &mut Sorted,
+        key: &ResourceKey,
+        rows: &[RawRow],
+        glance: Glance,
+    ) {
         let row_hash = self.hash(rows);
         let decoded = match rows {
             [row] => row.decode(),
@@ -289,6 +290,15 @@ impl Reconciler {
                 );
             }
         }
+    }
+
+    /// A row that names no resource.
+    pub(super) fn take_unusable(&self, sorted: &mut Sorted, row: &RawRow, unusable: &Unusable) {
+        let hash = row.hash(&self.key, self.settings.epoch());
+        sorted
+            .quarantined
+            .push(self.quarantine(row, unusable, hash));
+        sorted.counts.quarantined += 1;
     }
 
     fn quarantine(&self, row: &RawRow, unusable: &Unusable, row_hash: RowHash) -> Quarantined {
@@ -388,6 +398,7 @@ impl Reconciler {
             guard: self.settings.guard,
             ends_pass: true,
             uninstall_missing_since: None,
+            baseline: None,
         };
         self.commit(batch).await?;
         Ok(keys.len())

@@ -230,6 +230,7 @@ impl Reconciler {
             guard: self.settings.guard,
             ends_pass: false,
             uninstall_missing_since: None,
+            baseline: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::model::{FingerprintKey, InstallationId, Record, ResourceKey, Timestam
 use crate::plan::Claimed;
 use crate::store::sqlite::Access;
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Hold, HoldReport,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
     MemoryStore, Pause, PauseKind, Progress, Reconciled, Settlement, SqliteStore, Store,
     StoreError,
 };
@@ -179,6 +179,19 @@ impl Store for Blocking {
 
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {
         self.runtime.block_on(self.store.rechecks(limit))
+    }
+
+    async fn is_blocked(
+        &self,
+        installation_id: &InstallationId,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.runtime
+            .block_on(self.store.is_blocked(installation_id, now))
+    }
+
+    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
+        self.runtime.block_on(self.store.mark_drifted(drifted, now))
     }
 
     async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {

@@ -9,7 +9,7 @@ use crate::dispatch;
 use crate::model::{Field, FieldSet};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, RetryPolicy, guard};
+use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
 use crate::reconcile::{self, OnMissing};
 
 use super::chance::Chance;
@@ -149,6 +149,10 @@ impl Climate {
                 request_timeout,
                 retry,
                 ignored: FieldSet::EMPTY,
+                secrets: match chance.one_in(4) {
+                    true => SecretsWay::Alone,
+                    false => SecretsWay::Together,
+                },
             },
             storm: SECOND * pick(chance, &[60, 120, 240]),
             turn_every: Duration::from_millis(u64::from(pick(chance, &[800, 3000, 10_000]))),

@@ -21,7 +21,6 @@ pub(super) enum Law {
     OneAtATime,
     NothingLost,
     NothingSecretAstray,
-    FailureStays,
     RetryWhatMaySucceed,
     DeletionNeverInferred,
 }
@@ -35,7 +34,6 @@ impl fmt::Display for Law {
             Self::OneAtATime => "law 4, one at a time, newest wins",
             Self::NothingLost => "law 5, nothing is lost",
             Self::NothingSecretAstray => "law 6, nothing secret at rest or astray",
-            Self::FailureStays => "law 7, a failure stays where it happened",
             Self::RetryWhatMaySucceed => "law 8, retry what may succeed",
             Self::DeletionNeverInferred => "law 9, deletion is never inferred",
         })

@@ -111,6 +111,29 @@ fn the_laws_hold_for_every_seed_over_sqlite() {
     try_all(count, Backend::sqlite);
 }
 
+/// How many histories are killed at each of their first await points.
+const KILLED_HISTORIES: u64 = 10;
+/// How many await points of each of them.
+const KILLED_POINTS_MAX: u64 = 60;
+
+#[test]
+fn a_history_killed_at_each_of_its_first_await_points_obeys_the_laws() {
+    for seed in 0..KILLED_HISTORIES {
+        let points = try_seed(seed, Backend::memory, false).points;
+        assert!(points > 0, "seed {seed} passes no await point");
+        let broken = failing(0..points.min(KILLED_POINTS_MAX), 1, |point| {
+            let options = Options {
+                kill_at: Some(point),
+                ..options(seed, false)
+            };
+            let violation = Trial::new(options, Backend::memory()).run().violation?;
+            let (law, what) = (violation.law, violation.what);
+            Some(format!("seed {seed} killed at {point} broke {law}: {what}"))
+        });
+        assert_eq!(broken, []);
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_event_log() {
     let differing = failing(0..1000, 1, |seed| {

@@ -9,8 +9,8 @@ use crate::model::{FingerprintKey, InstallationId, LeaseToken, Record, ResourceK
 use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Hold, HoldReport, Pause,
-    PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
+    Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::laws::Law;
@@ -194,6 +194,22 @@ impl Store for SimStore {
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {
         self.before("look for rows to read again").await?;
         self.committed.rechecks(limit).await
+    }
+
+    async fn is_blocked(
+        &self,
+        installation_id: &InstallationId,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.before("look at an installation").await?;
+        self.committed.is_blocked(installation_id, now).await
+    }
+
+    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
+        self.before("put fields in doubt").await?;
+        let marked = self.committed.mark_drifted(drifted, now).await?;
+        self.after().await;
+        Ok(marked)
     }
 
     async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {

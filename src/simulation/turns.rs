@@ -12,6 +12,9 @@ use super::remote::{Held, Installation};
 use super::trial::Happening;
 use super::world::World;
 
+/// Something that happens to the world by chance.
+type Event = fn(&mut World);
+
 impl World {
     /// Customers, tokens and the first rows.
     pub(super) fn populate(&mut self) {
@@ -99,7 +102,7 @@ impl World {
     /// The provider's turn: something changes somewhere.
     pub(super) fn turn(&mut self) {
         let rates = self.climate.rates;
-        let events: [(u64, fn(&mut Self)); 10] = [
+        let events: [(u64, Event); 10] = [
             (rates.rotate_token, Self::rotate_token),
             (rates.uninstall, Self::uninstall),
             (rates.lose_resource, Self::lose_resource),

@@ -62,7 +62,7 @@ impl PostgresDialect {
              SET LOCAL client_encoding = 'UTF8';
              SET LOCAL TimeZone = 'UTC';
              SET LOCAL DateStyle = 'ISO, MDY';
-             SELECT pg_is_in_recovery()"
+             SELECT pg_catalog.pg_is_in_recovery()"
         )
     }
 }

@@ -26,9 +26,9 @@ use super::hold::{Hold, HoldReport};
 use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
 use super::steps::{self, AttemptRow, Change, DueRequest, Rows};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Pause,
-    PauseKind, PollProgress, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
-    SweepProgress,
+    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat,
+    Pause, PauseKind, PollProgress, Progress, Quarantined, Reconciled, Settlement, Store,
+    StoreError, SweepProgress,
 };
 
 /// A state in memory.
@@ -616,6 +616,19 @@ impl Store for MemoryStore {
 
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         Ok(self.state.lock().await.counts(now))
+    }
+
+    async fn is_blocked(
+        &self,
+        installation_id: &InstallationId,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        Ok(self.state.lock().await.is_blocked(installation_id, now))
+    }
+
+    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(steps::mark_drifted(&mut *state, drifted, now).await))
     }
 
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {

@@ -19,8 +19,8 @@ use crate::plan::Claimed;
 use super::migrate::{self, SQLITE};
 use super::steps;
 use super::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Glance, Heartbeat, Hold, HoldReport, Pause,
-    PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
+    Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use fault::Fault;
@@ -370,6 +370,26 @@ impl Store for SqliteStore {
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         let read = async { read::counts(&mut *self.reader().await?, now).await };
         read.await.map_err(|fault| fault.during("count"))
+    }
+
+    async fn is_blocked(
+        &self,
+        installation_id: &InstallationId,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let read =
+            async { read::is_blocked(&mut *self.reader().await?, installation_id, now).await };
+        read.await
+            .map_err(|fault| fault.during("look at an installation"))
+    }
+
+    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
+        let drifted = drifted.to_vec();
+        self.writer
+            .write("put fields in doubt", move |rows| {
+                Box::pin(async move { steps::mark_drifted(rows, &drifted, now).await })
+            })
+            .await
     }
 
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {

@@ -18,8 +18,8 @@ use guard::{GuardRows, Watch};
 
 use super::rules::{later_limit, merge_pause, pause_holds};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, HoldState, Observation, Pause, PauseKind,
-    PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
+    Advanced, AttemptRecord, Batch, ClaimRequest, Drifted, HoldState, Observation, Pause,
+    PauseKind, PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
 };
 
 pub(super) mod guard;
@@ -230,6 +230,7 @@ pub(super) async fn reconcile<R: GuardRows>(
         guard: _,
         ends_pass: _,
         uninstall_missing_since: _,
+        baseline: _,
     } = batch;
     let mut reconciled = Reconciled::default();
     let mut watch = Watch::new(rows, batch).await?;
@@ -288,14 +289,20 @@ async fn observe<R: GuardRows>(
             .entry(key.clone())
             .or_insert_with(|| Record::new(key.clone()));
         let before = record.clone();
-        let decided = plan::decide(
-            record,
-            desired,
-            *row_hash,
-            batch.origin,
-            batch.policy,
-            batch.now,
-        );
+        // Doubt without an entry was left by a drift check.
+        let is_drift =
+            batch.origin == Origin::Reread && before.entry.is_none() && !before.doubt.is_empty();
+        let origin = if is_drift {
+            Origin::Drift
+        } else {
+            batch.origin
+        };
+        let decided = match batch.baseline {
+            Some(baseline) => {
+                plan::baseline::baseline(record, desired, *row_hash, baseline, batch.now)
+            }
+            None => plan::decide(record, desired, *row_hash, origin, batch.policy, batch.now),
+        };
         decisions.push(decided.decision);
         watch.weigh(rows, &before, record, &decided).await?;
         rows.save(Change {
@@ -378,6 +385,36 @@ async fn found_again<R: GuardRows>(
         .await?;
     }
     Ok(())
+}
+
+/// [`super::Store::mark_drifted`].
+pub(super) async fn mark_drifted<R: Rows>(
+    rows: &mut R,
+    drifted: &[Drifted],
+    now: Timestamp,
+) -> Result<u64, R::Error> {
+    let mut marked = 0;
+    let keys: Vec<ResourceKey> = drifted.iter().map(|drifted| drifted.key.clone()).collect();
+    for (before, drifted) in rows.records(&keys).await?.into_iter().zip(drifted) {
+        if before.entry.is_some() || before.acknowledged_at != drifted.acknowledged_at {
+            continue;
+        }
+        let mut after = before.clone();
+        for field in drifted.fields.iter() {
+            let mark = after.doubt.fields.entry(field).or_default();
+            mark.confirmed = false;
+        }
+        rows.save(Change {
+            before: &before,
+            after: &mut after,
+            closed: None,
+            now,
+        })
+        .await?;
+        rows.add_recheck(&drifted.key).await?;
+        marked += 1;
+    }
+    Ok(marked)
 }
 
 /// [`super::Store::claim`].
@@ -502,6 +539,7 @@ impl Round<'_> {
             owner,
             lease_expires_at,
             late_apply,
+            secrets,
             ..
         } = self.request;
         let Some(token) = self.tokens.clone().next() else {
@@ -513,7 +551,7 @@ impl Round<'_> {
             expires_at: *lease_expires_at,
         };
         let mut after = before.clone();
-        let claim = plan::claim(&mut after, *now, &lease, *late_apply);
+        let claim = plan::claim_with(&mut after, *now, &lease, *late_apply, *secrets);
         let closed = match &claim {
             Claim::Closed(entry) => Some(&**entry),
             Claim::Claimed(_) | Claim::NotNow => None,

@@ -16,14 +16,16 @@ use crate::model::{
 };
 use crate::plan::{Answer, AnswerKind, UnsentKind};
 
-use super::Marketplace;
 use super::exchange::{Content, Exchange, Wanted, bearer, request};
 use super::scrub::{RESERVED, Scrubber};
 use super::settings::{ClearNotification, ClientError, SecretsEndpoint, Settings, trusted_url};
 use super::wire::{BodyError, patch_body, secrets_body};
+use super::{Listed, Marketplace};
 
 /// The most bytes of a resource that are read.
 const RESOURCE_BYTES_MAX: usize = 1024 * 1024;
+/// The most bytes of an installation's list that are read.
+const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The status in whose place stands a token that could not even be sent.
 const UNAUTHORIZED: u16 = 401;
 
@@ -190,6 +192,39 @@ impl Marketplace for HttpMarketplace {
             Err(error) => unbuilt(installation_id, &error),
         }
     }
+
+    async fn list(
+        &self,
+        token: &AccessToken,
+        installation_id: &InstallationId,
+    ) -> (Answer, Option<Vec<Listed>>) {
+        let wanted = Wanted::Whole {
+            bytes_max: LIST_BYTES_MAX,
+        };
+        match self.get(token, installation_id, None, wanted).await {
+            Ok((answer, body)) => {
+                let listed = body
+                    .filter(|_| answer.status() == Some(200))
+                    .and_then(|body| read_list(&body));
+                (answer, listed)
+            }
+            Err(error) => (unbuilt(installation_id, &error), None),
+        }
+    }
+}
+
+/// What `GET …/resources` lists; `None` when an entry cannot be told.
+fn read_list(body: &[u8]) -> Option<Vec<Listed>> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let resources = body.get("resources")?.as_array()?;
+    let listed = |resource: &serde_json::Value| {
+        let name = resource.get("name").and_then(|name| name.as_str());
+        Some(Listed {
+            resource_id: ResourceId::new(resource.get("partnerId")?.as_str()?).ok()?,
+            name: name.map(str::to_owned),
+        })
+    };
+    resources.iter().map(listed).collect()
 }
 
 impl fmt::Debug for HttpMarketplace {

@@ -4,3 +4,4 @@
 mod answers;
 mod fleet;
 mod laws;
+mod upkeep;

@@ -1,8 +1,11 @@
 //! Integration tests: one binary, so that its tests share the database servers that it starts.
 
+mod cli;
+mod crash;
 mod delivery;
 mod deploy;
 mod harness;
+mod operate;
 mod source;
 mod store;
 mod support;

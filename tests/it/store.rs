@@ -3,6 +3,7 @@
 mod agreement;
 mod console;
 mod fixture;
+mod guard;
 mod laws;
 mod sqlite;
 

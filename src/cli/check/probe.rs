@@ -47,7 +47,7 @@ pub(super) async fn ask(
             Err(TokenError::Source(error)) => {
                 return report.failed("tokens", &Failure::from(&error));
             }
-            Err(error @ TokenError::Unavailable { .. }) => {
+            Err(error @ (TokenError::Unavailable { .. } | TokenError::Refused { .. })) => {
                 let failure = Failure::of(code::TOKEN_REFUSED, &error);
                 return report.failed(
                     "tokens",

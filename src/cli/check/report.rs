@@ -399,7 +399,15 @@ mod tests {
 
     #[test]
     fn a_good_report_ends_with_the_verdict_and_the_next_command() {
-        insta::assert_snapshot!(shown(&report()), @r#""#);
+        insta::assert_snapshot!(shown(&report()), @r#"
+        reconciled 0.1.0   /etc/reconciled/reconciled.toml
+        ok     config   31 keys, 4 from this file
+        ok     state    sqlite:///state.db, created by the first run
+        warn   W021     [retry] lease 45s leaves 15s beyond request_timeout 30s
+               help     lease = "60s"                             reconciled.toml:31
+        Ready, 1 warning. Nothing was sent.
+        Next: reconciled plan
+        "#);
     }
 
     #[test]
@@ -413,7 +421,18 @@ mod tests {
         );
         report.failed("vercel", &Failure::new("R022", "cannot be reached"));
         assert_eq!(report.exit(), Exit::Configuration);
-        insta::assert_snapshot!(shown(&report), @r#""#);
+        insta::assert_snapshot!(shown(&report), @r#"
+        reconciled 0.1.0   /etc/reconciled/reconciled.toml
+        ok     config   31 keys, 4 from this file
+        ok     state    sqlite:///state.db, created by the first run
+        warn   W021     [retry] lease 45s leaves 15s beyond request_timeout 30s
+               help     lease = "60s"                             reconciled.toml:31
+        error  R005     query: has a column `statu`
+               help     did you mean `status`?
+        error  R022     vercel: cannot be reached
+        Not ready: 2 errors, 1 warning. Nothing was sent.
+        Next: follow the help above, then reconciled check
+        "#);
         let json = report.to_json();
         assert_eq!(
             (&json["ready"], &json["schema"]),

@@ -75,6 +75,20 @@ impl Stage<'_> {
 
     /// Waits until Vercel holds exactly what the provider has; how long that took.
     pub(super) async fn settle(&mut self) -> Result<Duration, Failure> {
+        self.settle_besides(None).await
+    }
+
+    /// Like [`Stage::settle`], leaving out one installation.
+    pub(super) async fn settle_besides(
+        &mut self,
+        installation: Option<&str>,
+    ) -> Result<Duration, Failure> {
+        let left_out = installation.map(|installation| format!("{installation}/"));
+        let counts = |difference: &String| {
+            left_out
+                .as_ref()
+                .is_none_or(|prefix| !difference.starts_with(prefix))
+        };
         let fleet = self
             .provider
             .fleet()
@@ -82,7 +96,7 @@ impl Stage<'_> {
             .map_err(|error| provider_failed(&error))?;
         let began = Instant::now();
         let remote = self.remote.clone();
-        let agree = remote.wait_until(|remote| differences(&fleet, remote).is_empty());
+        let agree = remote.wait_until(|remote| !differences(&fleet, remote).iter().any(counts));
         match self.until("both sides to agree", agree).await {
             Ok(Ok(())) => Ok(began.elapsed()),
             Ok(Err(_)) => Err(in_vain("both sides to agree")),

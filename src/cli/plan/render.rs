@@ -37,8 +37,8 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
     if hidden > 0 {
         let _ = writeln!(
             text,
-            "… and {} more that differ; --limit 0 shows all.\n",
-            counted(hidden, "resource")
+            "… {} more not shown; --limit 0 shows all.\n",
+            count(hidden)
         );
     }
     for row in unusable {
@@ -71,7 +71,7 @@ fn write_item(text: &mut String, item: &Item, look: Look) {
         changes,
         unchanged_fields,
         unchanged_secrets,
-        standing,
+        standing: _,
         left_out,
     } = item;
     let mark = if *is_new {
@@ -128,7 +128,6 @@ fn write_item(text: &mut String, item: &Item, look: Look) {
             styled(BAD, "dead")
         );
     }
-    let _ = standing;
 }
 
 fn change_line(change: &Change, is_new: bool, look: Look) -> String {
@@ -141,22 +140,31 @@ fn change_line(change: &Change, is_new: bool, look: Look) -> String {
     } = change;
     let path = pad(&visible(path), PATH_COLUMNS);
     let used = 4 + unicode_width::UnicodeWidthStr::width(path.as_str()) + 1;
-    let room = |parts: usize| Look {
-        width: used + look.width.saturating_sub(used) / parts,
-        ..look
-    };
-    let value = |side: &Side, parts: usize| room(parts).fit(&shown(side), used);
+    let room = look.width.saturating_sub(used);
+    // Each value gets its part of the line.
+    let value =
+        |side: &Side, columns: usize| look.fit(&shown(side), look.width.saturating_sub(columns));
+    let half = room.saturating_sub(3) / 2;
     let doubt = if *in_doubt {
         styled(WARN, "  in doubt")
     } else {
         String::new()
     };
     match (old, new) {
-        (Side::Absent, new) if is_new => format!("{path} {}{doubt}", value(new, 1)),
-        (old, new) if old == new => format!("{path} {}  sent again{doubt}", value(new, 1)),
-        (old, Side::Absent) => format!("{path} {} → removed{doubt}", value(old, 1)),
-        (Side::Absent, new) => format!("{path} none → {}{doubt}", value(new, 1)),
-        (old, new) => format!("{path} {} → {}{doubt}", value(old, 2), value(new, 2)),
+        (Side::Absent, new) if is_new => format!("{path} {}{doubt}", value(new, room)),
+        (old, new) if old == new => format!(
+            "{path} {}  sent again{doubt}",
+            value(new, room.saturating_sub(24))
+        ),
+        (old, Side::Absent) => format!(
+            "{path} {} → removed{doubt}",
+            value(old, room.saturating_sub(10))
+        ),
+        (Side::Absent, new) => format!(
+            "{path} none → {}{doubt}",
+            value(new, room.saturating_sub(7))
+        ),
+        (old, new) => format!("{path} {} → {}{doubt}", value(old, half), value(new, half)),
     }
 }
 
@@ -478,7 +486,31 @@ mod tests {
 
     #[test]
     fn a_person_sees_identity_changes_and_counts_of_what_is_hidden() {
-        insta::assert_snapshot!(plain(&survey(), true), @r#""#);
+        insta::assert_snapshot!(plain(&survey(), true), @r#"
+        Against what Vercel last acknowledged. Nothing was sent.
+
+        ~ icfg_7Hd / res_0412  "orders-db"        changed 38 s ago
+            secrets.DATABASE_URL   9f9f9f → b0b0b0
+            (2 secrets, status, billingPlan, name unchanged)
+            note   connected projects may keep the old value until they are redeployed
+
+        ~ icfg_9aQ / res_0077  "cache-eu"         changed 2 min ago
+            status                 ready → suspended
+            metadata.note          xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx… → removed
+            wait   installation paused by ana 14:00: "customer migration"
+
+        + icfg_9aQ / res_0078  "cache\u{1b}[31m"  never sent
+            billingPlan            {"id":"pro"}
+            dead   billingPlan rejected by Vercel with 400 bad_request; not sent until the source changes it
+
+        … 1 more not shown; --limit 0 shows all.
+
+        ! icfg_9aQ / (no id)  column `resource_id` is NULL
+            help   1 to 512 bytes
+
+        4 resources, 5 fields (1 secret): 1 would be sent now, 2 wait, 1 is dead. 41,205 unchanged. 1 row cannot be used.
+        Next: reconciled outbox list
+        "#);
     }
 
     #[test]

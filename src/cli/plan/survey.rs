@@ -13,7 +13,7 @@ use crate::model::{
     ResourceKey, RowHash, Snapshot, Timestamp, Unusable,
 };
 use crate::plan::diff::left_out;
-use crate::plan::guard::{Found, Impact, Limits, impact};
+use crate::plan::guard::{Found, Impact, impact};
 use crate::plan::{Decision, decide, diff, pending};
 use crate::reconcile::{self, PAGE_ROWS};
 use crate::source::{CursorKind, Source};
@@ -40,7 +40,6 @@ pub(super) struct Surveyor {
     pub(super) console: Option<Arc<dyn Console>>,
     pub(super) key: FingerprintKey,
     pub(super) settings: reconcile::Settings,
-    pub(super) limits: Limits,
     pub(super) filter: Filter,
     pub(super) now: Timestamp,
 }
@@ -170,7 +169,7 @@ impl Surveyor {
                 None => break,
             }
         }
-        survey.guard = self.limits.are_exceeded(found).then_some(found);
+        survey.guard = self.settings.guard.are_exceeded(found).then_some(found);
         Ok(survey)
     }
 

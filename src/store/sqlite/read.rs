@@ -2,7 +2,7 @@
 
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::model::{EntryState, Record, ResourceKey, Timestamp};
+use crate::model::{EntryState, InstallationId, Record, ResourceKey, Timestamp};
 use crate::store::{Counts, Glance, Pause, Progress};
 
 use super::codec::{self, key_pairs, number, parsed, time};
@@ -196,6 +196,33 @@ pub(super) async fn keys_after(
     .fetch_all(connection)
     .await?;
     rows.iter().map(codec::key).collect()
+}
+
+/// Whether an installation is paused, or limited by Vercel.
+pub(super) async fn is_blocked(
+    connection: &mut SqliteConnection,
+    installation_id: &InstallationId,
+    now: Timestamp,
+) -> Result<bool, Fault> {
+    let horizon = now.plus(crate::plan::claim::DUE_HORIZON);
+    let blocked: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1
+                        FROM pause
+                        WHERE installation_id = ?1
+                          AND (ends_at IS NULL OR ends_at > ?2))
+             -- A limit too far ahead is not believed.
+             OR EXISTS (SELECT 1
+                        FROM installation
+                        WHERE installation_id = ?1
+                          AND limited_until > ?2
+                          AND limited_until <= ?3)",
+    )
+    .bind(installation_id.as_str())
+    .bind(now.as_millis())
+    .bind(horizon.as_millis())
+    .fetch_one(connection)
+    .await?;
+    Ok(blocked)
 }
 
 /// Resources whose row is to be read again.

@@ -114,7 +114,7 @@ impl Watch {
     ) -> Result<(), R::Error> {
         let changed = matches!(
             decided.decision,
-            Decision::Enqueued | Decision::Folded | Decision::Withdrawn
+            Decision::Enqueued | Decision::Folded | Decision::Withdrawn | Decision::Adopted
         );
         if !changed {
             return Ok(());

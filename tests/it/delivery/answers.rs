@@ -240,6 +240,11 @@ async fn a_rejected_patch_is_split_and_only_the_rejected_field_is_parked() {
         .fault_always(Fault::RejectField(Field::BillingPlan), Matcher::patch());
     let report = fleet.once().await;
     assert_eq!(report.counts.dead, 1);
+    assert_eq!(
+        report.totals.died, 1,
+        "also when the last field of the split was accepted"
+    );
+    assert!(!report.is_complete());
     assert_eq!(fleet.secret("icfg_1", "res_1", "K").as_deref(), Some("v1"));
     assert_eq!(fleet.held("icfg_1", "res_1", "name"), "a");
     let order: Vec<String> = fleet.patched_fields("icfg_1", "res_1")[1..]

@@ -81,6 +81,12 @@ impl Fleet {
         }
     }
 
+    /// Adds settings in TOML, after `[retry]`.
+    pub(super) fn with(mut self, settings: &str) -> Self {
+        self.settings.push_str(settings);
+        self
+    }
+
     /// Creates a resource or changes columns of one: `name = 'x', status = 'ready'`.
     pub(super) async fn set(&self, installation: &str, resource: &str, columns: &str) {
         let key = format!("installation_id = '{installation}' AND id = '{resource}'");

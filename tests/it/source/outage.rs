@@ -6,6 +6,7 @@ use reconciled::source::{PollFrom, SourceError};
 
 use super::bed::{Bed, ids};
 use crate::support::mariadb::MariaDb;
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::Postgres;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::sqlite;
@@ -150,5 +151,39 @@ async fn a_call_that_is_given_up_leaves_the_connection_in_order() {
                 .len(),
             1
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_pooler_in_between_changes_nothing() {
+    let bed = Bed::postgres().await;
+    prepared(&bed).await;
+    let pooler = PgBouncer::in_front_of(Postgres::shared(), &["postgres"]);
+    let url = pooler.url("postgres", &bed.database.name);
+    // Two sources over the same few server connections: neither leaves anything behind that the other trips over.
+    let [one, two] = [0, 1]
+        .map(|_| bed.source_with(&bed.query(), |settings| settings.url = url.as_str().into()));
+    for _ in 0..5 {
+        for source in [&one, &two] {
+            let page = source
+                .poll_page(&PollFrom::Beginning, 10)
+                .await
+                .expect("a page");
+            assert_eq!(ids(&page.rows), ["r"]);
+            source.identity().await.expect("an identity");
+            source.describe().await.expect("a description");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_calls_than_connections_all_get_their_turn() {
+    for bed in [Bed::postgres().await, Bed::mariadb().await, Bed::sqlite()] {
+        prepared(&bed).await;
+        let source = bed.source_with(&bed.query(), |settings| settings.max_connections = 2);
+        let calls = (0..40).map(|_| source.sweep_page(None, 10));
+        for page in futures_util::future::join_all(calls).await {
+            assert_eq!(page.expect("a page").rows.len(), 1);
+        }
     }
 }

@@ -10,7 +10,7 @@ use reconciled::model::{
 };
 use reconciled::plan::backoff::Backoff;
 use reconciled::plan::guard::Limits;
-use reconciled::plan::{Claimed, Outcome, Policy, RetryPolicy};
+use reconciled::plan::{Claimed, Outcome, Policy, RetryPolicy, SecretsWay};
 use reconciled::store::sqlite::Access;
 use reconciled::store::{
     Advanced, AttemptRecord, Batch, ClaimRequest, MemoryStore, Observation, Pause, PauseKind,
@@ -135,6 +135,7 @@ pub(super) fn batch(now: Timestamp, observations: Vec<Observation>) -> Batch {
         guard: Limits::default(),
         ends_pass: true,
         uninstall_missing_since: None,
+        baseline: None,
     }
 }
 
@@ -194,6 +195,7 @@ pub(super) fn request(now: Timestamp, limit: u32) -> ClaimRequest {
         after: None,
         excluded: Vec::new(),
         late_apply: LATE,
+        secrets: SecretsWay::Together,
     }
 }
 

@@ -1,0 +1,277 @@
+//! `status`: one screen on whether both sides agree, and what to do if they do not. Asks the state alone.
+
+mod json;
+mod render;
+mod verdict;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::beside;
+use super::context::Session;
+use super::exit::Exit;
+use super::fault::Fault;
+use crate::config::Config;
+use crate::model::Timestamp;
+use crate::store::console::{Console, Daemon, InstallationSummary};
+use crate::store::{Counts, Heartbeat, HoldReport, Progress, Quarantined, StoreError};
+
+/// Retries are counted over this long.
+const RETRIES: Duration = Duration::from_secs(3600);
+/// Unusable rows that a terminal shows.
+const QUARANTINED_SHOWN: u32 = 5;
+/// Unusable rows that a pipe and JSON show.
+const QUARANTINED_MAX: u32 = 1_000;
+
+/// Do both sides agree? One screen, the verdict first, the most useful command last.
+///
+/// Verdicts, the gravest first: DOWN (the daemon stopped), STALLED (it runs but gives no sign of life), BLIND (the source cannot be
+/// read), OUTAGE (Vercel's API fails), HELD (the guard waits for a person), DEAD (dead letters), PAUSED (an installation gets no
+/// requests), BEHIND (something waits), UNUSABLE (rows that cannot be used), UNPROVEN (no complete sweep yet), IN SYNC.
+///
+/// It asks the state alone and may run beside the daemon, also as a health check: it exits with 0 whenever it could answer,
+/// whatever the verdict, and with 1 if the state cannot be read or does not exist yet. Scripts read `verdict` in --json.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Example:\n  reconciled status --json\n\nNext: reconciled outbox list")]
+pub(crate) struct Arguments {
+    /// The answer as JSON, with every installation.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
+    let (config, console) = beside::open(session).await?;
+    let look = session.look();
+    let rows = if look.terminal && !arguments.json {
+        QUARANTINED_SHOWN
+    } else {
+        QUARANTINED_MAX
+    };
+    let overview = Overview::gather(&config, &console, rows, look.now).await?;
+    if arguments.json {
+        session.out.json(&json::render(&overview));
+    } else {
+        session.out.print(&render::render(&overview, look));
+    }
+    Ok(Exit::Done)
+}
+
+/// Everything that the answer is made of.
+#[derive(Debug, Clone)]
+struct Overview {
+    now: Timestamp,
+    counts: Counts,
+    progress: Progress,
+    daemon: Daemon,
+    /// Attempts of the last hour that had to be repeated.
+    retries: u64,
+    installations: Vec<InstallationSummary>,
+    /// Unusable rows, the longest quarantined first, up to a limit.
+    unusable: Vec<Quarantined>,
+    unusable_total: u64,
+    /// What the guard keeps back until a person decides.
+    holds: Vec<HoldReport>,
+    /// The expressions of `[schedule]`, if polls and sweeps are on.
+    poll_schedule: Option<String>,
+    sweep_schedule: Option<String>,
+}
+
+impl Overview {
+    async fn gather(
+        config: &Config,
+        console: &Arc<dyn Console>,
+        rows: u32,
+        now: Timestamp,
+    ) -> Result<Self, StoreError> {
+        let (unusable, unusable_total) = console.quarantined(rows).await?;
+        let mut holds = Vec::new();
+        for hold in console.open_holds().await? {
+            holds.extend(console.hold(hold.id).await?);
+        }
+        Ok(Self {
+            now,
+            counts: console.counts(now).await?,
+            progress: console.progress().await?,
+            daemon: console.daemon().await?,
+            retries: console.retries_since(now.minus(RETRIES)).await?,
+            installations: console.installations().await?,
+            unusable,
+            unusable_total,
+            holds,
+            poll_schedule: config.schedule.poll.as_ref().map(ToString::to_string),
+            sweep_schedule: config.schedule.sweep.as_ref().map(ToString::to_string),
+        })
+    }
+
+    /// The sign of life of the daemon that runs now.
+    fn alive(&self) -> Option<&Heartbeat> {
+        self.daemon
+            .heartbeat
+            .as_ref()
+            .filter(|_| self.daemon.running)
+    }
+
+    /// When the last poll ended and how many rows it read, as far as anything recorded it.
+    fn last_poll(&self) -> Option<(Timestamp, u64)> {
+        let told = self
+            .daemon
+            .heartbeat
+            .as_ref()
+            .and_then(|heartbeat| heartbeat.last_poll);
+        let kept = self
+            .progress
+            .poll
+            .as_ref()
+            .and_then(|poll| Some((poll.completed_at?, poll.rows)));
+        told.into_iter().chain(kept).max_by_key(|(at, _)| *at)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::{Field, InstallationId, Origin, ResourceKey, RowHash};
+    use crate::plan::guard::{Found, Summary};
+    use crate::store::{
+        Hold, HoldState, Pause, PauseKind, PollProgress, SweepAccount, SweepProgress,
+    };
+
+    /// 2026-05-04T14:02:11Z.
+    pub(super) const NOW: Timestamp = Timestamp::from_millis(1_777_903_331_000);
+
+    pub(super) fn ago(seconds: u64) -> Timestamp {
+        NOW.minus(Duration::from_secs(seconds))
+    }
+
+    pub(super) fn installation(id: &str, waiting: u64, dead: u64) -> InstallationSummary {
+        InstallationSummary {
+            installation_id: InstallationId::new(id).expect("an id"),
+            resources: 300,
+            waiting,
+            held: 0,
+            dead,
+            oldest: (waiting + dead > 0).then(|| ago(9)),
+            pauses: Vec::new(),
+            limited_until: None,
+        }
+    }
+
+    pub(super) fn pause(of: &mut InstallationSummary, kind: PauseKind) {
+        of.pauses.push(Pause {
+            installation_id: of.installation_id.clone(),
+            kind,
+            by: "ana".into(),
+            reason: "customer migration".into(),
+            since: ago(120),
+            until: None,
+            probe_at: None,
+            probes_failed: 0,
+        });
+    }
+
+    /// A daemon that runs, a sweep that found both sides equal, nothing open.
+    pub(super) fn in_sync() -> Overview {
+        let heartbeat = Heartbeat {
+            pid: 812,
+            version: "0.1.0".into(),
+            started_at: ago(6 * 86_400 + 2 * 3_600),
+            at: ago(2),
+            last_poll: Some((ago(3), 9)),
+            source_problem: None,
+            outage_since: None,
+        };
+        let account = SweepAccount {
+            rows: 41_207,
+            equal: 41_207,
+            ..SweepAccount::default()
+        };
+        Overview {
+            now: NOW,
+            counts: Counts {
+                resources: 41_207,
+                last_acknowledged: Some(ago(3)),
+                ..Counts::default()
+            },
+            progress: Progress {
+                poll: Some(PollProgress {
+                    cursor: None,
+                    identity: "one".into(),
+                    completed_at: Some(ago(60)),
+                    rows: 4,
+                }),
+                sweep: Some(SweepProgress {
+                    number: 7,
+                    started_at: ago(50),
+                    after: None,
+                    account,
+                    complete: true,
+                    last: Some((ago(40), account)),
+                }),
+            },
+            daemon: Daemon {
+                running: true,
+                heartbeat: Some(heartbeat),
+            },
+            retries: 3,
+            installations: vec![
+                installation("icfg_7Hd", 0, 0),
+                installation("icfg_9aQ", 0, 0),
+            ],
+            unusable: Vec::new(),
+            unusable_total: 0,
+            holds: Vec::new(),
+            poll_schedule: Some("*/5 * * * * *".into()),
+            sweep_schedule: Some("0 0 * * * *".into()),
+        }
+    }
+
+    pub(super) fn behind() -> Overview {
+        let mut overview = in_sync();
+        overview.counts.waiting = 2;
+        overview.counts.oldest_waiting = Some(ago(134));
+        overview.installations[0] = installation("icfg_7Hd", 1, 0);
+        overview.installations[1] = installation("icfg_9aQ", 1, 0);
+        pause(&mut overview.installations[1], PauseKind::Manual);
+        overview
+    }
+
+    /// A migration that suspends 118 resources and sets 2 to error.
+    pub(super) fn hold() -> HoldReport {
+        let towards = |status: &str| (Field::Status, Some(status.to_owned()));
+        let example = |id: &str| ResourceKey::new("icfg_7Hd", id).expect("ids");
+        HoldReport {
+            hold: Hold {
+                id: 3,
+                state: HoldState::Open,
+                origin: Origin::Poll,
+                opened_at: ago(134),
+                closed_at: None,
+                found: Found {
+                    destructive: 120,
+                    changes: 125,
+                },
+            },
+            entries: 120,
+            summary: Summary {
+                entries: 120,
+                towards: [(towards("suspended"), 118), (towards("error"), 2)].into(),
+                examples: vec![example("res_1"), example("res_2")],
+            },
+        }
+    }
+
+    pub(super) fn quarantined(resource: &str) -> Quarantined {
+        Quarantined {
+            key: ResourceKey::new("icfg_7Hd", resource).ok(),
+            installation_id: "icfg_7Hd".into(),
+            resource_id: resource.into(),
+            column: "billing_plan".into(),
+            problem: "has no `id`".into(),
+            accepted: "an object with id, type and name".into(),
+            row_hash: RowHash::from_bytes([1; 16]),
+            since: ago(180),
+        }
+    }
+}

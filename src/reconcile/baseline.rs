@@ -1,0 +1,112 @@
+//! The baseline: every row taken as acknowledged, or compared with what Vercel shows. A person asks for it.
+//!
+//! It reads like a sweep and decides like no pass does: neither the guard nor the cursor takes part.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Origin, RawRow, ResourceKey};
+use crate::plan::baseline::Baseline;
+use crate::plan::{Decision, guard};
+use crate::store::Batch;
+
+use super::page::Sorted;
+use super::{PassError, QuarantineNotice, Reconciler};
+
+/// The most unusable rows that a report names.
+const NOTICES_MAX: usize = 100;
+
+/// What a baseline has done so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BaselineReport {
+    /// Rows read.
+    pub rows: u64,
+    /// Rows taken as acknowledged.
+    pub adopted: u64,
+    /// Rows that are compared with what Vercel shows before anything of them is sent.
+    pub to_compare: u64,
+    /// Rows left as they were: acknowledged before, or in flight.
+    pub left: u64,
+    /// Unusable rows.
+    pub quarantined: u64,
+    /// The first of them that are new or changed.
+    pub notices: Vec<QuarantineNotice>,
+}
+
+impl Reconciler {
+    /// Brings every row of the source to the baseline; `progress` is called after each page.
+    ///
+    /// # Errors
+    /// The source or the state failed. What was committed stays; the same again goes through the rest.
+    pub async fn baseline(
+        &self,
+        baseline: Baseline,
+        mut progress: impl FnMut(&BaselineReport) + Send,
+    ) -> Result<BaselineReport, PassError> {
+        let mut report = BaselineReport::default();
+        let mut after = None;
+        loop {
+            let page = self
+                .source
+                .sweep_page(after.as_ref(), self.settings.page_rows)
+                .await?;
+            self.bring(page.rows, baseline, &mut report).await?;
+            progress(&report);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(report),
+            }
+        }
+    }
+
+    async fn bring(
+        &self,
+        rows: Vec<RawRow>,
+        baseline: Baseline,
+        report: &mut BaselineReport,
+    ) -> Result<(), PassError> {
+        report.rows += rows.len() as u64;
+        let mut sorted = Sorted::default();
+        let mut by_key: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
+        for row in rows {
+            match row.key() {
+                Ok(key) => by_key.entry(key).or_default().push(row),
+                Err(unusable) => self.take_unusable(&mut sorted, &row, &unusable),
+            }
+        }
+        for (key, rows) in &by_key {
+            self.take(&mut sorted, key, rows, crate::store::Glance::default());
+        }
+        let quarantined = sorted.quarantined.clone();
+        let batch = Batch {
+            now: self.clock.now(),
+            origin: Origin::Baseline,
+            policy: self.settings.policy,
+            observations: sorted.observations.into_iter().map(|(o, _)| o).collect(),
+            quarantined: sorted.quarantined,
+            missing: Vec::new(),
+            poll: None,
+            sweep: None,
+            // A person has decided already.
+            guard: guard::Limits::default(),
+            ends_pass: true,
+            uninstall_missing_since: None,
+            baseline: Some(baseline),
+        };
+        let reconciled = self.commit(batch).await?;
+        for decision in &reconciled.decisions {
+            match decision {
+                Decision::Adopted => report.adopted += 1,
+                Decision::Enqueued | Decision::Folded => report.to_compare += 1,
+                Decision::Unchanged | Decision::InSync | Decision::Withdrawn => report.left += 1,
+            }
+        }
+        report.quarantined += sorted.counts.quarantined;
+        let room = NOTICES_MAX.saturating_sub(report.notices.len());
+        let new = reconciled.newly_quarantined.into_iter();
+        let rows = new.filter_map(|index| quarantined.get(index).cloned());
+        report
+            .notices
+            .extend(rows.take(room).map(|row| QuarantineNotice { row }));
+        Ok(())
+    }
+}

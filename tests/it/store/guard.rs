@@ -1,0 +1,668 @@
+//! The blast radius: a pass beyond it is held whole, on every store.
+
+use std::time::Duration;
+
+use reconciled::model::{EntryState, Field, Origin, Reason, ResourceKey, Snapshot, Timestamp};
+use reconciled::plan::guard::{Found, Limits};
+use reconciled::plan::{Decision, Outcome};
+use reconciled::store::console::{Answer, Order};
+use reconciled::store::{
+    Batch, Console as _, GuardEvent, HoldState, MemoryStore, Observation, Reconciled, SqliteStore,
+    Store,
+};
+
+use super::fixture::{
+    acknowledge, batch, claim, claim_by, key, record, request, row, seconds, settle, status,
+    with_name, with_secrets,
+};
+
+/// Runs every law of the guard against one kind of store.
+macro_rules! guard_laws {
+    ($($store:ident: $open:path),+ => [$($law:ident),+ $(,)?]) => {
+        guard_laws!(@each [$($store: $open),+] [$($law),+]);
+    };
+    (@each [$($store:ident: $open:path),+] $laws:tt) => {
+        $(guard_laws!(@store $store $open, $laws);)+
+    };
+    (@store $store:ident $open:path, [$($law:ident),+]) => {
+        mod $store {
+            $(
+                #[tokio::test]
+                async fn $law() {
+                    let fixture = $open().await;
+                    super::$law(fixture.store()).await;
+                }
+            )+
+        }
+    };
+}
+
+guard_laws! {
+    memory: crate::store::fixture::memory, sqlite_file: crate::store::fixture::sqlite => [
+        one_page_beyond_the_limit_is_held_whole,
+        a_pass_within_the_limit_goes_through,
+        a_pass_of_many_pages_is_one_pass,
+        a_pass_longer_than_the_window_is_one_pass,
+        passes_within_ten_minutes_count_as_one,
+        passes_far_apart_do_not_add_up,
+        what_came_back_before_it_was_sent_does_not_count,
+        other_changes_go_on,
+        changes_of_any_kind_have_a_limit_of_their_own,
+        first_pushes_do_not_count,
+        release_lets_go_once,
+        discard_drops_what_was_held,
+        a_source_that_goes_back_dissolves_the_hold,
+        a_crash_between_pages_leaks_nothing,
+        a_sweep_under_way_is_not_decided_by_a_poll,
+        what_is_in_flight_is_kept_back_when_its_request_has_ended,
+        an_expired_lease_does_not_slip_out_of_a_hold,
+        a_further_pass_joins_the_open_hold,
+        a_report_tells_what_the_entries_would_do,
+        missing_resources_are_uninstalled_after_two_sweeps,
+        a_row_that_comes_back_reverts_its_uninstallation,
+        an_unusable_row_reverts_its_uninstallation,
+        mass_uninstallation_is_held,
+        what_was_never_acknowledged_is_not_uninstalled,
+    ]
+}
+
+/// A store that takes a person's orders.
+trait Orders: Store {
+    async fn order(&self, keys: &[ResourceKey], order: Order, now: Timestamp);
+}
+
+impl Orders for MemoryStore {
+    async fn order(&self, keys: &[ResourceKey], order: Order, now: Timestamp) {
+        for key in keys {
+            let done = MemoryStore::order(self, key, &order, now).await;
+            done.expect("the entry is held");
+        }
+    }
+}
+
+impl Orders for SqliteStore {
+    async fn order(&self, keys: &[ResourceKey], order: Order, now: Timestamp) {
+        let mut ids = Vec::new();
+        for key in keys {
+            ids.push(record(self, key).await.entry.expect("an open entry").id);
+        }
+        let answers = self
+            .act(&ids, &order, "ana", now)
+            .await
+            .expect("carried out");
+        let done = |answer: &Answer| matches!(answer, Answer::Done { .. });
+        assert!(answers.iter().all(done), "{answers:?}");
+    }
+}
+
+const LIMITS: Limits = Limits {
+    destructive_max: Some(100),
+    changes_max: None,
+};
+
+fn resource(number: u32) -> ResourceKey {
+    key(&format!("icfg_{}", number % 7), &format!("res_{number:04}"))
+}
+
+/// Rows of these resources, all the same.
+fn rows(numbers: std::ops::Range<u32>, desired: &Snapshot) -> Vec<Observation> {
+    numbers
+        .map(|number| row(&resource(number), desired))
+        .collect()
+}
+
+fn keys(numbers: std::ops::Range<u32>) -> Vec<ResourceKey> {
+    numbers.map(resource).collect()
+}
+
+/// A page of a poll under the guard.
+fn page(now: Timestamp, observations: Vec<Observation>, ends_pass: bool) -> Batch {
+    Batch {
+        guard: LIMITS,
+        ends_pass,
+        ..batch(now, observations)
+    }
+}
+
+async fn commit(store: &dyn Store, batch: Batch) -> Reconciled {
+    store.reconcile(batch).await.expect("committed")
+}
+
+/// A whole poll of one page.
+async fn poll(store: &dyn Store, now: Timestamp, observations: Vec<Observation>) -> Reconciled {
+    commit(store, page(now, observations, true)).await
+}
+
+/// Sends everything that can be claimed; returns how much that was.
+async fn send(store: &dyn Store, now: Timestamp) -> usize {
+    let mut sent = 0;
+    loop {
+        let mut wanted = request(now, 500);
+        wanted.per_installation = 500;
+        let claimed = claim_by(store, &wanted).await;
+        if claimed.is_empty() {
+            return sent;
+        }
+        sent += claimed.len();
+        for claimed in &claimed {
+            acknowledge(store, claimed, now).await;
+        }
+    }
+}
+
+/// Resources that Vercel has acknowledged as ready, long ago.
+async fn ready(store: &dyn Store, count: u32) {
+    let then = seconds(0);
+    let found = poll(store, then, rows(0..count, &status("ready"))).await;
+    assert_eq!(found.guard, [], "first pushes");
+    assert_eq!(send(store, then).await, count as usize);
+}
+
+async fn states(store: &dyn Store, numbers: std::ops::Range<u32>) -> Vec<Option<EntryState>> {
+    let mut states = Vec::new();
+    for key in keys(numbers) {
+        states.push(record(store, &key).await.entry.map(|entry| entry.state));
+    }
+    states
+}
+
+async fn held(store: &dyn Store) -> u64 {
+    store.counts(seconds(0)).await.expect("counted").held
+}
+
+fn found(destructive: u32, changes: u32) -> Found {
+    Found {
+        destructive,
+        changes,
+    }
+}
+
+fn hold_of(reconciled: &Reconciled) -> i64 {
+    match reconciled.guard[..] {
+        [GuardEvent::Held { hold, .. }] => hold,
+        _ => panic!("no hold was opened: {:?}", reconciled.guard),
+    }
+}
+
+async fn one_page_beyond_the_limit_is_held_whole(store: &impl Orders) {
+    ready(store, 101).await;
+    let now = seconds(3600);
+    let reconciled = poll(store, now, rows(0..101, &status("suspended"))).await;
+    let hold = hold_of(&reconciled);
+    assert_eq!(
+        reconciled.guard,
+        [GuardEvent::Held {
+            hold,
+            found: found(101, 101)
+        }]
+    );
+    assert_eq!(held(store).await, 101);
+    assert!(claim(store, now).await.is_empty());
+    assert!(
+        claim(store, seconds(1_000_000)).await.is_empty(),
+        "time alone lets nothing go"
+    );
+    let entry = record(store, &resource(0)).await.entry.expect("held");
+    assert_eq!(
+        (entry.state, entry.reason, entry.hold),
+        (EntryState::Held, Reason::Guard, Some(hold))
+    );
+    let open = store.open_holds().await.expect("readable");
+    assert_eq!(open.len(), 1);
+    assert_eq!(
+        (open[0].id, open[0].state, open[0].opened_at),
+        (hold, HoldState::Open, now)
+    );
+}
+
+async fn a_pass_within_the_limit_goes_through(store: &impl Orders) {
+    ready(store, 101).await;
+    let now = seconds(3600);
+    let reconciled = poll(store, now, rows(0..100, &status("suspended"))).await;
+    assert_eq!(reconciled.guard, []);
+    assert_eq!(send(store, now).await, 100);
+    assert_eq!(store.open_holds().await.expect("readable"), []);
+}
+
+async fn a_pass_of_many_pages_is_one_pass(store: &impl Orders) {
+    ready(store, 120).await;
+    let now = seconds(3600);
+    for first in (0..120).step_by(20) {
+        assert!(
+            claim(store, now).await.is_empty(),
+            "nothing goes before the pass has ended"
+        );
+        let rows = rows(first..first + 20, &status("suspended"));
+        let reconciled = commit(store, page(now, rows, false)).await;
+        assert_eq!((reconciled.guard, reconciled.undecided), (vec![], true));
+    }
+    let end = poll(store, now, vec![]).await;
+    hold_of(&end);
+    assert_eq!(held(store).await, 120);
+    assert!(claim(store, now).await.is_empty());
+}
+
+async fn a_pass_longer_than_the_window_is_one_pass(store: &impl Orders) {
+    ready(store, 110).await;
+    let page_of = |first: u32| Batch {
+        origin: Origin::Sweep,
+        ..page(
+            seconds(3600 + u64::from(first) * 60),
+            rows(first..first + 10, &status("error")),
+            false,
+        )
+    };
+    for first in (0..110).step_by(10) {
+        commit(store, page_of(first)).await;
+    }
+    let end = Batch {
+        origin: Origin::Sweep,
+        ..page(seconds(12_000), vec![], true)
+    };
+    hold_of(&commit(store, end).await);
+    assert_eq!(held(store).await, 110);
+}
+
+async fn passes_within_ten_minutes_count_as_one(store: &impl Orders) {
+    ready(store, 160).await;
+    let start = 3600;
+    let first = poll(store, seconds(start), rows(0..40, &status("suspended"))).await;
+    let second = poll(
+        store,
+        seconds(start + 200),
+        rows(40..80, &status("suspended")),
+    )
+    .await;
+    assert_eq!((first.guard, second.guard), (vec![], vec![]));
+    // Twenty of them were sent before anybody could know.
+    let mut twenty = request(seconds(start + 200), 20);
+    twenty.per_installation = 20;
+    for claimed in claim_by(store, &twenty).await {
+        acknowledge(store, &claimed, seconds(start + 200)).await;
+    }
+    let third = poll(
+        store,
+        seconds(start + 400),
+        rows(80..120, &status("suspended")),
+    )
+    .await;
+    let hold = hold_of(&third);
+    assert_eq!(
+        third.guard,
+        [GuardEvent::Held {
+            hold,
+            found: found(120, 120)
+        }]
+    );
+    assert_eq!(held(store).await, 100, "all that was not sent yet");
+    assert!(claim(store, seconds(start + 400)).await.is_empty());
+}
+
+async fn passes_far_apart_do_not_add_up(store: &impl Orders) {
+    ready(store, 160).await;
+    for (turn, first) in [0, 80].into_iter().enumerate() {
+        let now = seconds(3600 + 601 * turn as u64);
+        let reconciled = poll(store, now, rows(first..first + 80, &status("suspended"))).await;
+        assert_eq!(reconciled.guard, []);
+        assert_eq!(send(store, now).await, 80);
+    }
+}
+
+async fn what_came_back_before_it_was_sent_does_not_count(store: &impl Orders) {
+    ready(store, 160).await;
+    poll(store, seconds(3600), rows(0..80, &status("suspended"))).await;
+    poll(store, seconds(3605), rows(0..80, &status("ready"))).await;
+    let now = seconds(3610);
+    let reconciled = poll(store, now, rows(80..160, &status("suspended"))).await;
+    assert_eq!(reconciled.guard, []);
+    assert_eq!(send(store, now).await, 80);
+}
+
+async fn other_changes_go_on(store: &impl Orders) {
+    ready(store, 200).await;
+    let now = seconds(3600);
+    let mut both = rows(0..101, &status("suspended"));
+    both.extend(rows(101..200, &with_name(status("ready"), "renamed")));
+    hold_of(&poll(store, now, both).await);
+    assert_eq!(send(store, now).await, 99);
+    let later = seconds(3700);
+    poll(
+        store,
+        later,
+        vec![row(&key("icfg_new", "res_new"), &status("ready"))],
+    )
+    .await;
+    assert_eq!(send(store, later).await, 1);
+    assert_eq!(held(store).await, 101);
+}
+
+async fn changes_of_any_kind_have_a_limit_of_their_own(store: &impl Orders) {
+    ready(store, 60).await;
+    let limits = Limits {
+        destructive_max: Some(5),
+        changes_max: Some(50),
+    };
+    let guarded = |now, rows| Batch {
+        guard: limits,
+        ..page(now, rows, true)
+    };
+    let now = seconds(3600);
+    let mut mixed = rows(0..6, &status("suspended"));
+    mixed.extend(rows(6..30, &with_name(status("ready"), "renamed")));
+    let reconciled = commit(store, guarded(now, mixed)).await;
+    let hold = hold_of(&reconciled);
+    assert_eq!(
+        reconciled.guard,
+        [GuardEvent::Held {
+            hold,
+            found: found(6, 30)
+        }]
+    );
+    assert_eq!(held(store).await, 6, "only what the exceeded limit counts");
+    let further = rows(30..60, &with_name(status("ready"), "renamed"));
+    let reconciled = commit(store, guarded(seconds(3660), further)).await;
+    assert_eq!(
+        reconciled.guard,
+        [GuardEvent::Joined {
+            hold,
+            found: found(6, 60)
+        }]
+    );
+    assert_eq!(
+        send(store, seconds(3660)).await,
+        0,
+        "what waited came under the hold too"
+    );
+    assert_eq!(held(store).await, 60);
+}
+
+async fn first_pushes_do_not_count(store: &impl Orders) {
+    let now = seconds(0);
+    let limits = Limits {
+        destructive_max: Some(1),
+        changes_max: Some(1),
+    };
+    let push = Batch {
+        guard: limits,
+        ..page(now, rows(0..300, &status("suspended")), true)
+    };
+    assert_eq!(commit(store, push).await.guard, []);
+    assert_eq!(send(store, now).await, 300);
+}
+
+async fn release_lets_go_once(store: &impl Orders) {
+    ready(store, 150).await;
+    let now = seconds(3600);
+    let hold = hold_of(&poll(store, now, rows(0..101, &status("suspended"))).await);
+    store.order(&keys(0..101), Order::Release, now).await;
+    let report = store
+        .hold(hold)
+        .await
+        .expect("readable")
+        .expect("it is kept");
+    assert_eq!(
+        (report.hold.state, report.entries),
+        (HoldState::Released, 0)
+    );
+    assert_eq!(send(store, now).await, 101);
+    let further = poll(store, seconds(3601), rows(101..150, &status("suspended"))).await;
+    assert_eq!(
+        further.guard,
+        [],
+        "what a person let go does not count again"
+    );
+    assert_eq!(send(store, seconds(3601)).await, 49);
+}
+
+async fn discard_drops_what_was_held(store: &impl Orders) {
+    ready(store, 101).await;
+    let now = seconds(3600);
+    let hold = hold_of(&poll(store, now, rows(0..101, &status("suspended"))).await);
+    let reason = "a bad migration".to_owned();
+    store
+        .order(&keys(0..101), Order::Discard { reason }, now)
+        .await;
+    let report = store
+        .hold(hold)
+        .await
+        .expect("readable")
+        .expect("it is kept");
+    assert_eq!(report.hold.state, HoldState::Discarded);
+    assert_eq!(send(store, now).await, 0);
+    let again = poll(store, seconds(7200), rows(0..101, &status("suspended"))).await;
+    assert!(
+        again
+            .decisions
+            .iter()
+            .all(|decision| *decision == Decision::InSync)
+    );
+    let renamed = rows(0..101, &with_name(status("suspended"), "renamed"));
+    assert_eq!(
+        poll(store, seconds(7201), renamed).await.guard,
+        [],
+        "nobody is suspended by it"
+    );
+    assert_eq!(send(store, seconds(7201)).await, 101);
+    let acknowledged = record(store, &resource(0)).await.acknowledged;
+    assert_eq!(acknowledged, with_name(status("ready"), "renamed"));
+}
+
+async fn a_source_that_goes_back_dissolves_the_hold(store: &impl Orders) {
+    ready(store, 101).await;
+    let hold = hold_of(&poll(store, seconds(3600), rows(0..101, &status("suspended"))).await);
+    let half = poll(store, seconds(3605), rows(0..50, &status("ready"))).await;
+    assert_eq!(half.guard, []);
+    let rest = poll(store, seconds(3610), rows(50..101, &status("ready"))).await;
+    assert_eq!(rest.guard, [GuardEvent::Dissolved { hold }]);
+    assert_eq!(held(store).await, 0);
+    assert_eq!(send(store, seconds(3610)).await, 0);
+    let report = store
+        .hold(hold)
+        .await
+        .expect("readable")
+        .expect("it is kept");
+    assert_eq!(report.hold.state, HoldState::Dissolved);
+}
+
+async fn a_crash_between_pages_leaks_nothing(store: &impl Orders) {
+    ready(store, 101).await;
+    let now = seconds(3600);
+    commit(store, page(now, rows(0..60, &status("suspended")), false)).await;
+    // The process dies here; its successor polls again from where it stopped.
+    store
+        .recover(now, Duration::from_secs(60), true)
+        .await
+        .expect("recovered");
+    assert!(claim(store, seconds(3601)).await.is_empty());
+    hold_of(&poll(store, seconds(3602), rows(60..101, &status("suspended"))).await);
+    assert_eq!(held(store).await, 101);
+}
+
+async fn a_sweep_under_way_is_not_decided_by_a_poll(store: &impl Orders) {
+    ready(store, 120).await;
+    let now = seconds(3600);
+    let sweep = |rows, ends_pass| Batch {
+        origin: Origin::Sweep,
+        ..page(now, rows, ends_pass)
+    };
+    commit(store, sweep(rows(0..60, &status("suspended")), false)).await;
+    let decided = poll(store, now, rows(60..70, &status("suspended"))).await;
+    assert_eq!(decided.guard, []);
+    assert_eq!(send(store, now).await, 10, "the poll's own");
+    assert_eq!(held(store).await, 60);
+    hold_of(&commit(store, sweep(rows(70..120, &status("suspended")), true)).await);
+    assert_eq!(held(store).await, 110);
+}
+
+async fn what_is_in_flight_is_kept_back_when_its_request_has_ended(store: &impl Orders) {
+    ready(store, 160).await;
+    let now = seconds(3600);
+    poll(store, now, rows(0..80, &status("suspended"))).await;
+    let mut one = request(now, 2);
+    one.per_installation = 2;
+    let claimed = claim_by(store, &one).await;
+    hold_of(&poll(store, seconds(3601), rows(80..160, &status("suspended"))).await);
+    let failed = settle(store, &claimed[0], Outcome::Failed, seconds(3602)).await;
+    assert_eq!(
+        (failed.state, failed.reason),
+        (EntryState::Held, Reason::Guard)
+    );
+    let sent = acknowledge(store, &claimed[1], seconds(3602)).await;
+    assert_eq!(sent.state, EntryState::Delivered);
+    assert!(claim(store, seconds(9000)).await.is_empty());
+    assert_eq!(held(store).await, 159);
+}
+
+async fn an_expired_lease_does_not_slip_out_of_a_hold(store: &impl Orders) {
+    ready(store, 101).await;
+    let now = seconds(3600);
+    poll(
+        store,
+        now,
+        rows(0..1, &with_name(status("ready"), "renamed")),
+    )
+    .await;
+    let claimed = claim(store, now).await;
+    assert_eq!(claimed.len(), 1);
+    hold_of(&poll(store, now, rows(0..101, &status("suspended"))).await);
+    store
+        .recover(seconds(3601), Duration::from_secs(60), true)
+        .await
+        .expect("recovered");
+    assert!(claim(store, seconds(9000)).await.is_empty());
+    assert_eq!(held(store).await, 101);
+}
+
+async fn a_further_pass_joins_the_open_hold(store: &impl Orders) {
+    ready(store, 130).await;
+    let hold = hold_of(&poll(store, seconds(3600), rows(0..110, &status("suspended"))).await);
+    let further = poll(store, seconds(3660), rows(110..130, &status("suspended"))).await;
+    assert_eq!(
+        further.guard,
+        [GuardEvent::Joined {
+            hold,
+            found: found(130, 130)
+        }]
+    );
+    let report = store
+        .hold(hold)
+        .await
+        .expect("readable")
+        .expect("it is open");
+    assert_eq!(
+        (report.entries, report.hold.opened_at),
+        (130, seconds(3600))
+    );
+}
+
+async fn a_report_tells_what_the_entries_would_do(store: &impl Orders) {
+    let then = seconds(0);
+    poll(
+        store,
+        then,
+        rows(0..104, &with_secrets(status("ready"), &["URL=a"])),
+    )
+    .await;
+    send(store, then).await;
+    let mut bad = rows(0..100, &with_secrets(status("suspended"), &["URL=a"]));
+    bad.extend(rows(100..104, &with_secrets(status("ready"), &[])));
+    let hold = hold_of(&poll(store, seconds(3600), bad).await);
+    let report = store
+        .hold(hold)
+        .await
+        .expect("readable")
+        .expect("it is open");
+    assert_eq!(report.entries, 104);
+    assert_eq!(report.summary.examples.len(), 10);
+    let towards: Vec<_> = report.summary.towards.into_iter().collect();
+    let value = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        towards,
+        [
+            ((Field::Secrets, value("none")), 4),
+            ((Field::Status, value("suspended")), 100)
+        ]
+    );
+    assert_eq!(store.hold(hold + 1).await.expect("readable"), None);
+}
+
+/// A batch of a sweep that found these resources missing, after one that ended at `last`.
+fn gone(now: Timestamp, last: Option<Timestamp>, numbers: std::ops::Range<u32>) -> Batch {
+    Batch {
+        origin: Origin::Sweep,
+        missing: keys(numbers),
+        uninstall_missing_since: last,
+        ..page(now, vec![], true)
+    }
+}
+
+async fn missing_resources_are_uninstalled_after_two_sweeps(store: &impl Orders) {
+    ready(store, 3).await;
+    let first = commit(store, gone(seconds(3600), Some(seconds(10)), 0..1)).await;
+    assert_eq!((first.newly_missing, first.uninstalled), (1, 0));
+    assert!(claim(store, seconds(3600)).await.is_empty());
+    // The sweep is repeated after a crash: it is still the same one.
+    let repeated = commit(store, gone(seconds(3605), Some(seconds(10)), 0..1)).await;
+    assert_eq!(repeated.uninstalled, 0);
+    let second = commit(store, gone(seconds(7200), Some(seconds(3610)), 0..2)).await;
+    assert_eq!((second.newly_missing, second.uninstalled), (1, 1));
+    let claimed = claim(store, seconds(7200)).await;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].key, resource(0));
+    assert_eq!(claimed[0].desired, status("uninstalled"));
+    acknowledge(store, &claimed[0], seconds(7200)).await;
+    let third = commit(store, gone(seconds(10_800), Some(seconds(7210)), 0..1)).await;
+    assert_eq!(third.uninstalled, 0, "it is done");
+    assert_eq!(states(store, 0..3).await, [None, None, None]);
+}
+
+async fn a_row_that_comes_back_reverts_its_uninstallation(store: &impl Orders) {
+    ready(store, 2).await;
+    commit(store, gone(seconds(3600), None, 0..2)).await;
+    commit(store, gone(seconds(7200), Some(seconds(3600)), 0..2)).await;
+    assert_eq!(states(store, 0..2).await, [Some(EntryState::Waiting); 2]);
+    let back = poll(store, seconds(7201), rows(0..1, &status("ready"))).await;
+    assert_eq!(back.decisions, [Decision::Withdrawn]);
+    assert_eq!(record(store, &resource(0)).await.missing, None);
+    assert_eq!(send(store, seconds(7201)).await, 1);
+    // The other one was uninstalled, and comes back all the same.
+    poll(store, seconds(7202), rows(1..2, &status("ready"))).await;
+    assert_eq!(send(store, seconds(7202)).await, 1);
+    assert_eq!(
+        record(store, &resource(1)).await.acknowledged,
+        status("ready")
+    );
+}
+
+async fn an_unusable_row_reverts_its_uninstallation(store: &impl Orders) {
+    ready(store, 1).await;
+    commit(store, gone(seconds(3600), None, 0..1)).await;
+    commit(store, gone(seconds(7200), Some(seconds(3600)), 0..1)).await;
+    let mut unusable = page(seconds(7201), vec![], true);
+    let row = super::fixture::unusable(&resource(0), "bad", seconds(7201));
+    unusable.quarantined.push(row);
+    commit(store, unusable).await;
+    assert!(claim(store, seconds(7201)).await.is_empty());
+    assert_eq!(record(store, &resource(0)).await.missing, None);
+}
+
+async fn mass_uninstallation_is_held(store: &impl Orders) {
+    ready(store, 101).await;
+    commit(store, gone(seconds(3600), None, 0..101)).await;
+    let second = commit(store, gone(seconds(7200), Some(seconds(3600)), 0..101)).await;
+    assert_eq!(second.uninstalled, 101);
+    hold_of(&second);
+    assert!(claim(store, seconds(7200)).await.is_empty());
+}
+
+async fn what_was_never_acknowledged_is_not_uninstalled(store: &impl Orders) {
+    poll(store, seconds(0), rows(0..1, &status("ready"))).await;
+    commit(store, gone(seconds(3600), None, 0..1)).await;
+    let second = commit(store, gone(seconds(7200), Some(seconds(3600)), 0..1)).await;
+    assert_eq!(second.uninstalled, 0);
+    let entry = record(store, &resource(0))
+        .await
+        .entry
+        .expect("the first push");
+    assert_eq!(entry.desired, status("ready"));
+}
