@@ -20,10 +20,23 @@ fn caught(bug: Bug) -> Option<(u64, Law)> {
     found.into_iter().next()
 }
 
+/// The bugs that the ordinary run tries; `RECONCILED_PLANTED=all` tries every one, which takes long unoptimised.
+const ORDINARY: [Bug; 3] = [
+    Bug::NoDoubtMark,
+    Bug::EmptySourceDeletes,
+    Bug::CursorCommittedFirst,
+];
+
 #[test]
-fn every_planted_bug_is_caught() {
+fn planted_bugs_are_caught() {
     let mut survivors = Vec::new();
-    for bug in Bug::ALL {
+    let all = std::env::var_os("RECONCILED_PLANTED").is_some_and(|value| value == "all");
+    let bugs = if all {
+        Bug::ALL.to_vec()
+    } else {
+        ORDINARY.to_vec()
+    };
+    for bug in bugs {
         match caught(bug) {
             Some((seed, law)) => note(&format!("{bug:?}: caught by {law}, seed {seed}")),
             None => {
