@@ -12,9 +12,9 @@ use super::climate::Climate;
 use super::trial::{Options, Trial, Verdict};
 
 /// How many seeds a test tries when nobody says.
-const SEEDS_DEFAULT: u64 = 100;
+const SEEDS_DEFAULT: u64 = 60;
 /// The same over a state in a file, which is slower.
-const SQLITE_SEEDS_DEFAULT: u64 = 12;
+const SQLITE_SEEDS_DEFAULT: u64 = 3;
 
 fn options(seed: u64, tell: bool) -> Options {
     Options {
@@ -136,7 +136,7 @@ fn a_history_killed_at_each_of_its_first_await_points_obeys_the_laws() {
 
 #[test]
 fn the_same_seed_gives_the_same_event_log() {
-    let differing = failing(0..env("RECONCILED_SEEDS").unwrap_or(30), 1, |seed| {
+    let differing = failing(0..env("RECONCILED_SEEDS").unwrap_or(10), 1, |seed| {
         let run = || try_seed(seed, Backend::memory, false);
         let (once, twice) = (run(), run());
         let same = once.hash == twice.hash && once.events == twice.events;
@@ -147,7 +147,7 @@ fn the_same_seed_gives_the_same_event_log() {
 
 #[test]
 fn both_states_give_the_same_event_log() {
-    let differing = failing(0..SQLITE_SEEDS_DEFAULT / 4, 1, |seed| {
+    let differing = failing(0..SQLITE_SEEDS_DEFAULT, 1, |seed| {
         let memory = try_seed(seed, Backend::memory, true);
         let file = try_seed(seed, Backend::sqlite, true);
         if memory.hash == file.hash {
