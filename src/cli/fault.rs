@@ -25,7 +25,7 @@ pub(crate) enum Fault {
 /// A fault with its causes and its cure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// Stable code, one of [`code::ALL`].
+    /// Stable code, one of those in `code`.
     pub(crate) code: &'static str,
     /// What failed.
     pub(crate) message: String,

@@ -131,7 +131,7 @@ impl<D: Dialect> Session<D> {
         self
     }
 
-    /// The dialect and the connection, for [`Session::within_limit`].
+    /// The dialect and the connection, for `Session::within_limit`.
     pub(super) fn parts(&mut self) -> (Arc<Connections<D>>, &mut D::Connection) {
         (Arc::clone(&self.connections), &mut self.connection)
     }
