@@ -108,7 +108,7 @@ async fn a_commit_is_delivered_by_its_notification_alone() {
         lags.push(committed.elapsed());
     }
     lags.sort_unstable();
-    println!(
+    eprintln!(
         "from commit to PATCH: least {:?}, median {:?}, most {:?}",
         lags[0], lags[10], lags[19]
     );
