@@ -92,6 +92,10 @@ impl World {
     }
 }
 
+#[expect(
+    clippy::print_stderr,
+    reason = "the measured lags are what a person runs this for"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_is_delivered_by_its_notification_alone() {
     let world = World::new().await;
