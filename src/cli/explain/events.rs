@@ -216,8 +216,8 @@ fn of_act(act: &Act) -> Event {
         at,
         actor,
         act,
-        installation_id: _,
-        resource_id: _,
+        installation_id,
+        resource_id,
         entry_id,
         reason,
     } = act;
@@ -227,12 +227,15 @@ fn of_act(act: &Act) -> Event {
         "release" => "released",
         "pause" => "paused",
         "resume" => "resumed",
+        "adopt" => "adopted",
+        "compare" => "to compare",
+        "fix" => "drift fixed",
         _ => "act",
     };
-    let whole = if entry_id.is_none() {
-        " the whole installation"
-    } else {
-        ""
+    let whole = match (installation_id, resource_id) {
+        (None, _) => " the whole fleet",
+        (Some(_), None) => " the whole installation",
+        (Some(_), Some(_)) => "",
     };
     let reason = reason
         .as_deref()
@@ -419,7 +422,7 @@ pub(crate) mod tests {
             at: ago(10),
             actor: "ana".into(),
             act: "retry".into(),
-            installation_id: key.installation_id,
+            installation_id: Some(key.installation_id),
             resource_id: Some(key.resource_id),
             entry_id: Some(EntryId(58_213)),
             reason: None,
