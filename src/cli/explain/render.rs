@@ -43,12 +43,16 @@ pub(super) fn render(told: &Told, look: Look) -> String {
 fn source_note(told: &Told) -> Option<String> {
     let entry = told.story.record.entry.is_some();
     match &told.source {
-        SourceRow::Unreachable(problem) => Some(format!(
+        // With nothing open this is the verdict's own reason.
+        SourceRow::Unreachable(problem) if entry => Some(format!(
             "The source could not be asked: {}.",
             visible(problem)
         )),
         SourceRow::Absent if entry => Some("The source has no such row any more.".to_owned()),
-        SourceRow::Usable(_) | SourceRow::Unusable(_) | SourceRow::Absent => None,
+        SourceRow::Unreachable(_)
+        | SourceRow::Usable(_)
+        | SourceRow::Unusable(_)
+        | SourceRow::Absent => None,
     }
 }
 
