@@ -324,7 +324,7 @@ async fn the_story_is_told_without_the_source() {
     assert_eq!(explained.code, Some(0), "{explained:?}");
     explained.has(&[
         "UNPROVEN",
-        "The source could not be asked:",
+        "Why: the source query failed: no such table",
         "status\t?\tready\t",
         "\tacknowledged\t",
     ]);
