@@ -151,7 +151,7 @@ async fn what_is_done_to_a_whole_fleet_is_told_of_each_resource() {
         store.note(act).await.expect("kept");
     }
     let acts = async |key| store.story(key, 10).await.expect("readable").acts;
-    assert_eq!(acts(&one).await, [whole.clone()]);
+    assert_eq!(acts(&one).await, std::slice::from_ref(&whole));
     assert_eq!(acts(&two).await, [whole, other]);
     // What can only be done to an entry is refused without one.
     let nothing = Act::new("retry", person("ana", None), START);
