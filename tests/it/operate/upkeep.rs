@@ -279,3 +279,59 @@ async fn what_differs_is_narrowed_by_what_becomes_of_it_and_by_time() {
     assert_eq!(would(&["--field", "status"]).await, 0);
     assert_eq!(would(&["--installation", "icfg_2"]).await, 0);
 }
+
+#[tokio::test]
+async fn when_a_rotation_arrived_is_told_after_its_entry_was_pruned() {
+    let world = world("prune = \"* * * * * *\"\n[retention]\ndelivered = \"0s\"\n").await;
+    let mut daemon = world.installation.run();
+    for _ in 0..2 {
+        daemon.wait_for_event("delivery.acknowledged").await;
+    }
+    let rotation = "UPDATE resources SET secrets = '{\"DATABASE_URL\":\"hunter2-second\"}', version = 3 WHERE id = 'res_1'";
+    world.provider.execute(rotation).await;
+    let arrived = daemon.wait_for_event("delivery.acknowledged").await;
+    let delivered = [
+        "outbox",
+        "list",
+        "--state",
+        "delivered",
+        "--installation",
+        "icfg_1",
+        "--json",
+    ];
+    // Each round of the schedule ends with a line; what was delivered before it is gone then.
+    while world.json(&delivered).await["entries"] != json!([]) {
+        daemon.wait_for_event("prune.completed").await;
+    }
+    let vercel_id = arrived["vercel_id"]
+        .as_str()
+        .expect("the simulator gives one");
+    let explained = world.command(&["explain", "icfg_1", "res_1"]).await;
+    let line = explained
+        .stdout
+        .lines()
+        .find(|line| line.contains(vercel_id));
+    let line = line.unwrap_or_else(|| panic!("{vercel_id}: {explained:?}"));
+    assert!(
+        line.contains("\tacknowledged\tsecrets.DATABASE_URL\t"),
+        "{line}"
+    );
+    let told = world.json(&["explain", "icfg_1", "res_1", "--json"]).await;
+    let last = told["attempts"]
+        .as_array()
+        .and_then(|all| all.last())
+        .expect("an attempt");
+    for (property, expected) in [
+        ("outcome", json!("acknowledged")),
+        ("status", json!(200)),
+        ("secret_names", json!(["DATABASE_URL"])),
+        ("vercel_id", json!(vercel_id)),
+    ] {
+        assert_eq!(last[property], expected, "{last:#}");
+    }
+    assert!(
+        last["started_at"].is_string() && last["duration_ms"].is_number(),
+        "{last:#}"
+    );
+    assert!(daemon.end_with(Signal::TERM).await.success());
+}
