@@ -24,7 +24,7 @@ mod rules;
 pub mod sqlite;
 mod steps;
 
-pub use console::Console;
+pub use console::{Console, Person};
 pub use hold::{GuardEvent, Hold, HoldReport, HoldState};
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -111,8 +111,14 @@ pub trait Store: Send + Sync {
     ) -> Result<bool, StoreError>;
 
     /// Puts fields in doubt that Vercel shows otherwise than it acknowledged, and wishes their rows to be read again. Leaves
-    /// alone what has an open entry or was acknowledged anew since. Returns how many resources were marked.
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError>;
+    /// alone what has an open entry or was acknowledged anew since. Each resource that was marked by a person's order gets the
+    /// row of the act. Returns how many were marked.
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
 
     /// Resources whose row is to be read again (see [`Settlement::recheck`]), at most `limit`; an observation, an unusable
     /// row or a missing row of the resource ends the wish.
@@ -127,8 +133,8 @@ pub trait Store: Send + Sync {
     /// Leaves a sign of life for `status`: cheap, without a transaction in the state database, lost without harm.
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError>;
 
-    /// Deletes closed entries (their attempts with them) and attempts past their retention, at most `limit` of each, the oldest
-    /// first; returns how many of both were past it.
+    /// Deletes closed entries and attempts past their retention, at most `limit` of each, the oldest first; returns how many were
+    /// deleted. Either may outlive the other.
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
 }
 

@@ -43,8 +43,8 @@ pub trait Console: Store {
     async fn act(
         &self,
         ids: &[EntryId],
-        order: &Order,
-        actor: &str,
+        order: Order,
+        by: &Person,
         now: Timestamp,
     ) -> Result<Vec<Answer>, StoreError>;
 
@@ -52,9 +52,12 @@ pub trait Console: Store {
     async fn resume_manually(
         &self,
         installation_id: &InstallationId,
-        actor: &str,
+        by: &Person,
         now: Timestamp,
     ) -> Result<bool, StoreError>;
+
+    /// Leaves the row of an act that takes more than one transaction: a baseline, before its first row.
+    async fn note(&self, act: &Act) -> Result<(), StoreError>;
 }
 
 /// Which entries to list; an absent condition admits all.
@@ -170,15 +173,60 @@ pub struct Act {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
-    /// What: retry, discard, release, pause or resume.
+    /// What: retry, discard, release, pause, resume, adopt, compare or fix.
     pub act: String,
-    /// To which installation.
-    pub installation_id: InstallationId,
-    /// To which resource, unless to the whole installation.
+    /// To which installation, unless to all of them.
+    pub installation_id: Option<InstallationId>,
+    /// To which resource, unless to all of them.
     pub resource_id: Option<ResourceId>,
     /// To which entry.
     pub entry_id: Option<EntryId>,
     /// Why.
+    pub reason: Option<String>,
+}
+
+impl Act {
+    /// What a person did, not yet said to what: to everything.
+    #[must_use]
+    pub fn new(act: &str, by: Person, at: Timestamp) -> Self {
+        let Person { name, reason } = by;
+        Self {
+            at,
+            actor: name,
+            act: act.to_owned(),
+            installation_id: None,
+            resource_id: None,
+            entry_id: None,
+            reason,
+        }
+    }
+
+    /// The same, to one installation.
+    #[must_use]
+    pub fn of_installation(self, installation_id: InstallationId) -> Self {
+        Self {
+            installation_id: Some(installation_id),
+            ..self
+        }
+    }
+
+    /// The same, to one resource.
+    #[must_use]
+    pub fn of_resource(self, key: ResourceKey) -> Self {
+        Self {
+            installation_id: Some(key.installation_id),
+            resource_id: Some(key.resource_id),
+            ..self
+        }
+    }
+}
+
+/// Who acts, and why: what the history keeps of a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// The person's name.
+    pub name: String,
+    /// Why; an order that holds something back from a customer must have one.
     pub reason: Option<String>,
 }
 
@@ -213,15 +261,12 @@ pub struct Daemon {
 }
 
 /// What a person wants done to an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Try it at once, and forget what made it wait or die.
     Retry,
-    /// Close it for good: what it wanted is not sent until the source changes it.
-    Discard {
-        /// Why.
-        reason: String,
-    },
+    /// Close it for good: what it wanted is not sent until the source changes it. It needs a reason.
+    Discard,
     /// Let a held entry go.
     Release,
 }
@@ -229,10 +274,10 @@ pub enum Order {
 impl Order {
     /// The stable name in the history.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Retry => "retry",
-            Self::Discard { .. } => "discard",
+            Self::Discard => "discard",
             Self::Release => "release",
         }
     }

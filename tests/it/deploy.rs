@@ -1,5 +1,7 @@
 //! Proves that the files under `deploy/` do what they say, on real servers.
 
+mod mapping;
+
 use std::process::Command;
 
 use sqlx::{

@@ -14,7 +14,7 @@ use crate::plan::manual::Refusal;
 use crate::plan::pending;
 use crate::store::console::{
     Act, Answer, Attempt, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
-    InstallationSummary, ListedEntry, Order, Story,
+    InstallationSummary, ListedEntry, Order, Person, Story,
 };
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
@@ -125,17 +125,17 @@ impl Console for SqliteStore {
     async fn act(
         &self,
         ids: &[EntryId],
-        order: &Order,
-        actor: &str,
+        order: Order,
+        by: &Person,
         now: Timestamp,
     ) -> Result<Vec<Answer>, StoreError> {
-        let (ids, order, actor) = (ids.to_vec(), order.clone(), actor.to_owned());
+        let (ids, by) = (ids.to_vec(), by.clone());
         self.writer
             .write("carry out an order", move |rows| {
                 Box::pin(async move {
                     let mut answers = Vec::with_capacity(ids.len());
                     for id in ids {
-                        answers.push(carry_out(rows, id, &order, &actor, now).await?);
+                        answers.push(carry_out(rows, id, order, &by, now).await?);
                     }
                     Ok(answers)
                 })
@@ -146,32 +146,30 @@ impl Console for SqliteStore {
     async fn resume_manually(
         &self,
         installation_id: &InstallationId,
-        actor: &str,
+        by: &Person,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let (installation_id, actor) = (installation_id.clone(), actor.to_owned());
+        let (installation_id, by) = (installation_id.clone(), by.clone());
         self.writer
             .write("resume an installation", move |rows| {
                 Box::pin(async move {
                     let resumed =
                         steps::resume(rows, &installation_id, PauseKind::Manual, now).await?;
                     if resumed {
-                        note(
-                            rows,
-                            &Act {
-                                at: now,
-                                actor,
-                                act: "resume".to_owned(),
-                                installation_id,
-                                resource_id: None,
-                                entry_id: None,
-                                reason: None,
-                            },
-                        )
-                        .await?;
+                        let act = Act::new("resume", by, now).of_installation(installation_id);
+                        note(rows, &act).await?;
                     }
                     Ok(resumed)
                 })
+            })
+            .await
+    }
+
+    async fn note(&self, act: &Act) -> Result<(), StoreError> {
+        let act = act.clone();
+        self.writer
+            .write("keep what a person does", move |rows| {
+                Box::pin(async move { note(rows, &act).await })
             })
             .await
     }
@@ -182,16 +180,26 @@ pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(
     if pause.kind != PauseKind::Manual {
         return Ok(());
     }
-    let act = Act {
-        at: pause.since,
-        actor: pause.by.clone(),
-        act: "pause".to_owned(),
-        installation_id: pause.installation_id.clone(),
-        resource_id: None,
-        entry_id: None,
+    let by = Person {
+        name: pause.by.clone(),
         reason: Some(pause.reason.clone()),
     };
-    note(rows, &act).await
+    let act = Act::new("pause", by, pause.since);
+    note(rows, &act.of_installation(pause.installation_id.clone())).await
+}
+
+/// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
+pub(super) async fn note_fixes(
+    rows: &mut SqliteRows,
+    keys: &[ResourceKey],
+    by: &Person,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    for key in keys {
+        let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
+        note(rows, &act).await?;
+    }
+    Ok(())
 }
 
 async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
@@ -211,7 +219,7 @@ async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
     .bind(at.as_millis())
     .bind(actor)
     .bind(act)
-    .bind(installation_id.as_str())
+    .bind(installation_id.as_ref().map(InstallationId::as_str))
     .bind(resource_id.as_ref().map(ResourceId::as_str))
     .bind(entry_id.map(|id| id.0))
     .bind(reason)
@@ -223,8 +231,8 @@ async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
 async fn carry_out(
     rows: &mut SqliteRows,
     id: EntryId,
-    order: &Order,
-    actor: &str,
+    order: Order,
+    by: &Person,
     now: Timestamp,
 ) -> Result<Answer, Fault> {
     let row = sqlx::query(
@@ -246,20 +254,9 @@ async fn carry_out(
         Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
     };
-    let reason = match order {
-        Order::Discard { reason } => Some(reason.clone()),
-        Order::Retry | Order::Release => None,
-    };
-    let act = Act {
-        at: now,
-        actor: actor.to_owned(),
-        act: order.name().to_owned(),
-        installation_id: key.installation_id.clone(),
-        resource_id: Some(key.resource_id.clone()),
-        entry_id: Some(id),
-        reason,
-    };
-    note(rows, &act).await?;
+    let act = Act::new(order.name(), by.clone(), now).of_resource(key.clone());
+    let entry_id = Some(id);
+    note(rows, &Act { entry_id, ..act }).await?;
     Ok(Answer::Done { key, state })
 }
 
@@ -406,8 +403,8 @@ async fn story(
     let acts = sqlx::query(
         "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
          FROM act
-         WHERE installation_id = ?1
-           AND (resource_id = ?2 OR resource_id IS NULL)
+         WHERE (installation_id = ?1 AND (resource_id = ?2 OR resource_id IS NULL))
+            OR installation_id IS NULL
          ORDER BY id DESC
          LIMIT ?3",
     )
@@ -576,17 +573,21 @@ fn attempt(row: &SqliteRow) -> Result<Attempt, Fault> {
 }
 
 fn act(row: &SqliteRow) -> Result<Act, Fault> {
+    let corrupt = |_| Fault::Corrupt("an act names no resource".to_owned());
+    let installation_id: Option<String> = row.try_get("installation_id")?;
     let resource_id: Option<String> = row.try_get("resource_id")?;
-    let resource_id = resource_id
-        .map(|id| ResourceId::new(&id))
-        .transpose()
-        .map_err(|_| Fault::Corrupt("an act names no resource".to_owned()))?;
     Ok(Act {
         at: Timestamp::from_millis(row.try_get("at")?),
         actor: row.try_get("actor")?,
         act: row.try_get("act")?,
-        installation_id: codec::installation_id(row)?,
-        resource_id,
+        installation_id: installation_id
+            .map(|id| InstallationId::new(&id))
+            .transpose()
+            .map_err(corrupt)?,
+        resource_id: resource_id
+            .map(|id| ResourceId::new(&id))
+            .transpose()
+            .map_err(corrupt)?,
         entry_id: row.try_get::<Option<i64>, _>("entry_id")?.map(EntryId),
         reason: row.try_get("reason")?,
     })

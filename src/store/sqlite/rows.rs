@@ -334,7 +334,7 @@ impl Rows for SqliteRows {
 }
 
 impl SqliteRows {
-    /// Deletes closed entries, with their attempts, and attempts past their retention.
+    /// Deletes closed entries and attempts past their retention.
     pub(super) async fn prune(&mut self, cutoffs: Cutoffs, limit: u32) -> Kept<u64> {
         let Cutoffs { entries, attempts } = cutoffs;
         let entries = sqlx::query(
