@@ -89,6 +89,10 @@ async fn requests(seen: &mut Receiver<Entry>, count: usize) {
     assert!(sent.is_ok(), "the daemon did not send {count} requests");
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what a long run is for"
+)]
 async fn killed_at_random(provider: TestDatabase) {
     let kills = std::env::var("RECONCILED_KILLS")
         .ok()

@@ -81,6 +81,7 @@ impl Plan {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::print_stdout, reason = "the figures are what a soak is for")]
 async fn under_changes_and_faults_without_pause_it_neither_errs_nor_grows() {
     let plan = Plan::chosen();
     let postgres = Postgres::dedicated();
