@@ -261,7 +261,7 @@ async fn a_sweep_that_was_killed_goes_on_where_it_stopped() {
     let world = World::new(sqlite::database()).await;
     let rows = format!(
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
-         INSERT INTO resource SELECT 'icfg_0', 'res_' || i, 1, 'ready', NULL FROM n"
+         INSERT INTO resource (installation_id, id, version, status) SELECT 'icfg_0', 'res_' || i, 1, 'ready' FROM n"
     );
     world.provider.execute(&rows).await;
     let state = world.installation.path("state.db");
