@@ -551,8 +551,7 @@ impl Store for MemoryStore {
 
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
         let mut state = self.state.lock().await;
-        let mut answers = sure(steps::advance(&mut *state, &[settlement]).await);
-        Ok(answers.pop().flatten())
+        Ok(sure(steps::advance(&mut *state, &settlement).await))
     }
 
     async fn recover(

@@ -34,7 +34,6 @@ mod file;
 mod guard;
 mod read;
 mod rows;
-mod save;
 mod writer;
 
 /// Earlier versions can corrupt a database in WAL mode (sqlite.org/wal.html, "The WAL-reset bug").
@@ -94,8 +93,6 @@ impl SqliteStore {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(0)
-            // A file does not hang up.
-            .test_before_acquire(false)
             .connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self {
             path: path.to_owned(),
@@ -309,17 +306,9 @@ impl Store for SqliteStore {
     }
 
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
-        let mut answers = self.advance_all(vec![settlement]).await?;
-        Ok(answers.pop().flatten())
-    }
-
-    async fn advance_all(
-        &self,
-        settlements: Vec<Settlement>,
-    ) -> Result<Vec<Option<Advanced>>, StoreError> {
         self.writer
             .write("record an outcome", move |rows| {
-                Box::pin(async move { steps::advance(rows, &settlements).await })
+                Box::pin(async move { steps::advance(rows, &settlement).await })
             })
             .await
     }
