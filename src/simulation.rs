@@ -16,6 +16,7 @@ mod planted;
 mod process;
 mod provider;
 mod remote;
+mod scenarios;
 mod seeds;
 mod source;
 mod state;

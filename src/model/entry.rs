@@ -191,6 +191,8 @@ pub enum Reason {
     Refused,
     /// Dead: `[retry] max_elapsed` passed.
     Expired,
+    /// Dead: its row is gone from the source, and without it the secrets in doubt cannot be sent again. Opens when the row returns.
+    RowGone,
     /// Held: the pass that found it was beyond the blast radius.
     Guard,
 }
@@ -216,6 +218,7 @@ impl Reason {
             Self::ConflictLimit => "conflict_limit",
             Self::Refused => "refused",
             Self::Expired => "expired",
+            Self::RowGone => "row_gone",
             Self::Guard => "guard",
         }
     }
@@ -252,6 +255,9 @@ impl Reason {
             Self::ConflictLimit => "Vercel answered 409 too often in a row",
             Self::Refused => "Vercel gave an answer that no retry can change",
             Self::Expired => "the time that [retry] max_elapsed allows has passed",
+            Self::RowGone => {
+                "the source's row is gone, and with it the values of the secrets in doubt; they are sent when it returns"
+            }
             Self::Guard => "the pass that found it changes more than [guard] allows",
         }
     }

@@ -9,7 +9,7 @@ use crate::model::{
 use crate::planted::{Bug, is_planted};
 
 use super::backoff::Backoff;
-use super::decide::{die, just_after, wait};
+use super::decide::{die, just_after, rests, wait};
 use super::diff::{Pending, pending};
 use super::guard::keep_back;
 
@@ -344,6 +344,7 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
     let moved_on = entry.generation != generation;
     let acknowledged = matches!(outcome, Outcome::Acknowledged { .. });
     let (_, pending) = pending(record, &entry.desired);
+    let rests = rests(record);
     let entry = record.entry.as_mut().expect("it was there a line above");
     if moved_on && entry.state == EntryState::Dead && entry.reason != Reason::ConflictLimit {
         // The answer was to a value that is no longer desired.
@@ -351,18 +352,22 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
         wait(entry, now, Reason::Due);
     }
     match pending {
-        Pending::Nothing if !entry.rejected.is_empty() => die(entry, Reason::Rejected),
-        Pending::Nothing => {
-            let settled = matches!(
-                outcome,
-                Outcome::Acknowledged { .. } | Outcome::Compared { .. } | Outcome::Conflict { .. }
-            );
-            entry.state = if settled {
-                EntryState::Delivered
-            } else {
-                EntryState::Withdrawn
-            };
-        }
+        Pending::Nothing => match rests {
+            Some(reason) => die(entry, reason),
+            None => {
+                let settled = matches!(
+                    outcome,
+                    Outcome::Acknowledged { .. }
+                        | Outcome::Compared { .. }
+                        | Outcome::Conflict { .. }
+                );
+                entry.state = if settled {
+                    EntryState::Delivered
+                } else {
+                    EntryState::Withdrawn
+                };
+            }
+        },
         Pending::After(until)
             if entry.state == EntryState::Waiting && entry.reason == Reason::Due =>
         {

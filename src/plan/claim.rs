@@ -8,7 +8,7 @@ use crate::model::{
 };
 use crate::planted::{Bug, is_planted};
 
-use super::decide::{die, just_after, wait};
+use super::decide::{die, just_after, rests, wait};
 use super::diff::{Pending, pending, when};
 use super::guard::keep_back;
 
@@ -171,18 +171,19 @@ fn take(record: &mut Record, patch: Patch, now: Timestamp, lease: &Lease) -> Cla
 }
 
 fn close_or_die(record: &mut Record) -> Claim {
+    let rests = rests(record);
     let Some(entry) = &mut record.entry else {
         return Claim::NotNow;
     };
-    if entry.rejected.is_empty() {
-        entry.state = EntryState::Withdrawn;
-        return record
-            .entry
-            .take()
-            .map_or(Claim::NotNow, |entry| Claim::Closed(Box::new(entry)));
+    if let Some(reason) = rests {
+        die(entry, reason);
+        return Claim::NotNow;
     }
-    die(entry, Reason::Rejected);
-    Claim::NotNow
+    entry.state = EntryState::Withdrawn;
+    record
+        .entry
+        .take()
+        .map_or(Claim::NotNow, |entry| Claim::Closed(Box::new(entry)))
 }
 
 /// Ends a lease that has expired at `now`: its request may have left and may still be applied. True if one was ended.

@@ -2,7 +2,8 @@
 
 use crate::model::record::Missing;
 use crate::model::{
-    Entry, EntryState, Field, Json, Mode, Origin, Reason, Record, RowHash, Snapshot, Timestamp,
+    Doubt, Entry, EntryState, Field, Json, Mode, Origin, Reason, Record, RowHash, Snapshot,
+    Timestamp,
 };
 use crate::planted::{Bug, is_planted};
 
@@ -98,7 +99,7 @@ pub fn decide(
         });
         return open(Decision::Enqueued);
     };
-    if entry.desired == *desired {
+    if entry.desired == *desired && entry.reason != Reason::RowGone {
         if entry.reason == Reason::SourceMoved && entry.in_flight.is_none() {
             wait(entry, now, Reason::Due);
         }
@@ -113,13 +114,7 @@ pub fn decide(
         // The outcome of what is in flight decides what is left.
         return open(Decision::Folded);
     }
-    match retarget(record, now) {
-        Some(closed) => Decided {
-            decision: Decision::Withdrawn,
-            closed: Some(closed),
-        },
-        None => open(Decision::Folded),
-    }
+    retargeted(record, now)
 }
 
 /// Records that the source has no row for the resource, as `sweeps` further sweeps found (0: it was read by itself); true
@@ -132,6 +127,42 @@ pub fn missing(record: &mut Record, sweeps: u32, now: Timestamp) -> bool {
         sweeps: before.saturating_add(sweeps),
     });
     newly
+}
+
+/// Takes the secrets out of an open entry whose row is known to be gone: their values can no longer be read, and a row that is
+/// not there desires none. What else the entry was to send is sent. `None` when nothing changes.
+///
+/// Secrets that Vercel may hold otherwise stay in doubt: an entry that has nothing else left to send becomes a dead letter
+/// ([`Reason::RowGone`]), which opens by itself when the row returns.
+pub fn bereave(record: &mut Record, now: Timestamp) -> Option<Decided> {
+    let entry = record.entry.as_mut()?;
+    if entry.in_flight.is_some() {
+        // Its next claim finds no row, and it is looked at again.
+        return None;
+    }
+    entry.desired.secrets.take()?;
+    entry.rejected.remove(&Field::Secrets);
+    entry.generation += 1;
+    Some(retargeted(record, now))
+}
+
+/// Whether a resource without a row has secrets in doubt that only its row could settle.
+fn mourns(record: &Record, desired: &Snapshot) -> bool {
+    let Doubt { fields, secrets } = &record.doubt;
+    let in_doubt = !secrets.is_empty() || fields.contains_key(&Field::Secrets);
+    record.missing.is_some() && in_doubt && desired.secrets.is_none() && !is_uninstallation(desired)
+}
+
+/// Why an entry with nothing left to send is a dead letter; `None` when it can be closed.
+pub(super) fn rests(record: &Record) -> Option<Reason> {
+    let entry = record.entry.as_ref()?;
+    if !entry.rejected.is_empty() {
+        Some(Reason::Rejected)
+    } else if mourns(record, &entry.desired) {
+        Some(Reason::RowGone)
+    } else {
+        None
+    }
 }
 
 /// What a missing resource desires when missing ones are uninstalled: its status `uninstalled`, and nothing else.
@@ -177,23 +208,35 @@ fn uninstallation() -> Snapshot {
     }
 }
 
+fn retargeted(record: &mut Record, now: Timestamp) -> Decided {
+    let closed = retarget(record, now);
+    let decision = match closed {
+        Some(_) => Decision::Withdrawn,
+        None => Decision::Folded,
+    };
+    Decided { decision, closed }
+}
+
 /// Decides what an open entry that is not in flight does after its target changed; returns it when it is to be closed.
 fn retarget(record: &mut Record, now: Timestamp) -> Option<Entry> {
     let entry = record.entry.as_ref()?;
     let (_, pending) = pending(record, &entry.desired);
     let back = is_planted(Bug::WithdrawnInDoubt) && record.acknowledged == entry.desired;
     let pending = if back { Pending::Nothing } else { pending };
+    let rests = rests(record);
     let entry = record.entry.as_mut()?;
     let due_at = match pending {
         Pending::Nothing if is_planted(Bug::EmptyPatchSent) => now,
-        Pending::Nothing if entry.rejected.is_empty() => {
-            entry.state = EntryState::Withdrawn;
-            return record.entry.take();
-        }
-        Pending::Nothing => {
-            die(entry, Reason::Rejected);
-            return None;
-        }
+        Pending::Nothing => match rests {
+            None => {
+                entry.state = EntryState::Withdrawn;
+                return record.entry.take();
+            }
+            Some(reason) => {
+                die(entry, reason);
+                return None;
+            }
+        },
         Pending::Now => now,
         Pending::After(until) => just_after(until),
     };
@@ -242,4 +285,119 @@ pub(super) fn wait(entry: &mut Entry, due_at: Timestamp, reason: Reason) {
 pub(super) fn die(entry: &mut Entry, reason: Reason) {
     entry.state = EntryState::Dead;
     entry.reason = reason;
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::SecretsPatch;
+    use crate::plan::Outcome;
+    use crate::plan::claim::Claim;
+    use crate::plan::fixture::{LATE, Resource, START, seconds, secret_name, sent, snapshot};
+
+    use super::*;
+
+    /// The row is found to be gone.
+    fn vanishes(resource: &mut Resource, now: Timestamp) -> Option<Decided> {
+        missing(&mut resource.record, 1, now);
+        bereave(&mut resource.record, now)
+    }
+
+    #[test]
+    fn a_row_that_is_gone_takes_back_the_secrets_that_were_not_sent() {
+        let mut resource = Resource::acknowledged("status=ready $URL=1");
+        resource.desires("status=ready $URL=2", START);
+        let decided = vanishes(&mut resource, seconds(1)).expect("the target changes");
+        assert_eq!(decided.decision, Decision::Withdrawn);
+        assert_eq!(resource.record.entry, None);
+        assert_eq!(vanishes(&mut resource, seconds(2)), None);
+        // The same row is there again.
+        resource.desires("status=ready $URL=2", seconds(3));
+        let patch = resource.acknowledges(seconds(3));
+        assert_eq!(sent(&patch), snapshot("$URL=2"));
+    }
+
+    #[test]
+    fn what_else_was_to_be_sent_for_a_row_that_is_gone_is_sent() {
+        let mut resource = Resource::acknowledged("status=ready $URL=1");
+        resource.desires("status=suspended $URL=2", START);
+        resource.attempts(&Outcome::SourceMoved, START);
+        let decided = vanishes(&mut resource, seconds(1)).expect("the target changes");
+        assert_eq!(decided.decision, Decision::Folded);
+        let patch = resource.acknowledges(seconds(1));
+        assert_eq!(sent(&patch), snapshot("status=suspended"));
+        assert_eq!(resource.record.entry, None);
+    }
+
+    #[test]
+    fn secrets_in_doubt_of_a_row_that_is_gone_are_a_dead_letter_until_it_returns() {
+        let mut resource = Resource::acknowledged("status=ready $URL=1");
+        resource.desires("status=suspended $URL=2", START);
+        resource.attempts(&Outcome::Lost, START);
+        vanishes(&mut resource, seconds(1)).expect("the target changes");
+        // The status can still be settled, once before and once after the lost request is out of reach.
+        let patch = resource.acknowledges(resource.due());
+        assert_eq!(sent(&patch), snapshot("status=suspended"));
+        assert_eq!(resource.state(), EntryState::Waiting);
+        let late = START.plus(LATE * 2);
+        let patch = resource.acknowledges(late);
+        assert_eq!(sent(&patch), snapshot("status=suspended"));
+        assert_eq!(
+            (resource.state(), resource.entry().reason),
+            (EntryState::Dead, Reason::RowGone)
+        );
+        assert_eq!(resource.try_claim(late), Claim::NotNow);
+        // Vercel may have taken the secret: the old value, too, has to be sent.
+        resource.desires("status=suspended $URL=1", late);
+        let claimed = resource.claims(late);
+        let Some(SecretsPatch::Partial(named)) = claimed.patch.secrets else {
+            panic!("one secret is in doubt: {:?}", claimed.patch);
+        };
+        assert!(named.contains_key(&secret_name("URL")));
+    }
+
+    #[test]
+    fn a_row_that_returns_without_secrets_closes_its_dead_letter() {
+        let mut resource = Resource::acknowledged("status=ready $URL=1");
+        resource.desires("status=ready $URL=2", START);
+        resource.attempts(&Outcome::Lost, START);
+        vanishes(&mut resource, seconds(1)).expect("the target changes");
+        assert_eq!(resource.entry().reason, Reason::RowGone);
+        assert_eq!(
+            resource.desires("status=ready", seconds(2)),
+            Decision::Withdrawn
+        );
+        assert_eq!(resource.record.entry, None);
+    }
+
+    #[test]
+    fn what_is_in_flight_when_its_row_is_gone_ends_first() {
+        let mut resource = Resource::acknowledged("status=ready $URL=1");
+        resource.desires("status=ready $URL=2", START);
+        resource.claims(START);
+        assert_eq!(vanishes(&mut resource, seconds(1)), None);
+        resource.ends(&Outcome::Acknowledged { sent_at: START }, seconds(2));
+        assert_eq!(resource.record.entry, None);
+    }
+
+    #[test]
+    fn an_uninstallation_does_not_wait_for_secrets_in_doubt() {
+        let mut resource = Resource::acknowledged("status=ready $URL=1");
+        resource.desires("status=ready $URL=2", START);
+        resource.attempts(&Outcome::Lost, START);
+        vanishes(&mut resource, seconds(1)).expect("the target changes");
+        let hash = resource.record.row_hash.expect("it had a row");
+        let desired = uninstallation();
+        let policy = Policy::default();
+        let now = seconds(2);
+        decide(
+            &mut resource.record,
+            &desired,
+            hash,
+            Origin::Missing,
+            policy,
+            now,
+        );
+        resource.acknowledges(now);
+        assert_eq!(resource.record.entry, None);
+    }
 }

@@ -1,5 +1,6 @@
 //! The two states that are tried: in memory, and in a real SQLite file.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,31 @@ pub(super) enum Backend {
     Memory(Arc<MemoryStore>),
     /// In a file: opened again whenever a process starts.
     Sqlite(Box<File>),
+}
+
+/// What is committed, as the judges beside the daemon see it.
+#[derive(Clone)]
+pub(super) struct Committed {
+    store: Arc<dyn Store>,
+    memory: Option<Arc<MemoryStore>>,
+}
+
+impl Committed {
+    /// The resources whose records were changed since this was last asked; `None`: any may have been.
+    pub(super) async fn changed(&self) -> Option<Vec<ResourceKey>> {
+        match &self.memory {
+            Some(memory) => Some(memory.take_changed().await),
+            None => None,
+        }
+    }
+}
+
+impl Deref for Committed {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.store
+    }
 }
 
 /// A SQLite file and how it is open.
@@ -68,10 +94,16 @@ impl Backend {
         }
     }
 
-    pub(super) fn store(&self) -> Arc<dyn Store> {
+    pub(super) fn committed(&self) -> Committed {
         match self {
-            Self::Memory(store) => Arc::clone(store) as Arc<dyn Store>,
-            Self::Sqlite(file) => Arc::clone(&file.open) as Arc<dyn Store>,
+            Self::Memory(store) => Committed {
+                store: Arc::clone(store) as Arc<dyn Store>,
+                memory: Some(Arc::clone(store)),
+            },
+            Self::Sqlite(file) => Committed {
+                store: Arc::clone(&file.open) as Arc<dyn Store>,
+                memory: None,
+            },
         }
     }
 

@@ -1,6 +1,9 @@
 //! The worlds' own chance: a small seeded stream, apart from the daemon's.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::clock::Random;
 
 /// A SplitMix64 stream: quick, and the same everywhere.
 #[derive(Debug, Clone)]
@@ -51,5 +54,35 @@ impl Chance {
     pub(super) fn duration(&mut self, low: Duration, high: Duration) -> Duration {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(self.between(millis(low), millis(high).max(millis(low))))
+    }
+}
+
+/// The daemon's own chance: as quick, and apart from the worlds'.
+#[derive(Debug)]
+pub(super) struct DaemonChance(Mutex<Chance>);
+
+impl DaemonChance {
+    /// The stream of one run of a process: no two runs of a trial draw equal numbers.
+    pub(super) const fn new(seed: u64, run: u64) -> Self {
+        Self(Mutex::new(Chance::new(seed ^ (run << 48) ^ 0xdae_u64)))
+    }
+
+    fn next(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+}
+
+impl Random for DaemonChance {
+    fn fraction(&self) -> f64 {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "53 bits fit a double's mantissa"
+        )]
+        let fraction = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+        fraction
+    }
+
+    fn unique(&self) -> i64 {
+        i64::try_from(self.next() >> 1).unwrap_or(i64::MAX)
     }
 }

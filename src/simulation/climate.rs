@@ -103,13 +103,13 @@ impl Climate {
         } else {
             Rates::of(chance)
         };
-        let request_timeout = SECOND * pick(chance, &[2, 5, 30]);
-        let late_apply = SECOND * pick(chance, &[3, 20, 60]);
+        let request_timeout = SECOND * pick(chance, &[2, 5, 20]);
+        let late_apply = SECOND * pick(chance, &[3, 12, 40]);
         let retry = RetryPolicy {
             backoff: Backoff {
                 initial: Duration::from_millis(u64::from(pick(chance, &[100, 1000]))),
                 multiplier: 2.0,
-                max: SECOND * pick(chance, &[2, 10, 60]),
+                max: SECOND * pick(chance, &[2, 10, 40]),
             },
             max_elapsed: Duration::ZERO,
             max_conflicts: pick(chance, &[2, 8]),
@@ -129,7 +129,7 @@ impl Climate {
             overlap_ms: *chance.pick(&[0, 10_000, 30_000]),
             has_horizon: chance.one_in(3),
             poll_every: SECOND * pick(chance, &[2, 5]),
-            sweep_every: SECOND * pick(chance, &[40, 120, 300]),
+            sweep_every: SECOND * pick(chance, &[20, 60, 120]),
             reconcile: reconcile::Settings {
                 policy: Policy { first_sight },
                 ignored: FieldSet::EMPTY,
@@ -155,8 +155,8 @@ impl Climate {
                     false => SecretsWay::Together,
                 },
             },
-            storm: SECOND * pick(chance, &[60, 120, 240]),
-            turn_every: Duration::from_millis(u64::from(pick(chance, &[800, 3000, 10_000]))),
+            storm: SECOND * pick(chance, &[30, 60, 150]),
+            turn_every: Duration::from_millis(u64::from(pick(chance, &[500, 2000, 6000]))),
             latency: *chance.pick(&[Latency::None, Latency::Yields, Latency::Slow]),
             processes,
             crash_after: match calm {

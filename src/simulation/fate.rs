@@ -227,6 +227,13 @@ impl World {
         let short = now.plus(Duration::from_secs(self.chance.between(1, 20)));
         let ever = now.plus(Duration::from_secs(10 * 365 * 24 * 3600));
         let past = now.minus(Duration::from_secs(3600));
+        if self.stormy && self.chance.one_in(20) {
+            // Seldom: each takes a quarter of an hour, in which little else happens.
+            let long = now.plus(Duration::from_secs(1000));
+            return *self
+                .chance
+                .pick(&[(Some(long), None), (Some(ever), Some(short))]);
+        }
         *self.chance.pick(&[
             (None, None),
             (Some(short), None),
@@ -234,8 +241,6 @@ impl World {
             (None, Some(short)),
             (Some(now), None),
             (Some(past), None),
-            (Some(now.plus(Duration::from_secs(1000))), None),
-            (Some(ever), Some(short)),
             (None, Some(Timestamp::EPOCH)),
         ])
     }

@@ -10,7 +10,7 @@ use crate::model::{
     Timestamp,
 };
 
-use super::provider::{Item, Version};
+use super::provider::{Item, Version, secrets_of};
 
 /// A law of the design, section 6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -196,11 +196,7 @@ fn written(patch: &Patch, key: &ResourceKey, histories: &Histories) -> Vec<(Item
         written.push((item, Version::Secret(*print)));
     }
     if matches!(secrets, SecretsPatch::Complete(_)) {
-        let known = histories.keys().filter_map(|(of, item)| match item {
-            Item::Secret(name) if of == key => Some(name),
-            _ => None,
-        });
-        for name in known {
+        for name in secrets_of(histories, key) {
             if !named.keys().any(|n| n.as_str() == name) {
                 written.push((Item::Secret(name.clone()), Version::Absent));
             }

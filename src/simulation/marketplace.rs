@@ -1,7 +1,6 @@
 //! Vercel as the daemon meets it: takes requests, checks how they left, lets them take effect and answers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -9,9 +8,9 @@ use crate::model::{
     AccessToken, Field, InstallationId, LeaseToken, Observed, Patch, Record, ResourceKey, SecretSet,
 };
 use crate::plan::{Answer, AnswerKind};
-use crate::store::Store;
 use crate::vercel::Marketplace;
 
+use super::backend::Committed;
 use super::executor::Handle;
 use super::fate::{Fate, Reply};
 use super::laws::Law;
@@ -26,7 +25,7 @@ pub(super) struct SimMarketplace {
     pub(super) handle: Handle,
     pub(super) points: Points,
     /// What is committed, to compare with what leaves.
-    pub(super) committed: Arc<dyn Store>,
+    pub(super) committed: Committed,
 }
 
 #[async_trait]
@@ -146,6 +145,7 @@ impl World {
             applies_at: reply.applies.map(|applies| now.plus(applies)),
             doubtful: touched(patch, record),
         });
+        self.check_doubt(record);
         self.handle.after(reply.after, Happening::Answer(number));
         if let Some(applies) = reply.applies {
             self.handle.after(applies, Happening::Apply(number));

@@ -9,7 +9,7 @@ use futures_util::future::{Either, join3, select};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Random, SeededRandom};
+use crate::clock::{Clock, Random};
 use crate::dispatch::{Dispatcher, InstallationsQuery, Signals, Tokens, Until, Worlds};
 use crate::model::Timestamp;
 use crate::plan::backoff::Backoff;
@@ -18,6 +18,8 @@ use crate::source::Source;
 use crate::store::Store;
 use crate::vercel::Marketplace;
 
+use super::backend::Committed;
+use super::chance::DaemonChance;
 use super::climate::Climate;
 use super::executor::Handle;
 use super::marketplace::SimMarketplace;
@@ -39,8 +41,9 @@ pub(super) struct Boot {
     pub(super) world: Shared,
     pub(super) handle: Handle,
     pub(super) points: Points,
-    pub(super) committed: Arc<dyn Store>,
+    pub(super) committed: Committed,
     pub(super) climate: Climate,
+    pub(super) seed: u64,
     /// Which process this is; the first watches the source.
     pub(super) number: usize,
     /// How often a process was started before: no two draw equal numbers.
@@ -56,6 +59,7 @@ pub(super) async fn run(boot: Boot) {
         points,
         committed,
         climate,
+        seed,
         number,
         run,
         stop,
@@ -67,16 +71,16 @@ pub(super) async fn run(boot: Boot) {
     let store: Arc<dyn Store> = Arc::new(SimStore {
         world: world.clone(),
         points: points.clone(),
-        committed: Arc::clone(&committed),
+        committed: committed.clone(),
     });
     let marketplace: Arc<dyn Marketplace> = Arc::new(SimMarketplace {
         world: world.clone(),
         handle: handle.clone(),
         points,
-        committed: Arc::clone(&committed),
+        committed: committed.clone(),
     });
     let clock: Arc<dyn Clock> = Arc::new(handle.clone());
-    let random: Arc<dyn Random> = Arc::new(SeededRandom::new(run));
+    let random: Arc<dyn Random> = Arc::new(DaemonChance::new(seed, run));
     let late_apply = climate.dispatch.retry.late_apply;
     let alone = climate.processes == 1;
     while store.recover(clock.now(), late_apply, alone).await.is_err() {
@@ -165,7 +169,7 @@ struct Watcher {
     wake: Wake,
     stop: CancellationToken,
     world: Shared,
-    committed: Arc<dyn Store>,
+    committed: Committed,
 }
 
 #[derive(Clone, Copy)]

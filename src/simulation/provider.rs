@@ -3,6 +3,7 @@
 //! What is visible to a reader and what the daemon was shown are kept apart, so that a change that no one read is noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
@@ -40,6 +41,8 @@ pub(super) struct StoredRow {
     pub(super) present: bool,
     pub(super) cursor: Option<i64>,
     pub(super) columns: Columns,
+    /// What the columns mean; `None` when the row cannot be used.
+    row: Option<Arc<Row>>,
     /// When this version became visible.
     pub(super) visible_at: Timestamp,
     /// When it was last not in the table.
@@ -53,6 +56,22 @@ pub(super) struct StoredRow {
 }
 
 impl StoredRow {
+    /// The row of a resource that has not been in the table yet.
+    pub(super) const fn absent(key: ResourceKey, now: Timestamp) -> Self {
+        Self {
+            key,
+            present: false,
+            cursor: None,
+            columns: Columns::new(),
+            row: None,
+            visible_at: now,
+            absent_at: Some(now),
+            unread: false,
+            silent: false,
+            locked: false,
+        }
+    }
+
     fn sorts_as(&self) -> (Option<i64>, &ResourceKey) {
         (self.cursor, &self.key)
     }
@@ -140,6 +159,8 @@ impl Provider {
         stored.visible_at = now;
         stored.present = true;
         stored.unread = true;
+        let decoded = self.raw(&self.rows[row]).decode().ok();
+        self.rows[row].row = decoded.map(Arc::new);
         self.remember(row);
     }
 
@@ -149,21 +170,14 @@ impl Provider {
             return;
         };
         let key = usable.key.clone();
-        for (field, value) in usable.values {
-            self.push(&key, Item::Field(field), Version::Value(value));
+        for (field, value) in &usable.values {
+            self.push(&key, Item::Field(*field), Version::Value(value.clone()));
         }
-        let Some(secrets) = usable.secrets else {
+        let Some(secrets) = &usable.secrets else {
             return;
         };
         let prints = secrets.fingerprints(&self.key);
-        let known: Vec<String> = self
-            .history
-            .keys()
-            .filter_map(|(of, item)| match item {
-                Item::Secret(name) if *of == key => Some(name.clone()),
-                _ => None,
-            })
-            .collect();
+        let known: Vec<String> = secrets_of(&self.history, &key).cloned().collect();
         let first = self.had_secrets.insert(key.clone());
         for name in known {
             let present = prints.keys().any(|print| print.as_str() == name);
@@ -195,18 +209,15 @@ impl Provider {
     }
 
     /// The row as the daemon should understand it; `None` when it is not there or cannot be used.
-    pub(super) fn usable(&self, row: usize) -> Option<Row> {
+    pub(super) fn usable(&self, row: usize) -> Option<Arc<Row>> {
         let stored = &self.rows[row];
-        if !stored.present {
-            return None;
-        }
-        self.raw(stored).decode().ok()
+        stored.row.clone().filter(|_| stored.present)
     }
 
     /// Whether the resource has a row that can be used.
     pub(super) fn has_usable(&self, key: &ResourceKey) -> bool {
-        let row = self.rows.iter().position(|row| row.key == *key);
-        row.is_some_and(|row| self.usable(row).is_some())
+        let row = self.rows.iter().find(|row| row.key == *key);
+        row.is_some_and(|row| row.present && row.row.is_some())
     }
 
     pub(super) fn raw(&self, row: &StoredRow) -> RawRow {
@@ -328,6 +339,21 @@ impl Provider {
             id: format!("database-{}", self.restored),
         }
     }
+}
+
+/// The names of the secrets that a resource ever had.
+pub(super) fn secrets_of<'a>(
+    history: &'a BTreeMap<(ResourceKey, Item), Vec<Version>>,
+    key: &'a ResourceKey,
+) -> impl Iterator<Item = &'a String> {
+    let first = (key.clone(), Item::Secret(String::new()));
+    history
+        .range(first..)
+        .take_while(move |((of, _), _)| of == key)
+        .filter_map(|((_, item), _)| match item {
+            Item::Secret(name) => Some(name),
+            Item::Field(_) => None,
+        })
 }
 
 fn raw_key(key: &ResourceKey) -> RawKey {

@@ -183,6 +183,9 @@ impl Remote {
             }
             !request.doubtful.is_empty()
         });
+        if numbers.is_empty() {
+            self.unsettled.remove(key);
+        }
     }
 
     /// What must be in doubt of this resource.

@@ -1,6 +1,5 @@
 //! The daemon's state with await points before and after each commit, failures before it, and the laws checked after it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +12,7 @@ use crate::store::{
     Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
+use super::backend::Committed;
 use super::laws::Law;
 use super::provider::Item;
 use super::remote::{Truth, writes};
@@ -22,7 +22,7 @@ use super::world::{Points, Shared, World};
 pub(super) struct SimStore {
     pub(super) world: Shared,
     pub(super) points: Points,
-    pub(super) committed: Arc<dyn Store>,
+    pub(super) committed: Committed,
 }
 
 impl SimStore {
@@ -45,7 +45,20 @@ impl SimStore {
 
     /// After a commit: what is committed is compared with what is true; then the process may end here.
     async fn after(&self) {
-        let keys: Vec<ResourceKey> = self.world.lock().remote.unsettled.keys().cloned().collect();
+        let changed = self.committed.changed().await;
+        let keys: Vec<ResourceKey> = {
+            let unsettled = &self.world.lock().remote.unsettled;
+            match changed {
+                // What has not changed was looked at when it had, or when the request left.
+                Some(mut changed) => {
+                    changed.sort_unstable();
+                    changed.dedup();
+                    changed.retain(|key| unsettled.contains_key(key));
+                    changed
+                }
+                None => unsettled.keys().cloned().collect(),
+            }
+        };
         if !keys.is_empty()
             && let Ok(records) = self.committed.records(&keys).await
         {
@@ -121,12 +134,14 @@ impl Store for SimStore {
             settlement.outcome.clone(),
         );
         let advanced = self.committed.advance(settlement).await?;
-        let record = self.committed.records(std::slice::from_ref(&key)).await;
-        let record = record.ok().and_then(|mut records| records.pop());
-        {
-            let mut world = self.world.lock();
-            world.advanced(&key, token, &outcome, advanced, record.as_ref());
+        let mut record = None;
+        if let Outcome::Conflict { observed: Some(_) } = &outcome {
+            let records = self.committed.records(std::slice::from_ref(&key)).await?;
+            record = records.into_iter().next();
         }
+        self.world
+            .lock()
+            .advanced(&key, token, &outcome, advanced, record.as_ref());
         self.after().await;
         Ok(advanced)
     }
@@ -243,7 +258,7 @@ const READING_MAX: Duration = Duration::from_secs(60);
 impl World {
     /// Law 2: what an unanswered request touched is in doubt until something sent after its last possible effect is
     /// acknowledged.
-    fn check_doubt(&mut self, record: &Record) {
+    pub(super) fn check_doubt(&mut self, record: &Record) {
         let missing = self
             .remote
             .doubtful(&record.key)

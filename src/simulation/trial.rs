@@ -61,7 +61,7 @@ pub(super) enum Happening {
 /// How often the calm is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long nothing may be sent after everything converged.
-const QUIET: Duration = Duration::from_secs(20);
+const QUIET: Duration = Duration::from_secs(10);
 /// More steps than any trial takes: a daemon that never rests is a bug.
 const STEPS_MAX: u64 = 3_000_000;
 
@@ -82,11 +82,11 @@ pub(super) type Scene = (Duration, fn(&mut World));
 
 /// How a trial ended.
 pub(super) struct Verdict {
-    pub(super) hash: u64,
+    pub(super) hash: blake3::Hash,
     pub(super) events: u64,
     pub(super) violation: Option<Violation>,
     pub(super) lines: Vec<String>,
-    /// The await points that the first run of the first process passed.
+    /// The await points that the first run of the first process passed until everything had converged.
     pub(super) points: u64,
     pub(super) requests: usize,
     pub(super) ended_at: Timestamp,
@@ -94,6 +94,7 @@ pub(super) struct Verdict {
 
 /// A trial under way.
 pub(super) struct Trial {
+    seed: u64,
     executor: Executor,
     world: Shared,
     backend: Backend,
@@ -178,6 +179,7 @@ impl Trial {
             })
             .collect();
         Self {
+            seed,
             executor,
             world,
             backend,
@@ -227,7 +229,8 @@ impl Trial {
             return;
         };
         let process = &mut self.processes[number];
-        if self.runs == 1 && number == 0 {
+        let is_settling = matches!(self.stage, Stage::Storm | Stage::Calm { .. });
+        if self.runs == 1 && number == 0 && is_settling {
             self.first_points = process.points.passed();
         }
         let killed = process.points.is_stopped();
@@ -275,8 +278,9 @@ impl Trial {
             world: self.world.clone(),
             handle,
             points: points.clone(),
-            committed: self.backend.store(),
+            committed: self.backend.committed(),
             climate: self.climate.clone(),
+            seed: self.seed,
             number,
             run: self.runs,
             stop: stop.clone(),
@@ -399,7 +403,7 @@ impl Trial {
     /// What is not as it should be in the end; `None` when everything is.
     fn unconverged(&self) -> Option<String> {
         let world = self.world.lock();
-        let store = self.backend.store();
+        let store = self.backend.committed();
         let keys: Vec<ResourceKey> = world.provider.rows.iter().map(|r| r.key.clone()).collect();
         let records = store.records(&keys).now_or_never()?.ok()?;
         let records: BTreeMap<&ResourceKey, Record> = keys.iter().zip(records).collect();
@@ -433,7 +437,7 @@ impl World {
         let stored = &self.provider.rows[row];
         let usable = self.provider.usable(row);
         if let Some(entry) = &record.entry
-            && !self.may_stay(entry, record, usable.is_some())
+            && !self.may_stay(entry, record, stored.present && usable.is_none())
         {
             return Some(format!("its entry is {} ({:?})", entry.state, entry.reason));
         }
@@ -491,16 +495,20 @@ impl World {
     fn must_be_uninstalled(&self, record: &Record) -> bool {
         let status = |values: &BTreeMap<Field, Json>| values.get(&Field::Status).cloned();
         let held = self.remote.resources.get(&record.key);
+        // Law 9: while the source shows no rows at all nothing is inferred from that.
+        let shows_rows = self.provider.rows.iter().any(|row| row.present);
         self.climate.reconcile.on_missing == OnMissing::Uninstall
+            && shows_rows
             && status(&record.acknowledged.values).is_some()
             && held.and_then(|held| status(&held.values)) != Some(Json::from_text("uninstalled"))
     }
 
     /// Whether an entry may be there for good once everything is calm: parked for an answer that was given.
-    fn may_stay(&self, entry: &Entry, record: &Record, usable: bool) -> bool {
+    fn may_stay(&self, entry: &Entry, record: &Record, quarantined: bool) -> bool {
         let key = &record.key;
-        if !usable {
-            // Its row is gone or cannot be used: what is left is sent, or waits for it.
+        // An unusable row is shown as such; its entry waits for it. And of a source that shows no rows at all nothing is
+        // concluded, so that its entries wait, too.
+        if quarantined || !self.provider.rows.iter().any(|row| row.present) {
             return true;
         }
         if entry.state != EntryState::Dead {
@@ -515,6 +523,13 @@ impl World {
             Reason::NotFound => matches!(last, Some(404 | 410)),
             Reason::ConflictLimit => last == Some(&409),
             Reason::Refused => matches!(last, Some(301 | 402 | 418)),
+            Reason::RowGone => {
+                let row = self.provider.rows.iter().find(|row| row.key == *key);
+                let in_doubt = &record.doubt;
+                row.is_none_or(|row| !row.present)
+                    && (in_doubt.fields.contains_key(&Field::Secrets)
+                        || !in_doubt.secrets.is_empty())
+            }
             _ => false,
         }
     }

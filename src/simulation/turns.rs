@@ -46,17 +46,7 @@ impl World {
             .map(|field| (field, self.fresh(field)))
             .collect();
         let now = self.now();
-        self.provider.rows.push(StoredRow {
-            key: key.clone(),
-            present: false,
-            cursor: None,
-            columns: Columns::new(),
-            visible_at: now,
-            absent_at: Some(now),
-            unread: false,
-            silent: false,
-            locked: false,
-        });
+        self.provider.rows.push(StoredRow::absent(key.clone(), now));
         let cursor = self.provider.cursor_at(now);
         self.say(format_args!("row {key} appears: {}", told(&columns)));
         self.provider
@@ -194,7 +184,7 @@ impl World {
         self.provider.commit(row, columns, cursor, silent, now);
     }
 
-    fn open(&mut self, row: usize, columns: Columns, cursor: i64, wait: Duration) {
+    pub(super) fn open(&mut self, row: usize, columns: Columns, cursor: i64, wait: Duration) {
         let number = self.chance.next();
         let key = self.provider.rows[row].key.clone();
         let millis = wait.as_millis();
@@ -374,10 +364,20 @@ impl World {
 
     fn vanish(&mut self) {
         let row = self.chance.index(self.provider.rows.len());
+        if self.take_away(row) && self.chance.one_in(2) {
+            let wait = self
+                .chance
+                .duration(Duration::from_secs(1), Duration::from_secs(60));
+            self.handle.after(wait, Happening::Return(row));
+        }
+    }
+
+    /// A row is deleted; false when it is not there, or a transaction holds it.
+    pub(super) fn take_away(&mut self, row: usize) -> bool {
         let now = self.now();
         let stored = &mut self.provider.rows[row];
         if !stored.present || stored.locked {
-            return;
+            return false;
         }
         stored.present = false;
         stored.unread = false;
@@ -385,12 +385,7 @@ impl World {
         let key = stored.key.clone();
         self.provider.forget(&key);
         self.say(format_args!("row {key} vanishes"));
-        if self.chance.one_in(2) {
-            let wait = self
-                .chance
-                .duration(Duration::from_secs(1), Duration::from_secs(60));
-            self.handle.after(wait, Happening::Return(row));
-        }
+        true
     }
 
     /// A row that vanished is there again, as it was or changed.
@@ -465,12 +460,12 @@ impl World {
             self.set_gone(&id, false);
             self.learn_token(&id);
         }
-        self.stormy = false;
+        let by_chance = std::mem::take(&mut self.stormy);
         for row in 0..self.provider.rows.len() {
             let key = self.provider.rows[row].key.clone();
             let held = self.remote.resources.get_mut(&key);
             let was_gone = held.is_some_and(|held| std::mem::take(&mut held.gone));
-            if was_gone || self.chance.one_in(2) {
+            if was_gone || (by_chance && self.chance.one_in(2)) {
                 self.mend(row);
             }
         }
@@ -507,9 +502,12 @@ impl World {
             };
             columns.insert(field, Some(text));
         }
-        self.remote.last_status.remove(&key);
-        // Of these there are too few values to be sure that the new one was never rejected.
+        // Of these there are too few values to be sure that the new one was never rejected, or that it is another one than a dead
+        // letter has: what is read between two polls alone never was desired.
         let few = |field: &Field| matches!(field, Field::Status | Field::Ownership);
+        if columns.keys().any(|field| !few(field)) {
+            self.remote.last_status.remove(&key);
+        }
         let rejected = &mut self.remote.rejected;
         rejected.retain(|(of, field), _| *of != key || few(field));
         let cursor = self.provider.cursor_at(self.now());

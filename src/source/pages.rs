@@ -268,6 +268,21 @@ impl<D: Dialect> Pages<'_, D> {
         statement
     }
 
+    /// The greatest cursor there is.
+    pub(super) fn newest_cursor(&self, cursor: &CursorColumn) -> Statement {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement
+            .push("SELECT ")
+            .push(&self.dialect.cursor_text(cursor));
+        self.push_from(&mut statement);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor))
+            .push(&format!("\nORDER BY {operand} DESC\nLIMIT 1"));
+        statement
+    }
+
     /// How many rows the query has.
     pub(super) fn count(&self) -> Statement {
         let total = Column {

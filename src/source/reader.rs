@@ -308,10 +308,40 @@ impl<D: Dialect> Inner<D> {
             }
             PollFrom::Beginning => (PollStart::Beginning, horizon(session, cursor, None).await?),
         };
+        let is_first = !matches!(from, PollFrom::After(_));
+        let is_bounded = horizon.is_some();
+        let page = self
+            .poll_from(session, layout, cursor, &start, horizon, limit)
+            .await?;
+        if !is_first || is_bounded || page.next.is_none() {
+            return Ok(page);
+        }
+        // More pages follow, and nobody tells what may still commit behind this one while they are read. What commits from
+        // here on lies at most the overlap behind the newest cursor that there is now, so that is as far as this pass may take
+        // the next one's start; this page is read again, after that was asked.
+        let newest = session.rows(&pages.newest_cursor(cursor)).await?;
+        let newest = newest.first().into_iter().next().flatten();
+        self.poll_from(session, layout, cursor, &start, newest, limit)
+            .await
+    }
+
+    /// A poll's page from a place on, its rows compared with the horizon.
+    async fn poll_from(
+        &self,
+        session: &mut Session<D>,
+        layout: &Layout,
+        cursor: &CursorColumn,
+        start: &PollStart,
+        horizon: Option<String>,
+        limit: u32,
+    ) -> Result<PollPage, SourceError> {
+        let pages = self.pages(layout);
+        let keys = pages.poll_keys();
+        let dialect = &self.connections.dialect;
         let upper = match D::BOUNDS_POLLS {
             true => {
                 let bound = session
-                    .rows(&pages.poll_bound(cursor, &start, limit))
+                    .rows(&pages.poll_bound(cursor, start, limit))
                     .await?;
                 let bound = bound.first().into_iter().next().flatten();
                 bound.and_then(|bound| dialect.cursor_param(cursor, &bound))
@@ -321,13 +351,7 @@ impl<D: Dialect> Inner<D> {
         let horizon_param = horizon
             .as_deref()
             .and_then(|horizon| dialect.cursor_param(cursor, horizon));
-        let statement = pages.poll(
-            cursor,
-            &start,
-            upper.as_ref(),
-            horizon_param.as_ref(),
-            limit,
-        );
+        let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
         let found = session.rows(&statement).await?;
         let is_full = found.is_cut || found.rows.len() >= size(limit) || upper.is_some();
         let is_cut = found.is_cut;

@@ -81,6 +81,9 @@ struct State {
     guarded: Guarded,
     progress: Progress,
     heartbeat: Option<Heartbeat>,
+    /// The resources whose records were changed since somebody last asked.
+    #[cfg(test)]
+    changed: Vec<ResourceKey>,
 }
 
 impl MemoryStore {
@@ -106,6 +109,12 @@ impl MemoryStore {
     /// The last sign of life.
     pub async fn last_heartbeat(&self) -> Option<Heartbeat> {
         self.state.lock().await.heartbeat.clone()
+    }
+
+    /// The resources whose records were changed since this was last asked, so that a simulation looks at no others.
+    #[cfg(test)]
+    pub(crate) async fn take_changed(&self) -> Vec<ResourceKey> {
+        std::mem::take(&mut self.state.lock().await.changed)
     }
 
     /// Carries out a person's order for a resource's open entry; returns the entry's state then.
@@ -175,6 +184,8 @@ impl State {
         if before == after {
             return;
         }
+        #[cfg(test)]
+        self.changed.push(after.key.clone());
         if after.entry.is_some() {
             self.open.insert(after.key.clone());
         } else {

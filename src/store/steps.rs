@@ -412,12 +412,17 @@ async fn find_missing<R: GuardRows>(
         let uninstall = batch
             .uninstall_missing_since
             .and_then(|until| decide::uninstalled(&after, until));
-        let mut closed = None;
-        if let Some(desired) = uninstall {
+        let decided = if let Some(desired) = uninstall {
             let (origin, policy) = (Origin::Missing, batch.policy);
             let decided = plan::decide(&mut after, &desired, row_hash, origin, policy, now);
             let is_new = matches!(decided.decision, Decision::Enqueued | Decision::Folded);
             reconciled.uninstalled += u64::from(is_new);
+            Some(decided)
+        } else {
+            decide::bereave(&mut after, now)
+        };
+        let mut closed = None;
+        if let Some(decided) = decided {
             watch.weigh(rows, &before, &mut after, &decided).await?;
             closed = decided.closed;
         }

@@ -22,6 +22,7 @@ on_every_database!(
     rows_without_cursor_are_seen_by_sweeps_alone,
     a_look_up_finds_exactly_the_resources_named,
     the_overlap_reads_what_committed_late,
+    what_commits_behind_a_page_already_read_is_in_the_next_pass,
     large_pages_end_early_and_lose_nothing,
 );
 
@@ -307,6 +308,43 @@ async fn the_overlap_reads_what_committed_late(bed: Bed) {
         assert_eq!(ids(&rows)[0], first, "{overlap:?}");
         assert_eq!(ids(&rows).last(), Some(&"r59"), "{overlap:?}");
     }
+}
+
+async fn what_commits_behind_a_page_already_read_is_in_the_next_pass(bed: Bed) {
+    // An integer cursor: no database can say what is still open behind it.
+    bed.create("BIGINT").await;
+    let row = |index: usize| format!("('i', 'r{index}', {index}, 'ready')");
+    insert_many(&bed, 5, |index| row(100 + index)).await;
+    let source = bed.source_with(&bed.query(), |settings| {
+        settings.overlap = Overlap::Units(10);
+    });
+    let first = source.poll_page(&PollFrom::Beginning, 2).await;
+    let first = first.expect("a page");
+    assert_eq!(ids(&first.rows), ["r100", "r101"]);
+    // Behind the page, but not further behind the newest row than the overlap; and then so much that the pass goes far.
+    insert_many(&bed, 1, |_| row(95)).await;
+    insert_many(&bed, 5, |index| row(200 + index)).await;
+    let mut page = first;
+    let mut seen = Vec::new();
+    let mut kept = None;
+    loop {
+        // As a poll does: what holds the cursor back counts, then the last row.
+        let last = page.rows.last().and_then(|row| row.cursor.clone());
+        kept = page.horizon.clone().or(last).or(kept);
+        seen.extend(ids(&page.rows).into_iter().map(str::to_owned));
+        let Some(next) = page.next else { break };
+        let next = source.poll_page(&PollFrom::After(next), 2).await;
+        page = next.expect("a page");
+    }
+    let kept = kept.expect("rows were read");
+    assert!(seen.contains(&"r204".to_owned()), "{seen:?}");
+    assert!(!seen.contains(&"r95".to_owned()), "{seen:?}");
+    let (rows, _) = poll_all(&*source, PollFrom::Cursor(kept), 100).await;
+    assert!(ids(&rows).contains(&"r95"), "{:?}", ids(&rows));
+    // A pass of one page was read at one instant: its last row is where the next one starts.
+    let from = PollFrom::Cursor("204".to_owned());
+    let page = source.poll_page(&from, 100).await.expect("a page");
+    assert_eq!((page.next, page.horizon), (None, None));
 }
 
 async fn large_pages_end_early_and_lose_nothing(bed: Bed) {

@@ -1,0 +1,393 @@
+//! Short scripted histories, each killed at every one of its await points.
+//!
+//! Chance decides nothing here but the first rows: what happens, and when, is written down, and so is what must be seen to happen
+//! when nothing is killed, so that a scenario which no longer reaches its point is noticed.
+
+use std::time::Duration;
+
+use crate::dispatch;
+use crate::model::{Field, FieldSet};
+use crate::plan::backoff::Backoff;
+use crate::plan::decide::FirstSight;
+use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
+use crate::reconcile::{self, OnMissing};
+
+use super::backend::Backend;
+use super::climate::{Climate, Latency, Rates};
+use super::fate::{Effect, Fate};
+use super::seeds::{failing, note};
+use super::trial::{Options, Scene, Trial, Verdict};
+use super::turns::installation;
+use super::world::World;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// What chance decides of a scenario is decided by this seed.
+const SEED: u64 = 1;
+
+/// What happens in a step of a scenario.
+type Act = fn(&mut World);
+
+/// A scripted history.
+struct Scenario {
+    name: &'static str,
+    /// Settings that differ from [`calm`].
+    settings: fn(&mut Climate),
+    /// At which millisecond what happens.
+    scenes: &'static [(u64, Act)],
+    /// What the timeline must say, in this order, when nothing is killed.
+    says: &'static [&'static str],
+}
+
+const SCENARIOS: [Scenario; 11] = [
+    Scenario {
+        name: "a rotation whose answer is lost and which is applied late",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Dropped(Effect::Late)])),
+            (3001, |world| {
+                put(world, 0, Field::Secrets, r#"{"URL":"new"}"#)
+            }),
+        ],
+        says: &[
+            "fate: Dropped(Late)",
+            "lost; waiting",
+            "acknowledged; waiting (LateApply)",
+            "takes effect late",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a 409",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Conflict])),
+            (3001, |world| put(world, 0, Field::Status, "suspended")),
+        ],
+        says: &[
+            "answer 409",
+            "GET i0/r0: answer 200",
+            "conflict; waiting (Conflict)",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a 429",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::RateLimited])),
+            (3001, |world| put(world, 0, Field::Status, "suspended")),
+            (3002, |world| put(world, 1, Field::Status, "ready")),
+        ],
+        says: &[
+            "answer 429",
+            "rate_limited; waiting (RateLimited)",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a split with a rejected field",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| put(world, 0, Field::Name, "unacceptable")),
+            (3000, |world| {
+                put(world, 0, Field::Secrets, r#"{"URL":"new"}"#)
+            }),
+            (9000, |world| put(world, 0, Field::Name, "acceptable")),
+        ],
+        says: &[
+            "answer 400",
+            "rejected; waiting",
+            "claimed i0/r0: Split secrets",
+            "rejected; dead (Rejected)",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a token that is rotated",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| rotate(world)),
+            (3001, |world| put(world, 0, Field::Status, "suspended")),
+            (8000, |world| world.learn_token(&installation(0))),
+        ],
+        says: &[
+            "answer 401",
+            "paused i0 (Token)",
+            "resumed i0 (Token)",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "an installation that is gone for a while",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| world.set_gone(&installation(0), true)),
+            (3001, |world| put(world, 0, Field::Status, "suspended")),
+            (8000, |world| world.set_gone(&installation(0), false)),
+        ],
+        says: &[
+            "answer 404",
+            "probe of i0: answer 404",
+            "paused i0 (Gone)",
+            "resumed i0 (Gone)",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a transaction that commits late",
+        settings: |climate| climate.reconcile.page_rows = 1,
+        scenes: &[
+            (3000, |world| {
+                begin(world, 0, Field::Status, "suspended", 6 * SECOND)
+            }),
+            (5000, |world| put(world, 1, Field::Status, "ready")),
+        ],
+        says: &[
+            "commits in 6000 ms",
+            "PATCH i0/r1 status=\"ready\"",
+            "PATCH i0/r0 status=\"suspended\"",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a first sight that is compared",
+        settings: |climate| climate.reconcile.policy.first_sight = FirstSight::Compare,
+        scenes: &[
+            (3000, |world| {
+                fates(
+                    world,
+                    &[
+                        Fate::ServerError(Effect::Never),
+                        Fate::Processed,
+                        Fate::Dropped(Effect::InTime),
+                    ],
+                )
+            }),
+            (3001, World::insert),
+        ],
+        says: &[
+            "Compare",
+            "GET i0/r2: answer 5",
+            "GET i0/r2: answer 200",
+            "compared",
+            "PATCH i0/r2",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a row that vanishes and is uninstalled",
+        settings: |climate| climate.reconcile.on_missing = OnMissing::Uninstall,
+        scenes: &[(3000, |world| {
+            world.take_away(0);
+        })],
+        says: &[
+            "row i0/r0 vanishes",
+            "missing [",
+            "PATCH i0/r0 status=\"uninstalled\"",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "secrets that move while they are in flight",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Timeout(Effect::InTime)])),
+            (3001, |world| {
+                put(world, 0, Field::Secrets, r#"{"URL":"second"}"#)
+            }),
+            (4500, |world| {
+                put(world, 0, Field::Secrets, r#"{"URL":"third","USER":"u"}"#)
+            }),
+            (7900, |world| {
+                put(world, 0, Field::Secrets, r#"{"USER":"u"}"#)
+            }),
+        ],
+        says: &[
+            "URL=second",
+            "URL=third",
+            "all secrets [USER=u]",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "secrets in doubt whose row vanishes",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Dropped(Effect::Late)])),
+            (3001, |world| {
+                put(world, 0, Field::Secrets, r#"{"URL":"new"}"#)
+            }),
+            (4050, |world| {
+                world.take_away(0);
+            }),
+        ],
+        says: &[
+            "fate: Dropped(Late)",
+            "row i0/r0 vanishes",
+            "source_moved; waiting (SourceMoved)",
+            "missing [",
+        ],
+    },
+];
+
+/// Two resources of one installation, everything quick.
+fn calm() -> Climate {
+    Climate {
+        installations: 1,
+        resources: 2,
+        managed: [Field::Status, Field::Name, Field::Secrets]
+            .into_iter()
+            .collect(),
+        has_cursor: true,
+        cursor_step_ms: 1,
+        overlap_ms: 10_000,
+        has_horizon: false,
+        poll_every: SECOND,
+        sweep_every: SECOND * 6,
+        reconcile: reconcile::Settings {
+            policy: Policy {
+                first_sight: FirstSight::Push,
+            },
+            ignored: FieldSet::EMPTY,
+            guard: guard::Limits::default(),
+            on_missing: OnMissing::Ignore,
+            page_rows: 500,
+        },
+        dispatch: dispatch::Settings {
+            owner: String::new(),
+            max_in_flight: 4,
+            max_in_flight_per_installation: 4,
+            requests_per_minute_per_installation: None,
+            lease: SECOND * 5,
+            request_timeout: SECOND * 2,
+            retry: RetryPolicy {
+                backoff: Backoff {
+                    initial: Duration::from_millis(500),
+                    multiplier: 2.0,
+                    max: SECOND * 2,
+                },
+                max_elapsed: Duration::ZERO,
+                max_conflicts: 8,
+                late_apply: SECOND * 3,
+            },
+            ignored: FieldSet::EMPTY,
+            secrets: SecretsWay::Together,
+        },
+        storm: SECOND * 14,
+        turn_every: SECOND,
+        latency: Latency::Yields,
+        processes: 1,
+        crash_after: 0,
+        rates: Rates::default(),
+    }
+}
+
+/// The next requests have these fates.
+fn fates(world: &mut World, fates: &[Fate]) {
+    world.script.extend(fates.iter().copied());
+}
+
+/// Changes one column of a row.
+fn put(world: &mut World, row: usize, field: Field, text: &str) {
+    let mut columns = world.provider.rows[row].columns.clone();
+    columns.insert(field, Some(text.to_owned()));
+    let cursor = world.provider.cursor_at(world.now());
+    world.commit(row, columns, Some(cursor), false);
+}
+
+/// Changes one column of a row in a transaction that stays open for a while.
+fn begin(world: &mut World, row: usize, field: Field, text: &str, wait: Duration) {
+    let mut columns = world.provider.rows[row].columns.clone();
+    columns.insert(field, Some(text.to_owned()));
+    let cursor = world.provider.cursor_at(world.now());
+    world.open(row, columns, cursor, wait);
+}
+
+/// Vercel takes another token; the source does not have it yet.
+fn rotate(world: &mut World) {
+    let id = installation(0);
+    let installation = world.remote.installations.get_mut(&id);
+    installation.expect("it was installed").token = format!("token of {id}, 1");
+}
+
+impl Scenario {
+    fn run(&self, backend: Backend, kill_at: Option<u64>, tell: bool) -> Verdict {
+        let mut climate = calm();
+        (self.settings)(&mut climate);
+        let scene =
+            |(millis, act): &(u64, Act)| -> Scene { (Duration::from_millis(*millis), *act) };
+        let options = Options {
+            seed: SEED,
+            climate,
+            tell,
+            kill_at,
+            scenes: self.scenes.iter().map(scene).collect(),
+        };
+        Trial::new(options, backend).run()
+    }
+}
+
+/// Which part of what must be said is not, or not in its place.
+fn unsaid<'a>(says: &[&'a str], lines: &[String]) -> Option<&'a str> {
+    let mut lines = lines.iter();
+    says.iter()
+        .find(|part| !lines.any(|line| line.contains(**part)))
+        .copied()
+}
+
+#[test]
+fn every_scenario_reaches_its_point_over_both_states() {
+    let mut problems = Vec::new();
+    for scenario in &SCENARIOS {
+        let name = scenario.name;
+        let memory = scenario.run(Backend::memory(), None, true);
+        let told = memory.lines.join("\n");
+        if let Some(violation) = &memory.violation {
+            note(&told);
+            problems.push(format!("{name}: {violation:?}"));
+        } else if let Some(part) = unsaid(scenario.says, &memory.lines) {
+            note(&told);
+            problems.push(format!("{name}: nothing says {part:?}"));
+        }
+        let file = scenario.run(Backend::sqlite(), None, false);
+        if memory.hash != file.hash {
+            problems.push(format!("{name}: the two states differ"));
+        }
+    }
+    assert_eq!(problems, [""; 0]);
+}
+
+#[test]
+fn every_scenario_killed_at_each_of_its_await_points_obeys_the_laws() {
+    for scenario in &SCENARIOS {
+        let name = scenario.name;
+        let points = scenario.run(Backend::memory(), None, false).points;
+        note(&format!("{name}: killed at each of {points} await points"));
+        assert!(points > 100, "{name} passes {points} await points");
+        let broken = failing(1..points + 1, 1, |point| {
+            let verdict = scenario.run(Backend::memory(), Some(point), false);
+            let violation = verdict.violation?;
+            let lines = scenario.run(Backend::memory(), Some(point), true).lines;
+            let (law, what) = (violation.law, violation.what);
+            Some(format!(
+                "{}\n{name}, killed at {point}, broke {law}: {what}",
+                lines.join("\n")
+            ))
+        });
+        if let Some((_, what)) = broken.first() {
+            panic!("{what}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_in_doubt_whose_row_vanished_is_a_dead_letter_that_says_so() {
+    let scenario = SCENARIOS.last().expect("there are scenarios");
+    let lines = scenario.run(Backend::memory(), None, true).lines;
+    // In the end nothing is sent any more, and the value that Vercel may hold is known to be in doubt.
+    let gone = lines.iter().position(|line| line.contains("vanishes"));
+    let after = &lines[gone.expect("the row vanishes")..];
+    let count = |what: &str| after.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count("PATCH i0/r0"), 0, "{}", lines.join("\n"));
+    assert!(count("source_moved") <= 2, "{}", lines.join("\n"));
+}
