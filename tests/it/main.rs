@@ -4,6 +4,7 @@ mod cli;
 mod crash;
 mod delivery;
 mod deploy;
+mod garbage;
 mod harness;
 mod instant;
 mod operate;
