@@ -7,6 +7,7 @@ mod deploy;
 mod harness;
 mod instant;
 mod operate;
+mod secrets;
 mod soak;
 mod source;
 mod store;
