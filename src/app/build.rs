@@ -13,7 +13,7 @@ use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
 use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
 use crate::source::{self, Inspect, Source, SourceError};
 use crate::store::console::Console;
-use crate::store::sqlite::{Access, SqliteStore};
+use crate::store::{Access, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::vercel::{
     self, ClientError, HttpMarketplace, Marketplace, OauthSettings, TokenEndpoint,

@@ -131,6 +131,7 @@ fn watcher(
         progressed: Arc::new(|| notify(&[NotifyState::Watchdog])),
         poll: parts.config.schedule.poll.clone(),
         heartbeat: Heartbeat {
+            owner: parts.owner.clone(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at,

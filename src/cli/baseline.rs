@@ -14,7 +14,7 @@ use crate::app::Parts;
 use crate::clock::{Clock as _, SystemClock};
 use crate::plan::baseline::{Baseline, Way};
 use crate::reconcile::BaselineReport;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 
 /// Takes what the source says now as what Vercel has, or compares the two first.
 ///

@@ -10,8 +10,8 @@ use super::fault::{Failure, Fault, code};
 use crate::app;
 use crate::config::Config;
 use crate::model::InstallationId;
+use crate::store::Access;
 use crate::store::console::Console;
-use crate::store::sqlite::Access;
 
 /// There is no state yet.
 pub(crate) const STATE_ABSENT: &str = "R015";

@@ -17,7 +17,7 @@ use crate::config::{Config, ConfigError, DatabaseScheme, Loaded};
 use crate::model::InstallationId;
 use crate::reconcile::PAGE_ROWS;
 use crate::source::{Description, Guarantee, Inspect, Shape, SourceError};
-use crate::store::sqlite::Access;
+use crate::store::Access;
 use report::{Level, Line, Report};
 
 /// Is this configuration ready? Checks it as a whole, then the source, the state and Vercel.

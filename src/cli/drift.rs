@@ -13,7 +13,7 @@ use super::text::{count, counted, visible};
 use crate::app::{self, AppError, Parts};
 use crate::dispatch::drift::{DriftEvent, DriftReport, Finding};
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 
 /// Compares what Vercel shows with what it last acknowledged; sends nothing but GET requests.
 ///

@@ -12,7 +12,7 @@ use super::fault::{Failure, Fault, code};
 use crate::app::{self, AppError, Parts};
 use crate::config::{Config, ConfigError, Loaded, Problem};
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 use crate::telemetry::{self, LogHandle, Output};
 
 /// The daemon: watches the source and keeps Vercel equal to it, until SIGTERM or Ctrl-C.

@@ -231,6 +231,7 @@ impl Reconciler {
             ends_pass: false,
             uninstall_missing_since: None,
             baseline: None,
+            watch: self.watch,
         }
     }
 }

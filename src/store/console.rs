@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::plan::manual::Refusal;
 
-use super::{Heartbeat, Pause, Quarantined, Store, StoreError};
+use super::{Heartbeat, Pause, PauseKind, Quarantined, Store, StoreError};
 
 /// A store as the command line sees it.
 #[async_trait]
@@ -84,6 +84,28 @@ pub struct EntryPage {
 }
 
 impl EntryPage {
+    /// Takes an entry that fits the other conditions, read only when it has to be looked at.
+    pub(super) fn consider<E>(
+        &mut self,
+        limit: u32,
+        field: Option<Field>,
+        read: impl FnOnce() -> Result<ListedEntry, E>,
+    ) -> Result<(), E> {
+        let has_room = self.entries.len() < usize::try_from(limit).unwrap_or(usize::MAX);
+        if field.is_none() && !has_room {
+            self.total += 1;
+            return Ok(());
+        }
+        let listed = read()?;
+        if field.is_none_or(|field| listed.fields.contains(field)) {
+            self.total += 1;
+            if has_room {
+                self.entries.push(listed);
+            }
+        }
+        Ok(())
+    }
+
     /// How many entries fit the filter but are not in the page.
     #[must_use]
     pub fn cut(&self) -> u64 {
@@ -182,6 +204,57 @@ pub struct Act {
     pub reason: Option<String>,
 }
 
+impl Act {
+    /// A person paused an installation; `None` for automatic pauses, which are no acts.
+    pub(super) fn paused(pause: &Pause) -> Option<Self> {
+        (pause.kind == PauseKind::Manual).then(|| Self {
+            at: pause.since,
+            actor: pause.by.clone(),
+            act: "pause".to_owned(),
+            installation_id: pause.installation_id.clone(),
+            resource_id: None,
+            entry_id: None,
+            reason: Some(pause.reason.clone()),
+        })
+    }
+
+    /// A person ended a pause.
+    pub(super) fn resumed(installation_id: InstallationId, actor: String, now: Timestamp) -> Self {
+        Self {
+            at: now,
+            actor,
+            act: "resume".to_owned(),
+            installation_id,
+            resource_id: None,
+            entry_id: None,
+            reason: None,
+        }
+    }
+
+    /// A person's order was carried out.
+    pub(super) fn ordered(
+        key: &ResourceKey,
+        id: EntryId,
+        order: &Order,
+        actor: &str,
+        now: Timestamp,
+    ) -> Self {
+        let reason = match order {
+            Order::Discard { reason } => Some(reason.clone()),
+            Order::Retry | Order::Release => None,
+        };
+        Self {
+            at: now,
+            actor: actor.to_owned(),
+            act: order.name().to_owned(),
+            installation_id: key.installation_id.clone(),
+            resource_id: Some(key.resource_id.clone()),
+            entry_id: Some(id),
+            reason,
+        }
+    }
+}
+
 /// One installation at a glance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstallationSummary {
@@ -208,8 +281,20 @@ pub struct InstallationSummary {
 pub struct Daemon {
     /// Whether it works on the state now.
     pub running: bool,
-    /// Its last sign of life, if there ever was one. Of an earlier daemon, when the running one has given none yet.
+    /// Its last sign of life, if there ever was one. Of an earlier daemon, when the running one has given none yet; of several, that
+    /// of the one with the watch, or else the newest.
     pub heartbeat: Option<Heartbeat>,
+    /// All daemons that work on it now, where there may be several, by owner.
+    pub replicas: Vec<Replica>,
+}
+
+/// One of several daemons on a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Its last sign of life.
+    pub heartbeat: Heartbeat,
+    /// Whether it has the watch: it reads the source for all of them.
+    pub watches: bool,
 }
 
 /// What a person wants done to an entry.
