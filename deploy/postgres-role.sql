@@ -8,8 +8,8 @@
 CREATE ROLE reconciled
     LOGIN
     NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION
-    -- [source] max_connections, as many again for commands run by hand, and one that listens.
-    CONNECTION LIMIT 9;
+    -- [source] max_connections, as many again for commands run by hand, one that listens, and one for a moment when that connects.
+    CONNECTION LIMIT 10;
 
 -- Guard rails for a query that goes wrong. The daemon sets its own, shorter ones, and reads in READ ONLY transactions.
 ALTER ROLE reconciled SET default_transaction_read_only = on;

@@ -3,6 +3,7 @@
 mod build;
 mod drift;
 mod guard;
+mod listen;
 mod oauth;
 mod once;
 mod run;
@@ -11,7 +12,7 @@ mod summary;
 mod watch;
 
 pub use build::{
-    AppError, Parts, marketplace, open_state, reconcile_settings, source, token_source,
+    AppError, Parts, listener, marketplace, open_state, reconcile_settings, source, token_source,
 };
 pub use drift::{drift, tell_finding};
 pub use once::{OnceOptions, OnceReport, once};

@@ -12,11 +12,14 @@ mod drift;
 mod exit;
 mod explain;
 mod fault;
+mod hold;
 mod installation;
 mod matrix;
 mod once;
 mod out;
 mod outbox;
+#[cfg(test)]
+mod pages;
 mod plan;
 mod run;
 mod simulate;

@@ -10,6 +10,7 @@ mod dialect;
 mod error;
 mod horizon;
 mod inspect;
+mod listen;
 mod mysql;
 mod pages;
 mod postgres;
@@ -21,8 +22,9 @@ mod statement;
 use async_trait::async_trait;
 
 pub use columns::{DEFAULT_OVERLAP, Overlap};
-pub use connect::{Settings, connect};
+pub use connect::{Settings, connect, listen};
 pub use inspect::{Description, Guarantee};
+pub use listen::{Keepalive, Listen, ListenError};
 
 use crate::model::{AccessToken, FieldSet, InstallationId, RawRow, ResourceKey};
 

@@ -27,7 +27,7 @@ mod rules;
 pub mod sqlite;
 mod steps;
 
-pub use console::Console;
+pub use console::{Console, Person};
 pub use hold::{GuardEvent, Hold, HoldReport, HoldState};
 pub use memory::MemoryStore;
 pub use postgres::PostgresStore;
@@ -114,8 +114,14 @@ pub trait Store: Send + Sync {
     ) -> Result<bool, StoreError>;
 
     /// Puts fields in doubt that Vercel shows otherwise than it acknowledged, and wishes their rows to be read again. Leaves
-    /// alone what has an open entry or was acknowledged anew since. Returns how many resources were marked.
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError>;
+    /// alone what has an open entry or was acknowledged anew since. Each resource that was marked by a person's order gets the
+    /// row of the act. Returns how many were marked.
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
 
     /// Resources whose row is to be read again (see [`Settlement::recheck`]), at most `limit`; an observation, an unusable
     /// row or a missing row of the resource ends the wish.
@@ -152,8 +158,8 @@ pub trait Store: Send + Sync {
         false
     }
 
-    /// Deletes closed entries (their attempts with them) and attempts past their retention, at most `limit` of each, the oldest
-    /// first; returns how many of both were past it.
+    /// Deletes closed entries and attempts past their retention, at most `limit` of each, the oldest first; returns how many were
+    /// deleted. Either may outlive the other.
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
 }
 

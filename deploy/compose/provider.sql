@@ -25,8 +25,9 @@ CREATE TABLE resources (
     updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- The order in which reconciled reads: without it every poll reads the whole table.
+-- The orders in which reconciled reads, in polls and in sweeps: without them each page reads the whole table.
 CREATE INDEX resources_changed ON resources (updated_at, installation_id, id);
+CREATE INDEX resources_by_key ON resources (installation_id, id);
 
 CREATE TABLE resource_secrets (
     resource_id text NOT NULL REFERENCES resources ON DELETE CASCADE,

@@ -114,10 +114,11 @@ CREATE INDEX entry_by_state ON entry (state, created_at) WHERE closed_at IS NULL
 CREATE INDEX entry_by_resource ON entry (installation_id, resource_id, id);
 CREATE INDEX entry_closed ON entry (closed_at) WHERE closed_at IS NOT NULL;
 
--- The history of requests that `explain` shows.
+-- The history of requests that `explain` shows. It outlives its entries, so their numbers are not references: an entry may be pruned
+-- weeks before its attempts are.
 CREATE TABLE attempt (
     id              INTEGER PRIMARY KEY,
-    entry_id        INTEGER NOT NULL REFERENCES entry (id) ON DELETE CASCADE,
+    entry_id        INTEGER NOT NULL,
     number          INTEGER NOT NULL CHECK (number > 0),
     installation_id TEXT    NOT NULL,
     resource_id     TEXT    NOT NULL,
@@ -197,13 +198,20 @@ CREATE TABLE act (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     at              INTEGER NOT NULL,
     actor           TEXT    NOT NULL,
-    act             TEXT    NOT NULL CHECK (act IN ('retry', 'discard', 'release', 'pause', 'resume')),
-    installation_id TEXT    NOT NULL,
+    act             TEXT    NOT NULL
+                    CHECK (act IN ('retry', 'discard', 'release', 'pause', 'resume', 'adopt', 'compare', 'fix')),
+    -- NULL: every installation.
+    installation_id TEXT,
+    -- NULL: every resource of the installation.
     resource_id     TEXT,
     entry_id        INTEGER,
     reason          TEXT,
-    CHECK (act <> 'discard' OR reason IS NOT NULL),
-    CHECK ((resource_id IS NULL) = (entry_id IS NULL))
+    -- What holds something back from a customer has a reason.
+    CHECK (act NOT IN ('discard', 'pause') OR reason IS NOT NULL),
+    -- Only a baseline may concern everything; what is done to an entry names it.
+    CHECK (installation_id IS NOT NULL OR (act IN ('adopt', 'compare') AND resource_id IS NULL)),
+    CHECK ((entry_id IS NOT NULL) = (act IN ('retry', 'discard', 'release'))),
+    CHECK ((resource_id IS NOT NULL) = (act IN ('retry', 'discard', 'release', 'fix')))
 ) STRICT;
 
 CREATE INDEX act_by_installation ON act (installation_id, resource_id, id);

@@ -246,6 +246,39 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
 /// # Errors
 /// A query is not one statement, or a feature is configured that is not there.
 pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
+    let feed = &config.source.feed;
+    let missing = [
+        ("[source] feed", feed.is_some()),
+        ("[http] listen", config.http.listen.is_some()),
+    ];
+    if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(AppError::Unsupported { what });
+    }
+    Ok(source::connect(&source_settings(config))?)
+}
+
+/// What tells of changes at once, if `[source] listen` names a channel; nothing is connected yet.
+///
+/// # Errors
+/// The source has no notifications.
+pub fn listener(
+    config: &Config,
+    random: &dyn Random,
+) -> Result<Option<Box<dyn source::Listen>>, AppError> {
+    let Some(channel) = &config.source.listen else {
+        return Ok(None);
+    };
+    let settings = source_settings(config);
+    let keepalive = source::Keepalive::default();
+    Ok(Some(source::listen(
+        &settings,
+        channel,
+        random.unique(),
+        keepalive,
+    )?))
+}
+
+fn source_settings(config: &Config) -> source::Settings {
     let config::SourceConfig {
         url,
         query,
@@ -253,24 +286,16 @@ pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
         overlap,
         statement_timeout,
         max_connections,
-        listen,
-        feed,
+        listen: _,
+        feed: _,
         allow_replica,
     } = &config.source;
-    let missing = [
-        ("[source] listen", listen.is_some()),
-        ("[source] feed", feed.is_some()),
-        ("[http] listen", config.http.listen.is_some()),
-    ];
-    if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
-        return Err(AppError::Unsupported { what });
-    }
     let overlap = match *overlap {
         config::Overlap::Unset => source::Overlap::Unset,
         config::Overlap::Duration(duration) => source::Overlap::Duration(duration),
         config::Overlap::Units(units) => source::Overlap::Units(units),
     };
-    Ok(source::connect(&source::Settings {
+    source::Settings {
         url: url.expose().into(),
         query: query.clone(),
         installations_query: installations_query.clone(),
@@ -279,7 +304,7 @@ pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
         max_connections: max_connections.get(),
         allow_replica: *allow_replica,
         application_name: "reconciled".to_owned(),
-    })?)
+    }
 }
 
 /// The client of this configuration; nothing is connected yet.

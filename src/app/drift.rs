@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::config::OnDrift;
 use crate::dispatch::drift::{
-    DriftCheck, DriftEvent, DriftListener, DriftReport, DriftSettings, Finding,
+    DriftCheck, DriftEvent, DriftListener, DriftOrder, DriftReport, DriftSettings, Finding,
 };
 use crate::model::FieldSet;
 
@@ -20,13 +20,13 @@ use super::build::{AppError, Parts};
 /// The most requests of a check at once: it leaves the rest of the places to deliveries.
 const CONCURRENCY_MAX: usize = 4;
 
-/// Compares everything with what Vercel shows, once; with `fix`, what differs is wished to be sent again.
+/// Compares what is ordered with what Vercel shows, once.
 ///
 /// # Errors
 /// The source's columns or the state could not be read.
 pub async fn drift(
     parts: &Parts,
-    fix: bool,
+    order: DriftOrder,
     stop: &CancellationToken,
     tell: &mut DriftListener<'_>,
 ) -> Result<DriftReport, AppError> {
@@ -49,7 +49,7 @@ pub async fn drift(
             .vercel
             .requests_per_minute_per_installation
             .map(interval),
-        fix,
+        order,
     };
     let check = DriftCheck::new(
         Arc::clone(&parts.worlds.store),
@@ -68,7 +68,10 @@ pub(super) async fn watch_drift(
     recheck: Arc<Notify>,
     stop: CancellationToken,
 ) {
-    let fix = parts.config.reconcile.on_drift == OnDrift::Fix;
+    let order = DriftOrder {
+        fix: parts.config.reconcile.on_drift == OnDrift::Fix,
+        ..DriftOrder::default()
+    };
     // What was told stays told until it is gone: a difference is one line, not one per check.
     let mut told: HashSet<String> = HashSet::new();
     loop {
@@ -87,7 +90,7 @@ pub(super) async fn watch_drift(
                 met.insert(print);
             }
         };
-        let checked = drift(&parts, fix, &stop, &mut tell).await;
+        let checked = drift(&parts, order.clone(), &stop, &mut tell).await;
         match checked {
             Ok(report) => {
                 let duration = parts.worlds.clock.now().since(started_at);

@@ -17,7 +17,7 @@ pub(super) async fn tell_guard(reconciler: &Reconciler, store: &dyn Store) {
                 Ok(None) | Err(_) => error!(
                     event = "guard.held",
                     hold,
-                    "Held a pass that changes more than [guard] allows; see `reconciled outbox list --state held`"
+                    "Held a pass that changes more than [guard] allows; see `reconciled plan --held`"
                 ),
             },
             GuardEvent::Joined { hold, found } => warn!(
@@ -55,8 +55,8 @@ fn tell_held(report: &HoldReport) {
         changes = hold.found.changes,
         towards = %JsonList::new(towards.iter().map(String::as_str)),
         examples = %JsonList::new(examples.iter().map(String::as_str)),
-        "Held {entries} resources, more than [guard] allows: {sentence}; nothing of it is sent until `reconciled outbox release` \
-         or `reconciled outbox discard`"
+        "Held {entries} resources, more than [guard] allows: {sentence}; nothing of it is sent until a person decides: \
+         `reconciled plan --held` shows all of it, `reconciled outbox release` lets it go, `reconciled outbox discard` drops it"
     );
 }
 

@@ -13,8 +13,9 @@ use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
 use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 
-use super::build::{AppError, Parts};
+use super::build::{AppError, Parts, listener};
 use super::drift::watch_drift;
+use super::listen::{Hearing, hear};
 use super::schedule::Schedule;
 use super::summary::summarize;
 use super::watch::{Wake, Watcher};
@@ -43,6 +44,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
         "Started reconciled {}", env!("CARGO_PKG_VERSION")
     );
     let wake = Wake::default();
+    let listener = listener(&config, &*parts.worlds.random)?;
     let prune_signal = Arc::new(Notify::new());
     let drift_signal = Arc::new(Notify::new());
     let rereads = Arc::clone(&wake.recheck);
@@ -69,6 +71,15 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     );
     let totals = dispatcher.totals();
     let mut sending = tokio::spawn(async move { dispatcher.run(Until::Stopped).await });
+    let hearing = listener.map(|listener| {
+        let hearing = Hearing {
+            channel: config.source.listen.clone().unwrap_or_default(),
+            poll: Arc::clone(&wake.poll),
+            clock: Arc::clone(&parts.worlds.clock),
+            random: Arc::clone(&parts.worlds.random),
+        };
+        tokio::spawn(hear(listener, hearing))
+    });
     let mut watching = tokio::spawn(watcher(&parts, wake, stop.clone(), now).run());
     let checking = tokio::spawn(watch_drift(
         parts.clone(),
@@ -91,6 +102,9 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     schedule.stop().await;
     pruning.abort();
     checking.abort();
+    if let Some(hearing) = hearing {
+        hearing.abort();
+    }
     if let Some(summary) = summary {
         summary.abort();
     }

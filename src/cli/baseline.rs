@@ -4,22 +4,26 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use tracing::info;
 
+use super::beside::{self, Actor, Why, parse_installation};
 use super::context::{Progress, Session};
 use super::exit::Exit;
-use super::fault::{Failure, Fault, code};
+use super::fault::Fault;
 use super::out::{GOOD, styled};
 use super::text::{count, counted, visible};
 use crate::app::Parts;
 use crate::clock::{Clock as _, SystemClock};
+use crate::model::InstallationId;
 use crate::plan::baseline::{Baseline, Way};
 use crate::reconcile::BaselineReport;
 use crate::store::Access;
+use crate::store::console::{Act, Person};
 
 /// Takes what the source says now as what Vercel has, or compares the two first.
 ///
-/// The first step for a fleet that Vercel already knows. Neither way sends anything by itself. It does not run beside a daemon
-/// on the same state.
+/// The first step of every installation whose resources Vercel already knows. Neither way sends anything by itself. It does not run
+/// beside a daemon on the same state. Who did it, when and why is kept and shown by explain.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Example:\n  reconciled baseline compare\n\nNext: reconciled plan, then reconciled run"
@@ -39,39 +43,96 @@ enum Ways {
 
 #[derive(Debug, Args)]
 struct Options {
+    /// Only resources of this installation.
+    #[arg(long, value_name = "ID", value_parser = parse_installation)]
+    installation: Option<InstallationId>,
     /// Also resources of which Vercel has acknowledged something.
     #[arg(long)]
     all: bool,
     /// The report as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    why: Why,
+    #[command(flatten)]
+    actor: Actor,
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let (way, Options { all, json }) = match arguments.way {
+    let (way, options) = match arguments.way {
         Ways::Adopt(options) => (Way::Adopt, options),
         Ways::Compare(options) => (Way::Compare, options),
     };
+    let Options {
+        installation,
+        all,
+        json,
+        why,
+        actor,
+    } = options;
     let loaded = session.load_with_warnings()?;
-    session
-        .log_to_stderr(&loaded.config.log, false)
-        .map_err(|error| Failure::of(code::START, &error))?;
+    beside::log_acts(session, &loaded.config.log)?;
     let parts = Parts::open(Arc::new(loaded.config), Access::Daemon).await?;
+    let by = actor.person(why.reason);
+    let act = Act {
+        installation_id: installation.clone(),
+        ..Act::new(way.name(), by.clone(), session.now())
+    };
+    // Before the first row: a baseline that is broken off has been begun by somebody.
+    parts.console.note(&act).await?;
+    log_begun(&act);
     let mut progress = Progress::new(session.now());
     let report = parts
         .reconciler()
-        .baseline(Baseline { way, all }, |report| {
-            progress.rows(report.rows, SystemClock.now());
+        .baseline(Baseline { way, all }, installation.as_ref(), |report| {
+            let done = report.adopted + report.to_compare;
+            progress.rows(
+                report.rows,
+                Some((way.participle(), done)),
+                SystemClock.now(),
+            );
         })
         .await
-        .map_err(crate::app::AppError::from)?;
+        .map_err(crate::app::AppError::from);
     progress.done();
+    let report = report?;
+    log_done(way, &by, &report);
     if json {
         session.out.json(&to_json(&report));
     } else {
         session.out.print(&render(way, &report));
     }
     Ok(Exit::Done)
+}
+
+fn log_begun(act: &Act) {
+    let installation_id = act.installation_id.as_ref().map(InstallationId::as_str);
+    info!(
+        event = "baseline.by_hand",
+        way = act.act,
+        installation_id,
+        actor = act.actor,
+        reason = act.reason,
+        "A baseline was begun by {}",
+        act.actor
+    );
+}
+
+fn log_done(way: Way, by: &Person, report: &BaselineReport) {
+    info!(
+        event = "baseline.by_hand",
+        way = way.name(),
+        actor = by.name,
+        reason = by.reason,
+        rows = report.rows,
+        adopted = report.adopted,
+        to_compare = report.to_compare,
+        left = report.left,
+        quarantined = report.quarantined,
+        "A baseline over {} rows was ended by {}",
+        report.rows,
+        by.name
+    );
 }
 
 fn to_json(report: &BaselineReport) -> serde_json::Value {

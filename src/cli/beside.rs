@@ -8,10 +8,10 @@ use clap::Args;
 use super::context::{Session, state_exists};
 use super::fault::{Failure, Fault, code};
 use crate::app;
-use crate::config::Config;
+use crate::config::{Config, LogConfig};
 use crate::model::InstallationId;
 use crate::store::Access;
-use crate::store::console::Console;
+use crate::store::console::{Console, Person};
 
 /// There is no state yet.
 pub(crate) const STATE_ABSENT: &str = "R015";
@@ -19,11 +19,7 @@ pub(crate) const STATE_ABSENT: &str = "R015";
 /// Loads the configuration and opens the state; the source and Vercel are not contacted.
 pub(crate) async fn open(session: &Session) -> Result<(Config, Arc<dyn Console>), Fault> {
     let config = session.load_with_warnings()?.config;
-    // At a terminal the answer itself tells what was done; elsewhere the log does too.
-    let all = !std::io::IsTerminal::is_terminal(&std::io::stderr());
-    session
-        .log_to_stderr(&config.log, all)
-        .map_err(|error| Failure::of(code::START, &error))?;
+    log_acts(session, &config.log)?;
     if !state_exists(&config) {
         let message = format!("there is no state yet at {}", config.state.url);
         return Err(Failure::new(STATE_ABSENT, message)
@@ -35,6 +31,16 @@ pub(crate) async fn open(session: &Session) -> Result<(Config, Arc<dyn Console>)
     Ok((config, console))
 }
 
+/// Sends the log to stderr, with the lines that tell what a person did: at a terminal the answer itself tells, elsewhere the log does
+/// too.
+pub(crate) fn log_acts(session: &Session, config: &LogConfig) -> Result<(), Fault> {
+    let all = !std::io::IsTerminal::is_terminal(&std::io::stderr());
+    session
+        .log_to_stderr(config, all)
+        .map_err(|error| Failure::of(code::START, &error))?;
+    Ok(())
+}
+
 /// Who acts.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Actor {
@@ -43,7 +49,23 @@ pub(crate) struct Actor {
     name: Option<String>,
 }
 
+/// Why something is done, where that may be left open.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Why {
+    /// Why; the history keeps it.
+    #[arg(long, value_name = "TEXT", value_parser = parse_words)]
+    pub(crate) reason: Option<String>,
+}
+
 impl Actor {
+    /// Who acts, and why.
+    pub(crate) fn person(self, reason: Option<String>) -> Person {
+        Person {
+            name: self.name(),
+            reason,
+        }
+    }
+
     /// The name that the history keeps.
     pub(crate) fn name(self) -> String {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());

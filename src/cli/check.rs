@@ -13,6 +13,7 @@ use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
 use super::text::{count, counted};
 use crate::app;
+use crate::clock::SeededRandom;
 use crate::config::{Config, ConfigError, DatabaseScheme, Loaded};
 use crate::model::InstallationId;
 use crate::reconcile::PAGE_ROWS;
@@ -26,7 +27,8 @@ use report::{Level, Line, Report};
 /// what the role may do, whether indexes serve the reads and what change detection guarantees; opens the state; and asks
 /// Vercel for the resource lists of up to three installations, to see that their tokens are accepted.
 ///
-/// It sends nothing but those GET requests, changes nothing, and creates no state. Exit codes: 0 ready, 1 something cannot be
+/// It sends nothing but those GET requests (and, with `[source] listen`, one notification to itself), changes nothing, and creates
+/// no state. Exit codes: 0 ready, 1 something cannot be
 /// reached or refuses, 78 the configuration has to change.
 #[derive(Debug, Args)]
 #[command(
@@ -81,6 +83,7 @@ async fn connect(config: &Config, report: &mut Report) {
             }
             Ok(description) => {
                 describe(&description, report);
+                listen(config, report).await;
                 match sample(&*source, report).await {
                     Ok(installations) => probe::ask(config, source, &installations, report).await,
                     Err(error) => report.failed("query", &Failure::from(&error)),
@@ -213,6 +216,28 @@ fn describe(description: &Description, report: &mut Report) {
         report.add(Line::warning(code::BOUNDED_DETECTION, text).help(improvement.clone()));
     }
     report.source = Some(description.clone());
+}
+
+/// Whether notifications arrive, if `[source] listen` is set.
+async fn listen(config: &Config, report: &mut Report) {
+    let random = SeededRandom::from_system();
+    let mut listener = match app::listener(config, &random) {
+        Ok(Some(listener)) => listener,
+        Ok(None) => return,
+        Err(error) => return report.failed("listen", &Failure::from(&error)),
+    };
+    let channel = config.source.listen.as_deref().unwrap_or_default();
+    match listener.open().await {
+        Ok(()) => report.add(Line::new(
+            Level::Ok,
+            "listen",
+            format!("notifications arrive; on channel {channel} they start a poll at once"),
+        )),
+        Err(problem) => report.add(
+            Line::warning(code::DEAF, format!("no notifications: {problem}"))
+                .help("connect to the server itself, or to a pooler in session mode; polls on schedule go on without"),
+        ),
+    }
 }
 
 fn managed(shape: &Shape) -> String {

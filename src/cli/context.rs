@@ -132,23 +132,42 @@ impl Progress {
         }
     }
 
-    /// So many rows were read by now.
-    pub(crate) fn rows(&mut self, rows: u64, now: Timestamp) {
+    /// So many rows were read by now, and so many of them became what the word says.
+    pub(crate) fn rows(&mut self, rows: u64, became: Option<(&str, u64)>, now: Timestamp) {
+        if let Some(line) = self.line(rows, became, now) {
+            self.shown = true;
+            complain(&line);
+        }
+    }
+
+    fn line(&self, rows: u64, became: Option<(&str, u64)>, now: Timestamp) -> Option<String> {
         /// Reads shorter than this need no progress.
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
-        if self.enabled && now.since(self.started_at) >= PATIENCE {
-            self.shown = true;
-            complain(&format!("\r{:>12} rows read", text::count(rows)));
+        let elapsed = now.since(self.started_at);
+        if !self.enabled || elapsed < PATIENCE {
+            return None;
         }
+        let rate = u128::from(rows) * 1000 / elapsed.as_millis().max(1);
+        let rate = text::count(u64::try_from(rate).unwrap_or(u64::MAX));
+        let became = became.map(|(word, number)| format!(", {} {word}", text::count(number)));
+        let line = format!(
+            "{} rows read{}, {rate} a second",
+            text::count(rows),
+            became.unwrap_or_default()
+        );
+        Some(format!("\r{line:<PROGRESS_COLUMNS$}"))
     }
 
     /// Removes the line.
     pub(crate) fn done(&self) {
         if self.shown {
-            complain(&format!("\r{:22}\r", ""));
+            complain(&format!("\r{:PROGRESS_COLUMNS$}\r", ""));
         }
     }
 }
+
+/// A line of progress is padded to this, so that it covers the one before it.
+const PROGRESS_COLUMNS: usize = 72;
 
 /// Moves a repeatable global option that stands before the command behind it: the parser keeps only one of the two places.
 pub(crate) fn merge_globals(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -177,4 +196,36 @@ pub(crate) fn merge_globals(arguments: impl IntoIterator<Item = OsString>) -> Ve
     }
     kept.splice(1..1, moved);
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn progress_is_for_a_terminal_and_only_once_it_takes_long() {
+        let start = Timestamp::from_millis(1_000);
+        let progress = |enabled| Progress {
+            started_at: start,
+            shown: false,
+            enabled,
+        };
+        let line = |enabled, millis| {
+            let now = start.plus(Duration::from_millis(millis));
+            progress(enabled).line(12_000, Some(("adopted", 11_990)), now)
+        };
+        assert_eq!(line(false, 5_000), None, "nobody looks");
+        assert_eq!(line(true, 999), None, "it is not worth a line");
+        let shown = line(true, 4_000).expect("it takes long");
+        assert_eq!(
+            shown.trim_end(),
+            "\r12,000 rows read, 11,990 adopted, 3,000 a second"
+        );
+        assert!(
+            shown.len() > PROGRESS_COLUMNS,
+            "it covers the one before it"
+        );
+    }
 }

@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tracing::info;
 
+use super::beside::{self, Actor, Why, parse_installation};
 use super::context::{Session, state_exists};
 use super::exit::Exit;
-use super::fault::{Failure, Fault, code};
+use super::fault::Fault;
 use super::out::{GOOD, WARN, styled};
+use super::plan::parse_field;
 use super::text::{count, counted, visible};
 use crate::app::{self, AppError, Parts};
-use crate::dispatch::drift::{DriftEvent, DriftReport, Finding};
+use crate::dispatch::drift::{DriftEvent, DriftOrder, DriftReport, Finding};
+use crate::model::{Field, InstallationId};
 use crate::shutdown::Shutdown;
 use crate::store::Access;
 
@@ -27,17 +31,32 @@ pub(crate) struct Arguments {
     /// Send the provider's side of what differs again.
     #[arg(long)]
     fix: bool,
+    /// Only resources of this installation.
+    #[arg(long, value_name = "ID", value_parser = parse_installation)]
+    installation: Option<InstallationId>,
+    /// Only this field: name, status, metadata, notification or billingPlan.
+    #[arg(long, value_name = "FIELD", value_parser = parse_field)]
+    field: Option<Field>,
     /// The findings as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    why: Why,
+    #[command(flatten)]
+    actor: Actor,
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
-    let Arguments { fix, json } = arguments;
+    let Arguments {
+        fix,
+        installation,
+        field,
+        json,
+        why,
+        actor,
+    } = arguments;
     let loaded = session.load_with_warnings()?;
-    session
-        .log_to_stderr(&loaded.config.log, false)
-        .map_err(|error| Failure::of(code::START, &error))?;
+    beside::log_acts(session, &loaded.config.log)?;
     if !state_exists(&loaded.config) {
         session
             .out
@@ -53,7 +72,25 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
             findings.push(finding.clone());
         }
     };
-    let report = app::drift(&parts, fix, shutdown.draining(), &mut tell).await?;
+    let by = actor.person(why.reason);
+    let order = DriftOrder {
+        fix,
+        by: fix.then(|| by.clone()),
+        installation_id: installation,
+        field,
+    };
+    let report = app::drift(&parts, order, shutdown.draining(), &mut tell).await?;
+    if fix {
+        info!(
+            event = "drift.fixed_by_hand",
+            fixed = report.fixed,
+            actor = by.name,
+            reason = by.reason,
+            "{} ordered what drifted to be sent again: {} resources",
+            by.name,
+            report.fixed
+        );
+    }
     if json {
         session.out.json(&to_json(&report, &findings));
     } else {

@@ -315,6 +315,8 @@ pub(crate) mod code {
     pub(crate) const NOT_ASKED: &str = "W034";
     /// Rows that cannot be used.
     pub(crate) const UNUSABLE_ROWS: &str = "W035";
+    /// Notifications do not arrive.
+    pub(crate) const DEAF: &str = "W036";
 
     /// Every code, in order.
     #[cfg(test)]
@@ -348,6 +350,7 @@ pub(crate) mod code {
         BOUNDED_DETECTION,
         NOT_ASKED,
         UNUSABLE_ROWS,
+        DEAF,
     ];
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::beside::{self, Actor, parse_installation, parse_words, shell};
+use super::beside::{self, Actor, Why, parse_installation, parse_words, shell};
 use super::context::{Session, parse_duration};
 use super::exit::Exit;
 use super::fault::Fault;
@@ -84,6 +84,8 @@ struct ResumeArguments {
     /// The installation.
     #[arg(value_name = "INSTALLATION", value_parser = parse_installation)]
     id: InstallationId,
+    #[command(flatten)]
+    why: Why,
     #[command(flatten)]
     actor: Actor,
 }
@@ -191,15 +193,17 @@ async fn resume(
     console: &Arc<dyn Console>,
     look: Look,
 ) -> Result<(String, Exit), Fault> {
-    let ResumeArguments { id, actor } = arguments;
-    let actor = actor.name();
-    let resumed = console.resume_manually(&id, &actor, look.now).await?;
+    let ResumeArguments { id, why, actor } = arguments;
+    let by = actor.person(why.reason);
+    let resumed = console.resume_manually(&id, &by, look.now).await?;
     if resumed {
         info!(
             event = "installation.resumed_by_hand",
             installation_id = id.as_str(),
-            actor,
-            "Resumed {id} for {actor}"
+            actor = by.name,
+            reason = by.reason,
+            "Resumed {id} for {}",
+            by.name
         );
     }
     let pauses = console.pauses().await?;

@@ -8,13 +8,13 @@ pub(crate) use show::advice;
 
 use clap::{Args, Subcommand};
 
-use super::beside::{Actor, parse_installation, parse_words};
+use super::beside::{Actor, Why, parse_installation, parse_words};
 use super::context::{Session, parse_duration};
 use super::exit::Exit;
 use super::fault::Fault;
 use super::plan::parse_field;
 use crate::model::{EntryId, EntryState, Field, InstallationId, Timestamp};
-use crate::store::console::EntryFilter;
+use crate::store::console::{EntryFilter, Order};
 
 /// Entries to list unless told otherwise.
 const LIMIT_DEFAULT: u32 = 50;
@@ -84,6 +84,8 @@ struct ShowArguments {
 struct RetryArguments {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// Closes entries for good: what they wanted is not sent until the source changes it.
@@ -109,6 +111,8 @@ struct DiscardArguments {
 struct ReleaseArguments {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// Which entries to list.
@@ -194,14 +198,14 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     match arguments.command {
         Command::List(arguments) => list::execute(arguments, session).await,
         Command::Show(arguments) => show::execute(arguments, session).await,
-        Command::Retry(RetryArguments { which }) => {
-            act::execute(act::Verb::Retry, which, session).await
+        Command::Retry(RetryArguments { which, why }) => {
+            act::execute(Order::Retry, which, why.reason, session).await
         }
         Command::Discard(DiscardArguments { which, reason }) => {
-            act::execute(act::Verb::Discard { reason }, which, session).await
+            act::execute(Order::Discard, which, Some(reason), session).await
         }
-        Command::Release(ReleaseArguments { which }) => {
-            act::execute(act::Verb::Release, which, session).await
+        Command::Release(ReleaseArguments { which, why }) => {
+            act::execute(Order::Release, which, why.reason, session).await
         }
     }
 }

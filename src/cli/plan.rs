@@ -1,6 +1,7 @@
 //! `plan`: what would be sent now, as a diff. Reads the whole source, sends nothing, changes nothing.
 
 mod change;
+mod held;
 mod json;
 mod render;
 mod survey;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::context::{Progress, Session, state_exists};
+use super::context::{Progress, Session, parse_duration, state_exists};
 use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
 use crate::app;
@@ -19,6 +20,7 @@ use crate::model::{Field, FingerprintKey, InstallationId};
 use crate::source::Source;
 use crate::store::Access;
 use crate::store::console::Console;
+use held::Held;
 use survey::{Survey, Surveyor};
 
 /// How many resources a terminal is shown unless told otherwise.
@@ -30,9 +32,11 @@ const LIMIT_DEFAULT: usize = 100;
 /// at once, what waits and why, what was parked. Of a secret it shows the name and a short keyed fingerprint.
 ///
 /// It sends nothing, changes nothing, and may run beside the daemon. Without a state every resource counts as never seen.
+///
+/// With --held it shows all of what the guard keeps back, from the state alone: the source is not read.
 #[derive(Debug, Args)]
 #[command(
-    after_long_help = "Example:\n  reconciled plan --installation icfg_7Hd --field secrets\n\n\
+    after_long_help = "Example:\n  reconciled plan --installation icfg_7Hd --field secrets\n  reconciled plan --held\n\n\
     Exit codes: 0 whether or not there are changes; with --exit-code 2 if there are.\n\n\
     Next: reconciled once --sweep, or reconciled explain INSTALLATION RESOURCE"
 )]
@@ -43,7 +47,10 @@ pub(crate) struct Arguments {
     /// Exit with 2 if anything differs.
     #[arg(long)]
     exit_code: bool,
-    /// Resources to show; the rest is counted. 0: all [default: 100, with --json all].
+    /// All that the guard keeps back, instead of what the source says now.
+    #[arg(long, conflicts_with = "states")]
+    held: bool,
+    /// Resources to show; the rest is counted. 0: all [default: 100; with --json or --held all].
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Only resources of this installation.
@@ -53,6 +60,19 @@ pub(crate) struct Arguments {
     /// extras.
     #[arg(long, value_name = "FIELD", value_parser = parse_field)]
     field: Option<Field>,
+    /// Only what would be sent now, is waiting, held or dead; may be repeated.
+    #[arg(long = "state", value_name = "STATE", value_parser = parse_state)]
+    states: Vec<survey::State>,
+    /// Only what was changed (by its cursor) or found within this time: 1h.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    since: Option<std::time::Duration>,
+}
+
+fn parse_state(text: &str) -> Result<survey::State, String> {
+    let all = survey::State::ALL;
+    all.into_iter()
+        .find(|state| state.name() == text)
+        .ok_or_else(|| format!("states are {}", all.map(survey::State::name).join(", ")))
 }
 
 fn parse_installation(text: &str) -> Result<InstallationId, String> {
@@ -71,9 +91,12 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let Arguments {
         json,
         exit_code,
+        held,
         limit,
         installation,
         field,
+        states,
+        since,
     } = arguments;
     let config = session.load_with_warnings()?.config;
     session
@@ -82,18 +105,20 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let limit = match limit {
         Some(0) => usize::MAX,
         Some(limit) => limit,
-        None if json => usize::MAX,
+        None if json || held => usize::MAX,
         None => LIMIT_DEFAULT,
     };
-    let survey = look(
-        &config,
-        survey::Filter {
-            installation,
-            field,
-            limit,
-        },
-    )
-    .await?;
+    let filter = survey::Filter {
+        installation,
+        field,
+        states,
+        since: since.map(|since| session.now().minus(since)),
+        limit,
+    };
+    if held {
+        return show_held(&config, filter, json, exit_code, session).await;
+    }
+    let survey = survey(&config, filter).await?;
     let look = session.look();
     if json {
         session.out.json(&json::render(&survey, look.now));
@@ -107,7 +132,33 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     })
 }
 
-async fn look(config: &Config, filter: survey::Filter) -> Result<Survey, Fault> {
+async fn show_held(
+    config: &Config,
+    filter: survey::Filter,
+    json: bool,
+    exit_code: bool,
+    session: &mut Session,
+) -> Result<Exit, Fault> {
+    let held = if state_exists(config) {
+        let console = app::open_state(config, Access::Beside).await?;
+        Held::gather(&*console, &filter).await?
+    } else {
+        Held::default()
+    };
+    let look = session.look();
+    if json {
+        session.out.json(&held.to_json(look.now));
+    } else {
+        session.out.print(&held.render(look));
+    }
+    Ok(if exit_code && !held.is_empty() {
+        Exit::Changes
+    } else {
+        Exit::Done
+    })
+}
+
+async fn survey(config: &Config, filter: survey::Filter) -> Result<Survey, Fault> {
     let source: Arc<dyn Source> = app::source(config)?;
     let console: Option<Arc<dyn Console>> = if state_exists(config) {
         Some(app::open_state(config, Access::Beside).await?)
@@ -130,7 +181,7 @@ async fn look(config: &Config, filter: survey::Filter) -> Result<Survey, Fault> 
     };
     let mut progress = Progress::new(now);
     let survey = surveyor
-        .run(|rows| progress.rows(rows, SystemClock.now()))
+        .run(|rows| progress.rows(rows, None, SystemClock.now()))
         .await;
     progress.done();
     survey

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::beside;
+use super::beside::{self, parse_installation};
 use super::context::Session;
 use super::exit::Exit;
 use super::fault::Fault;
 use crate::config::Config;
-use crate::model::Timestamp;
+use crate::model::{InstallationId, Timestamp};
 use crate::store::console::{Console, Daemon, InstallationSummary};
 use crate::store::{Counts, Heartbeat, HoldReport, Progress, Quarantined, StoreError};
 
@@ -36,6 +36,9 @@ const QUARANTINED_MAX: u32 = 1_000;
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:\n  reconciled status --json\n\nNext: reconciled outbox list")]
 pub(crate) struct Arguments {
+    /// Of installations and unusable rows only those of this one; the verdict stays that of the whole.
+    #[arg(long, value_name = "ID", value_parser = parse_installation)]
+    installation: Option<InstallationId>,
     /// The answer as JSON, with every installation.
     #[arg(long)]
     json: bool,
@@ -44,12 +47,16 @@ pub(crate) struct Arguments {
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {
     let (config, console) = beside::open(session).await?;
     let look = session.look();
-    let rows = if look.terminal && !arguments.json {
+    let is_whole = arguments.installation.is_none();
+    let rows = if look.terminal && !arguments.json && is_whole {
         QUARANTINED_SHOWN
     } else {
         QUARANTINED_MAX
     };
-    let overview = Overview::gather(&config, &console, rows, look.now).await?;
+    let mut overview = Overview::gather(&config, &console, rows, look.now).await?;
+    if let Some(only) = arguments.installation {
+        overview.only = Some(only);
+    }
     if arguments.json {
         session.out.json(&json::render(&overview));
     } else {
@@ -68,6 +75,8 @@ struct Overview {
     /// Attempts of the last hour that had to be repeated.
     retries: u64,
     installations: Vec<InstallationSummary>,
+    /// Of installations and unusable rows only those of this one are shown.
+    only: Option<InstallationId>,
     /// Unusable rows, the longest quarantined first, up to a limit.
     unusable: Vec<Quarantined>,
     unusable_total: u64,
@@ -97,12 +106,37 @@ impl Overview {
             daemon: console.daemon().await?,
             retries: console.retries_since(now.minus(RETRIES)).await?,
             installations: console.installations().await?,
+            only: None,
             unusable,
             unusable_total,
             holds,
             poll_schedule: config.schedule.poll.as_ref().map(ToString::to_string),
             sweep_schedule: config.schedule.sweep.as_ref().map(ToString::to_string),
         })
+    }
+
+    /// The installations that are shown.
+    fn shown_installations(&self) -> impl Iterator<Item = &InstallationSummary> {
+        let is_shown = |one: &&InstallationSummary| {
+            let only = self.only.as_ref();
+            only.is_none_or(|only| one.installation_id == *only)
+        };
+        self.installations.iter().filter(is_shown)
+    }
+
+    /// The unusable rows that are shown.
+    fn shown_unusable(&self) -> impl Iterator<Item = &Quarantined> {
+        let is_shown = |row: &&Quarantined| {
+            let only = self.only.as_ref();
+            only.is_none_or(|only| row.installation_id == only.as_str())
+        };
+        self.unusable.iter().filter(is_shown)
+    }
+
+    /// How many unusable rows are not among those that were looked at.
+    fn unusable_cut(&self) -> u64 {
+        self.unusable_total
+            .saturating_sub(self.unusable.len() as u64)
     }
 
     /// The sign of life of the daemon that runs now.
@@ -132,7 +166,7 @@ impl Overview {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::{Field, InstallationId, Origin, ResourceKey, RowHash};
+    use crate::model::{Field, Origin, ResourceKey, RowHash};
     use crate::plan::guard::{Found, Summary};
     use crate::store::{
         Hold, HoldState, Pause, PauseKind, PollProgress, SweepAccount, SweepProgress,
@@ -221,6 +255,7 @@ pub(super) mod tests {
                 installation("icfg_7Hd", 0, 0),
                 installation("icfg_9aQ", 0, 0),
             ],
+            only: None,
             unusable: Vec::new(),
             unusable_total: 0,
             holds: Vec::new(),

@@ -26,11 +26,14 @@ use crate::model::{Field, FieldSet};
 pub(crate) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     let source = source(reader);
     let state = state(reader);
-    let vercel = vercel(reader);
+    // Read before their sections, so that the rule between them is checked also when something else there is wrong.
+    let request_timeout = reader.duration("vercel.request_timeout", milliseconds(10)..=minutes(10));
+    let lease = reader.duration("retry.lease", milliseconds(10)..=hours(1));
+    let vercel = vercel(reader, request_timeout);
     let reconcile = reconcile(reader);
     let guard = guard(reader);
     let schedule = schedule(reader);
-    let retry = retry(reader);
+    let retry = retry(reader, lease);
     let retention = retention(reader);
     let log = log(reader);
     let http = http(reader);
@@ -38,8 +41,8 @@ pub(crate) fn config(reader: &mut Reader<'_>) -> Option<Config> {
     if let (Some(source), Some(state)) = (&source, &state) {
         apart(reader, source, state);
     }
-    if let (Some(retry), Some(vercel)) = (&retry, &vercel) {
-        lease_outlasts_requests(reader, retry, vercel);
+    if let (Some(lease), Some(request_timeout)) = (lease, request_timeout) {
+        lease_outlasts_requests(reader, lease, request_timeout);
     }
     Some(Config {
         source: source?,
@@ -146,9 +149,8 @@ const OAUTH: &str = "vercel.oauth";
 const HTTP_URLS: &str =
     "https://host, or http:// on 127.0.0.1, ::1 and localhost; no user, query or fragment";
 
-fn vercel(reader: &mut Reader<'_>) -> Option<VercelConfig> {
+fn vercel(reader: &mut Reader<'_>, request_timeout: Option<Duration>) -> Option<VercelConfig> {
     let base_url = url(reader, "vercel.base_url", HTTP_URLS);
-    let request_timeout = reader.duration("vercel.request_timeout", milliseconds(10)..=minutes(10));
     let connect_timeout = reader.duration("vercel.connect_timeout", milliseconds(10)..=minutes(10));
     let max_in_flight = positive(reader, "vercel.max_in_flight", 10_000);
     let per_installation = positive(reader, "vercel.max_in_flight_per_installation", 10_000);
@@ -326,13 +328,12 @@ fn schedule(reader: &mut Reader<'_>) -> Option<ScheduleConfig> {
 /// set back, and made at once (`plan::claim::DUE_HORIZON`); every wait stays well below.
 const WAIT_MAX: Duration = minutes(15);
 
-fn retry(reader: &mut Reader<'_>) -> Option<RetryConfig> {
+fn retry(reader: &mut Reader<'_>, lease: Option<Duration>) -> Option<RetryConfig> {
     let initial_interval = reader.duration("retry.initial_interval", milliseconds(1)..=WAIT_MAX);
     let multiplier = reader.number("retry.multiplier", 1.0..=100.0);
     let max_interval = reader.duration("retry.max_interval", milliseconds(1)..=WAIT_MAX);
     let max_elapsed = reader.duration_or_none("retry.max_elapsed", seconds(1)..=years(10));
     let max_conflicts = positive(reader, "retry.max_conflicts", 1_000);
-    let lease = reader.duration("retry.lease", milliseconds(10)..=hours(1));
     let late_apply = reader.duration("retry.late_apply", Duration::ZERO..=WAIT_MAX);
     if let (Some(initial), Some(max)) = (initial_interval, max_interval)
         && max < initial
@@ -403,8 +404,7 @@ fn apart(reader: &mut Reader<'_>, source: &SourceConfig, state: &StateConfig) {
 }
 
 /// A claim must hold longer than the request it covers, with room for the database around it.
-fn lease_outlasts_requests(reader: &mut Reader<'_>, retry: &RetryConfig, vercel: &VercelConfig) {
-    let (lease, timeout) = (retry.lease, vercel.request_timeout);
+fn lease_outlasts_requests(reader: &mut Reader<'_>, lease: Duration, timeout: Duration) {
     let help = format!("lease = \"{}\"", written(timeout * 2));
     if lease <= timeout {
         let what = format!(

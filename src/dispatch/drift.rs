@@ -15,7 +15,7 @@ use crate::model::{
     AccessToken, Field, FieldSet, InstallationId, Json, Observed, Record, ResourceId, ResourceKey,
 };
 use crate::plan::{Verdict, classify};
-use crate::store::{Drifted, Store, StoreError};
+use crate::store::{Drifted, Person, Store, StoreError};
 use crate::vercel::Marketplace;
 
 use super::token::{Renewed, TokenError, Tokens};
@@ -36,8 +36,21 @@ pub struct DriftSettings {
     pub concurrency: usize,
     /// How long to wait between requests of one installation, if it has a limit of its own; then they go one by one.
     pub interval: Option<Duration>,
+    /// What is looked at, and what becomes of it.
+    pub order: DriftOrder,
+}
+
+/// What a check looks at, and what becomes of what it finds.
+#[derive(Debug, Clone, Default)]
+pub struct DriftOrder {
     /// Whether what differs is sent again.
     pub fix: bool,
+    /// The person who ordered that, if one did.
+    pub by: Option<Person>,
+    /// Only this installation.
+    pub installation_id: Option<InstallationId>,
+    /// Only this field.
+    pub field: Option<Field>,
 }
 
 /// Compares what Vercel shows with what it acknowledged.
@@ -212,7 +225,7 @@ impl DriftCheck {
                 report.complete = true;
                 return Ok(report);
             };
-            let records = self.store.records(&keys).await?;
+            let records = self.store.records(&self.wanted(keys)).await?;
             for group in
                 records.chunk_by(|one, other| one.key.installation_id == other.key.installation_id)
             {
@@ -225,6 +238,13 @@ impl DriftCheck {
             tell(DriftEvent::Progress(&report));
             after = Some(last);
         }
+    }
+
+    fn wanted(&self, mut keys: Vec<ResourceKey>) -> Vec<ResourceKey> {
+        if let Some(only) = &self.settings.order.installation_id {
+            keys.retain(|key| key.installation_id == *only);
+        }
+        keys
     }
 
     /// Looks at resources of one installation.
@@ -286,6 +306,7 @@ impl DriftCheck {
             .copied()
             .filter(|field| field.is_observable() || *field == Field::BillingPlan)
             .filter(|field| self.settings.managed.contains(*field))
+            .filter(|field| self.settings.order.field.is_none_or(|only| only == *field))
             .filter(|field| !record.doubt.fields.contains_key(field))
             .collect();
         if fields.is_empty() {
@@ -447,9 +468,14 @@ impl DriftCheck {
                 }
             }
         }
-        if self.settings.fix && !drifted.is_empty() {
+        let order = &self.settings.order;
+        if order.fix && !drifted.is_empty() {
             let now = self.clock.now();
-            report.fixed += self.store.mark_drifted(&drifted, now).await?;
+            let marked = self
+                .store
+                .mark_drifted(&drifted, order.by.as_ref(), now)
+                .await?;
+            report.fixed += marked;
         }
         Ok(())
     }

@@ -27,6 +27,26 @@ pub enum Way {
     Compare,
 }
 
+impl Way {
+    /// The stable name in the history, in logs and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Adopt => "adopt",
+            Self::Compare => "compare",
+        }
+    }
+
+    /// What has been done to a row, in words.
+    #[must_use]
+    pub const fn participle(self) -> &'static str {
+        match self {
+            Self::Adopt => "adopted",
+            Self::Compare => "to compare",
+        }
+    }
+}
+
 /// Brings a record to the baseline of its row; [`Decision::Unchanged`] when it is left as it was.
 pub fn baseline(
     record: &mut Record,

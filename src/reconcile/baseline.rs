@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Origin, RawRow, ResourceKey};
+use crate::model::{InstallationId, Origin, RawRow, ResourceKey};
 use crate::plan::baseline::Baseline;
 use crate::plan::{Decision, guard};
 use crate::store::Batch;
@@ -33,13 +33,14 @@ pub struct BaselineReport {
 }
 
 impl Reconciler {
-    /// Brings every row of the source to the baseline; `progress` is called after each page.
+    /// Brings every row of the source to the baseline, or those of one installation; `progress` is called after each page.
     ///
     /// # Errors
     /// The source or the state failed. What was committed stays; the same again goes through the rest.
     pub async fn baseline(
         &self,
         baseline: Baseline,
+        only: Option<&InstallationId>,
         mut progress: impl FnMut(&BaselineReport) + Send,
     ) -> Result<BaselineReport, PassError> {
         let mut report = BaselineReport::default();
@@ -49,7 +50,12 @@ impl Reconciler {
                 .source
                 .sweep_page(after.as_ref(), self.settings.page_rows)
                 .await?;
-            self.bring(page.rows, baseline, &mut report).await?;
+            let mut rows = page.rows;
+            if let Some(only) = only {
+                // A row without a usable id belongs to no installation that could be named.
+                rows.retain(|row| row.key().is_ok_and(|key| key.installation_id == *only));
+            }
+            self.bring(rows, baseline, &mut report).await?;
             progress(&report);
             match page.next {
                 Some(next) => after = Some(next),

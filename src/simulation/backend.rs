@@ -14,7 +14,7 @@ use crate::plan::Claimed;
 use crate::store::Access;
 use crate::store::{
     Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
-    MemoryStore, Pause, PauseKind, Progress, Reconciled, Settlement, SqliteStore, Store,
+    MemoryStore, Pause, PauseKind, Person, Progress, Reconciled, Settlement, SqliteStore, Store,
     StoreError,
 };
 
@@ -192,8 +192,14 @@ impl Store for Blocking {
             .block_on(self.store.is_blocked(installation_id, now))
     }
 
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
-        self.runtime.block_on(self.store.mark_drifted(drifted, now))
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        self.runtime
+            .block_on(self.store.mark_drifted(drifted, by, now))
     }
 
     async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {

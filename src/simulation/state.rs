@@ -12,7 +12,7 @@ use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
     Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
-    Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::laws::Law;
@@ -207,9 +207,14 @@ impl Store for SimStore {
         self.committed.is_blocked(installation_id, now).await
     }
 
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
         self.before("put fields in doubt").await?;
-        let marked = self.committed.mark_drifted(drifted, now).await?;
+        let marked = self.committed.mark_drifted(drifted, by, now).await?;
         self.after().await;
         Ok(marked)
     }

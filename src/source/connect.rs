@@ -12,6 +12,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use super::columns::{INSTALLATIONS_QUERY, Overlap, SOURCE_QUERY};
 use super::connections::Connections;
 use super::dialect::Dialect;
+use super::listen::{Keepalive, Listen, PostgresListener};
 use super::mysql::MySqlDialect;
 use super::postgres::PostgresDialect;
 use super::query::Query;
@@ -79,6 +80,39 @@ pub fn connect(settings: &Settings) -> Result<Arc<dyn Inspect>, SourceError> {
         }
         _ => Err(unusable()),
     }
+}
+
+/// Makes what listens on a channel of the source; nothing is connected yet.
+///
+/// `unique` names a channel of its own, on which it proves to itself that notifications arrive.
+///
+/// # Errors
+/// [`SourceError::Shape`] when the URL cannot be used or names a database without notifications.
+pub fn listen(
+    settings: &Settings,
+    channel: &str,
+    unique: i64,
+    keepalive: Keepalive,
+) -> Result<Box<dyn Listen>, SourceError> {
+    let url = settings.url.expose_secret();
+    let scheme = url.split(':').next().unwrap_or_default();
+    if !matches!(scheme, "postgres" | "postgresql") {
+        return Err(SourceError::Shape {
+            statement: "source URL",
+            problem: "names a database without notifications, and `listen` is set".to_owned(),
+            help: "listen = \"\": the schedule polls without it".to_owned(),
+        });
+    }
+    let options = PgConnectOptions::from_str(url).map_err(|_| unusable())?;
+    let (target, name) = (target(url), &settings.application_name);
+    let dialect = PostgresDialect::new(options, target, settings.statement_timeout, name);
+    Ok(Box::new(PostgresListener::new(
+        dialect.options,
+        dialect.target,
+        channel.to_owned(),
+        unique,
+        keepalive,
+    )))
 }
 
 fn reader<D: Dialect>(settings: &Settings, dialect: D) -> Result<Arc<dyn Inspect>, SourceError> {

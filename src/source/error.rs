@@ -68,6 +68,14 @@ fn io(error: &std::io::Error) -> String {
         ErrorKind::UnexpectedEof | ErrorKind::ConnectionAborted => "connection closed".into(),
         ErrorKind::TimedOut => "no answer in time".into(),
         ErrorKind::NotFound => "no such host, socket or file".into(),
+        // The standard library gives the resolver's failures no kind of their own; the text is the resolver's, without the name.
+        _ if error.raw_os_error().is_none()
+            && error
+                .to_string()
+                .contains("failed to lookup address information") =>
+        {
+            "the host's name cannot be resolved".into()
+        }
         // What the operating system or the resolver says of a host; there is nothing of ours in it.
         kind => kind.to_string(),
     }
@@ -208,6 +216,17 @@ mod tests {
         for failure in failures {
             assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_resolved_is_called_so() {
+        let error = std::io::Error::other(
+            "failed to lookup address information: Name or service not known",
+        );
+        let Failure::Unreachable(problem) = Failure::of_driver(&sqlx::Error::Io(error)) else {
+            panic!("a host that cannot be found cannot be reached");
+        };
+        assert_eq!(problem, "the host's name cannot be resolved");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! Conditions: the database itself sets the cursor, from its own clock, in a `timestamptz`; the role sees every session of the
 //! database (`pg_read_all_stats`, or all sessions are its own). Without them there is no horizon and the overlap has to do.
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row as _};
 
 use super::columns::CursorColumn;
 
@@ -50,7 +50,8 @@ pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool,
 }
 
 async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
-    let (has_hidden, oldest, can_prepare) = sqlx::query_as(
+    // Unprepared, in one exchange: every poll begins with it.
+    let row = sqlx::raw_sql(
         "SELECT
             -- Without the right to see it a session has no state; a server process has no user either.
             COALESCE(bool_or(
@@ -68,13 +69,12 @@ async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error
             AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
             AND a.backend_type IS DISTINCT FROM 'walsender'",
     )
-    .persistent(false)
     .fetch_one(connection)
     .await?;
     Ok(Sessions {
-        has_hidden,
-        oldest,
-        can_prepare,
+        has_hidden: row.try_get("has_hidden")?,
+        oldest: row.try_get("oldest")?,
+        can_prepare: row.try_get("can_prepare")?,
     })
 }
 

@@ -279,30 +279,26 @@ impl Dialect for PostgresDialect {
     }
 
     async fn identity(&self, connection: &mut PgConnection) -> Result<String, sqlx::Error> {
-        let (number,): (i64,) = sqlx::query_as(
-            "SELECT oid::int8
-             FROM pg_catalog.pg_database
-             WHERE datname = current_database()",
+        // Without parameters and unprepared: one exchange each, since every poll begins with this.
+        let row = sqlx::raw_sql(
+            "SELECT d.oid::int8,
+                has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
+                AND has_function_privilege('pg_catalog.pg_control_checkpoint()', 'EXECUTE')
+             FROM pg_catalog.pg_database AS d
+             WHERE d.datname = current_database()",
         )
-        .persistent(false)
         .fetch_one(&mut *connection)
         .await?;
-        let (may_ask,): (bool,) = sqlx::query_as(
-            "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
-                AND has_function_privilege('pg_catalog.pg_control_checkpoint()', 'EXECUTE')",
-        )
-        .persistent(false)
-        .fetch_one(&mut *connection)
-        .await?;
+        let (number, may_ask): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
         let mut id = format!("postgres database={number}");
         if may_ask {
-            let (system, timeline): (i64, i64) = sqlx::query_as(
+            let row = sqlx::raw_sql(
                 "SELECT s.system_identifier, c.timeline_id::int8
                  FROM pg_catalog.pg_control_system() AS s, pg_catalog.pg_control_checkpoint() AS c",
             )
-            .persistent(false)
             .fetch_one(&mut *connection)
             .await?;
+            let (system, timeline): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
             write!(id, " system={system} timeline={timeline}").expect("a String takes all text");
         }
         Ok(id)

@@ -82,6 +82,9 @@ impl<D: Dialect> Reader<D> {
 #[async_trait]
 impl<D: Dialect> Source for Reader<D> {
     async fn shape(&self) -> Result<Shape, SourceError> {
+        if let Some(layouts) = self.0.remembered() {
+            return Ok(layouts.source.shape());
+        }
         self.detached(|inner| async move {
             let mut session = inner.begin(SOURCE_QUERY).await?;
             let layouts = inner.layouts(&mut session).await;
@@ -201,14 +204,16 @@ impl<D: Dialect> Inner<D> {
         *self.layouts.lock().unwrap_or_else(PoisonError::into_inner) = layouts;
     }
 
-    /// The columns of both queries, as they were the first time.
-    async fn layouts(&self, session: &mut Session<D>) -> Result<Arc<Layouts>, SourceError> {
-        let known = self
-            .layouts
+    fn remembered(&self) -> Option<Arc<Layouts>> {
+        self.layouts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if let Some(known) = known {
+            .clone()
+    }
+
+    /// The columns of both queries, as they were the first time.
+    async fn layouts(&self, session: &mut Session<D>) -> Result<Arc<Layouts>, SourceError> {
+        if let Some(known) = self.remembered() {
             return Ok(known);
         }
         let reading = session.statement();

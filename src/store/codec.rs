@@ -259,6 +259,11 @@ pub(super) fn attempt(row: &impl Cells) -> Result<Attempt, Fault> {
 
 /// What a person did.
 pub(super) fn act(row: &impl Cells) -> Result<Act, Fault> {
+    let installation_id = row
+        .text_or_null("installation_id")?
+        .map(|id| InstallationId::new(&id))
+        .transpose()
+        .map_err(|_| unknown("installation_id"))?;
     let resource_id = row
         .text_or_null("resource_id")?
         .map(|id| ResourceId::new(&id))
@@ -268,7 +273,7 @@ pub(super) fn act(row: &impl Cells) -> Result<Act, Fault> {
         at: Timestamp::from_millis(row.integer("at")?),
         actor: row.text("actor")?,
         act: row.text("act")?,
-        installation_id: installation_id(row)?,
+        installation_id,
         resource_id,
         entry_id: row.integer_or_null("entry_id")?.map(EntryId),
         reason: row.text_or_null("reason")?,

@@ -43,8 +43,8 @@ pub trait Console: Store {
     async fn act(
         &self,
         ids: &[EntryId],
-        order: &Order,
-        actor: &str,
+        order: Order,
+        by: &Person,
         now: Timestamp,
     ) -> Result<Vec<Answer>, StoreError>;
 
@@ -52,9 +52,12 @@ pub trait Console: Store {
     async fn resume_manually(
         &self,
         installation_id: &InstallationId,
-        actor: &str,
+        by: &Person,
         now: Timestamp,
     ) -> Result<bool, StoreError>;
+
+    /// Leaves the row of an act that takes more than one transaction: a baseline, before its first row.
+    async fn note(&self, act: &Act) -> Result<(), StoreError>;
 }
 
 /// Which entries to list; an absent condition admits all.
@@ -192,11 +195,11 @@ pub struct Act {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
-    /// What: retry, discard, release, pause or resume.
+    /// What: retry, discard, release, pause, resume, adopt, compare or fix.
     pub act: String,
-    /// To which installation.
-    pub installation_id: InstallationId,
-    /// To which resource, unless to the whole installation.
+    /// To which installation, unless to all of them.
+    pub installation_id: Option<InstallationId>,
+    /// To which resource, unless to all of them.
     pub resource_id: Option<ResourceId>,
     /// To which entry.
     pub entry_id: Option<EntryId>,
@@ -207,52 +210,71 @@ pub struct Act {
 impl Act {
     /// A person paused an installation; `None` for automatic pauses, which are no acts.
     pub(super) fn paused(pause: &Pause) -> Option<Self> {
-        (pause.kind == PauseKind::Manual).then(|| Self {
-            at: pause.since,
-            actor: pause.by.clone(),
-            act: "pause".to_owned(),
-            installation_id: pause.installation_id.clone(),
-            resource_id: None,
-            entry_id: None,
+        let by = Person {
+            name: pause.by.clone(),
             reason: Some(pause.reason.clone()),
-        })
+        };
+        let act = Self::new("pause", by, pause.since);
+        let act = act.of_installation(pause.installation_id.clone());
+        (pause.kind == PauseKind::Manual).then_some(act)
     }
 
-    /// A person ended a pause.
-    pub(super) fn resumed(installation_id: InstallationId, actor: String, now: Timestamp) -> Self {
-        Self {
-            at: now,
-            actor,
-            act: "resume".to_owned(),
-            installation_id,
-            resource_id: None,
-            entry_id: None,
-            reason: None,
-        }
-    }
-
-    /// A person's order was carried out.
+    /// A person's order for an entry was carried out.
     pub(super) fn ordered(
         key: &ResourceKey,
         id: EntryId,
-        order: &Order,
-        actor: &str,
+        order: Order,
+        by: &Person,
         now: Timestamp,
     ) -> Self {
-        let reason = match order {
-            Order::Discard { reason } => Some(reason.clone()),
-            Order::Retry | Order::Release => None,
-        };
         Self {
-            at: now,
-            actor: actor.to_owned(),
-            act: order.name().to_owned(),
-            installation_id: key.installation_id.clone(),
-            resource_id: Some(key.resource_id.clone()),
             entry_id: Some(id),
+            ..Self::new(order.name(), by.clone(), now).of_resource(key.clone())
+        }
+    }
+
+    /// What a person did, not yet said to what: to everything.
+    #[must_use]
+    pub fn new(act: &str, by: Person, at: Timestamp) -> Self {
+        let Person { name, reason } = by;
+        Self {
+            at,
+            actor: name,
+            act: act.to_owned(),
+            installation_id: None,
+            resource_id: None,
+            entry_id: None,
             reason,
         }
     }
+
+    /// The same, to one installation.
+    #[must_use]
+    pub fn of_installation(self, installation_id: InstallationId) -> Self {
+        Self {
+            installation_id: Some(installation_id),
+            ..self
+        }
+    }
+
+    /// The same, to one resource.
+    #[must_use]
+    pub fn of_resource(self, key: ResourceKey) -> Self {
+        Self {
+            installation_id: Some(key.installation_id),
+            resource_id: Some(key.resource_id),
+            ..self
+        }
+    }
+}
+
+/// Who acts, and why: what the history keeps of a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// The person's name.
+    pub name: String,
+    /// Why; an order that holds something back from a customer must have one.
+    pub reason: Option<String>,
 }
 
 /// One installation at a glance.
@@ -298,15 +320,12 @@ pub struct Replica {
 }
 
 /// What a person wants done to an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Try it at once, and forget what made it wait or die.
     Retry,
-    /// Close it for good: what it wanted is not sent until the source changes it.
-    Discard {
-        /// Why.
-        reason: String,
-    },
+    /// Close it for good: what it wanted is not sent until the source changes it. It needs a reason.
+    Discard,
     /// Let a held entry go.
     Release,
 }
@@ -314,10 +333,10 @@ pub enum Order {
 impl Order {
     /// The stable name in the history.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Retry => "retry",
-            Self::Discard { .. } => "discard",
+            Self::Discard => "discard",
             Self::Release => "release",
         }
     }

@@ -29,7 +29,7 @@ use super::steps::watch::WatchRows;
 use super::steps::{self, Change};
 use super::{
     Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat,
-    Pause, PauseKind, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
+    Pause, PauseKind, Person, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
 };
 
 /// A state in memory.
@@ -117,7 +117,7 @@ impl MemoryStore {
     pub async fn order(
         &self,
         key: &ResourceKey,
-        order: &Order,
+        order: Order,
         now: Timestamp,
     ) -> Result<EntryState, Refusal> {
         let mut state = self.state.lock().await;
@@ -310,8 +310,6 @@ impl State {
         old.truncate(limit);
         let gone: BTreeSet<EntryId> = old.into_iter().map(|(_, id)| id).collect();
         self.closed.retain(|id, _| !gone.contains(id));
-        self.attempts
-            .retain(|attempt| !gone.contains(&attempt.entry_id));
         let mut ended: Vec<(Timestamp, usize)> = self
             .attempts
             .iter()
@@ -456,9 +454,15 @@ impl Store for MemoryStore {
         Ok(self.state.lock().await.is_blocked(installation_id, now))
     }
 
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        _by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
         let mut state = self.state.lock().await;
-        Ok(sure(steps::mark_drifted(&mut *state, drifted, now).await))
+        let marked = sure(steps::mark_drifted(&mut *state, drifted, now).await);
+        Ok(marked.len() as u64)
     }
 
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {

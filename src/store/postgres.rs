@@ -22,7 +22,7 @@ use super::steps;
 use super::steps::watch::WatchRows as _;
 use super::{
     Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold,
-    HoldReport, Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use migrate::{Found, Rights};
@@ -424,11 +424,22 @@ impl Store for PostgresStore {
         .await
     }
 
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
-        let drifted = drifted.to_vec();
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let (drifted, by) = (drifted.to_vec(), by.cloned());
         self.write("put fields in doubt", move |rows| {
-            let drifted = drifted.clone();
-            Box::pin(async move { steps::mark_drifted(rows, &drifted, now).await })
+            let (drifted, by) = (drifted.clone(), by.clone());
+            Box::pin(async move {
+                let marked = steps::mark_drifted(rows, &drifted, now).await?;
+                if let Some(by) = by {
+                    console::note_fixes(rows, &marked, &by, now).await?;
+                }
+                Ok(marked.len() as u64)
+            })
         })
         .await
     }

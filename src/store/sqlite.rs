@@ -23,7 +23,7 @@ use super::steps;
 use super::steps::watch::WatchRows as _;
 use super::{
     Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold,
-    HoldReport, Pause, PauseKind, Progress, Reconciled, Settlement, Store, StoreError,
+    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::fault::Fault;
@@ -379,11 +379,22 @@ impl Store for SqliteStore {
             .map_err(|fault| fault.during("look at an installation"))
     }
 
-    async fn mark_drifted(&self, drifted: &[Drifted], now: Timestamp) -> Result<u64, StoreError> {
-        let drifted = drifted.to_vec();
+    async fn mark_drifted(
+        &self,
+        drifted: &[Drifted],
+        by: Option<&Person>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let (drifted, by) = (drifted.to_vec(), by.cloned());
         self.writer
             .write("put fields in doubt", move |rows| {
-                Box::pin(async move { steps::mark_drifted(rows, &drifted, now).await })
+                Box::pin(async move {
+                    let marked = steps::mark_drifted(rows, &drifted, now).await?;
+                    if let Some(by) = by {
+                        console::note_fixes(rows, &marked, &by, now).await?;
+                    }
+                    Ok(marked.len() as u64)
+                })
             })
             .await
     }

@@ -394,13 +394,13 @@ async fn found_again<R: GuardRows>(
     Ok(())
 }
 
-/// [`super::Store::mark_drifted`].
+/// [`super::Store::mark_drifted`]; returns the resources that were marked.
 pub(super) async fn mark_drifted<R: Rows>(
     rows: &mut R,
     drifted: &[Drifted],
     now: Timestamp,
-) -> Result<u64, R::Error> {
-    let mut marked = 0;
+) -> Result<Vec<ResourceKey>, R::Error> {
+    let mut marked = Vec::new();
     let keys: Vec<ResourceKey> = drifted.iter().map(|drifted| drifted.key.clone()).collect();
     for (before, drifted) in rows.records(&keys).await?.into_iter().zip(drifted) {
         if before.entry.is_some() || before.acknowledged_at != drifted.acknowledged_at {
@@ -419,7 +419,7 @@ pub(super) async fn mark_drifted<R: Rows>(
         })
         .await?;
         rows.add_recheck(&drifted.key).await?;
-        marked += 1;
+        marked.push(drifted.key.clone());
     }
     Ok(marked)
 }

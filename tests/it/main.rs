@@ -5,6 +5,7 @@ mod crash;
 mod delivery;
 mod deploy;
 mod harness;
+mod instant;
 mod operate;
 mod source;
 mod store;

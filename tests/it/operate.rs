@@ -12,9 +12,12 @@ use crate::support::{
     sqlite,
 };
 
-const PROVIDER: &str = "
+mod guard;
+
+const TABLES: &str = "
 CREATE TABLE resources (icfg TEXT, id TEXT, name TEXT, status TEXT, secrets TEXT, version INTEGER);
-CREATE TABLE installations (id TEXT, token TEXT);
+CREATE TABLE installations (id TEXT, token TEXT);";
+const PROVIDER: &str = "
 INSERT INTO installations VALUES ('icfg_1', 'token-of-one'), ('icfg_2', 'token-of-two');
 INSERT INTO resources VALUES
     ('icfg_1', 'res_1', 'orders', 'ready', '{\"DATABASE_URL\":\"hunter2-first\"}', 1),
@@ -29,8 +32,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with(&format!("{TABLES}{PROVIDER}"), "").await
+    }
+
+    /// With these tables and rows, and settings beyond the usual ones.
+    async fn with(provider_sql: &str, settings: &str) -> Self {
         let provider = sqlite::database();
-        provider.execute(PROVIDER).await;
+        provider.execute(provider_sql).await;
         let simulator = Simulator::start(Options::creating())
             .await
             .expect("loopback has a free port");
@@ -40,7 +48,7 @@ impl World {
              query = \"SELECT icfg AS installation_id, id AS resource_id, version AS cursor, name, status, secrets FROM resources\"\n\
              installations_query = \"SELECT id AS installation_id, token AS access_token FROM installations\"\n\
              [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n[retry]\ninitial_interval = \"50ms\"\n\
-             [schedule]\npoll = \"* * * * * *\"\n",
+             [schedule]\npoll = \"* * * * * *\"\n{settings}",
             provider.url,
             installation.path("state.db").display(),
             simulator.base_url()
@@ -316,7 +324,7 @@ async fn the_story_is_told_without_the_source() {
     assert_eq!(explained.code, Some(0), "{explained:?}");
     explained.has(&[
         "UNPROVEN",
-        "The source could not be asked:",
+        "Why: the source query failed: no such table",
         "status\t?\tready\t",
         "\tacknowledged\t",
     ]);

@@ -3,6 +3,7 @@
 mod bed;
 mod hostile;
 mod late;
+mod listen;
 mod outage;
 mod pages;
 mod rows;

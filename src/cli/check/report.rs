@@ -210,7 +210,9 @@ impl Report {
         match (self.number(Level::Error), self.offline, self.has_state) {
             (1.., ..) => "follow the help above, then reconciled check",
             (0, true, _) => "reconciled check",
-            (0, false, false) => "reconciled plan",
+            (0, false, false) => {
+                "reconciled baseline compare if Vercel knows these resources, then reconciled plan"
+            }
             (0, false, true) => "reconciled run",
         }
     }
@@ -406,7 +408,7 @@ mod tests {
         warn   W021     [retry] lease 45s leaves 15s beyond request_timeout 30s
                help     lease = "60s"                             reconciled.toml:31
         Ready, 1 warning. Nothing was sent.
-        Next: reconciled plan
+        Next: reconciled baseline compare if Vercel knows these resources, then reconciled plan
         "#);
     }
 

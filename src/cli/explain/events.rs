@@ -1,5 +1,7 @@
 //! What happened, from the oldest to the newest, repeats folded. Pure.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::super::matrix::field_names;
@@ -26,6 +28,8 @@ pub(super) struct Event {
     pub(super) text: String,
     /// `X-Vercel-Id` of the last of them.
     pub(super) vercel_id: Option<String>,
+    /// How long the request took, of the last of them; only attempts take time.
+    pub(super) took: Option<Duration>,
     /// The entry that it belongs to.
     pub(super) entry: Option<EntryId>,
 }
@@ -82,6 +86,7 @@ fn one(at: Timestamp, kind: &'static str, text: String, entry: Option<EntryId>) 
         kind,
         text,
         vercel_id: None,
+        took: None,
         entry,
     }
 }
@@ -152,6 +157,7 @@ fn of_attempt(attempt: &Attempt) -> Event {
         kind: kind(&attempt.outcome),
         text: attempt_text(attempt),
         vercel_id: attempt.vercel_id.clone(),
+        took: Some(attempt.ended_at.since(attempt.started_at)),
         entry: Some(attempt.entry_id),
     }
 }
@@ -216,8 +222,8 @@ fn of_act(act: &Act) -> Event {
         at,
         actor,
         act,
-        installation_id: _,
-        resource_id: _,
+        installation_id,
+        resource_id,
         entry_id,
         reason,
     } = act;
@@ -227,12 +233,15 @@ fn of_act(act: &Act) -> Event {
         "release" => "released",
         "pause" => "paused",
         "resume" => "resumed",
+        "adopt" => "adopted",
+        "compare" => "to compare",
+        "fix" => "drift fixed",
         _ => "act",
     };
-    let whole = if entry_id.is_none() {
-        " the whole installation"
-    } else {
-        ""
+    let whole = match (installation_id, resource_id) {
+        (None, _) => " the whole fleet",
+        (Some(_), None) => " the whole installation",
+        (Some(_), Some(_)) => "",
     };
     let reason = reason
         .as_deref()
@@ -257,6 +266,7 @@ fn fold(events: Vec<Event>) -> Vec<Event> {
                 last.times += 1;
                 last.last_at = last.last_at.max(event.last_at);
                 last.vercel_id = event.vercel_id.or(last.vercel_id.take());
+                last.took = event.took;
                 last.entry = event.entry;
             }
             _ => folded.push(event),
@@ -267,10 +277,11 @@ fn fold(events: Vec<Event>) -> Vec<Event> {
 
 /// The events as a table.
 pub(super) fn table(events: &[Event], look: Look) -> Table {
-    let mut table = Table::new(&["TIME", "EVENT", "WHAT", "X-VERCEL-ID"]);
+    let mut table = Table::new(&["TIME", "EVENT", "WHAT", "TOOK", "X-VERCEL-ID"]);
     // The id is what support asks for: it is never cut, and the text gets what it leaves.
     let used = 10
         + 16
+        + 10
         + events
             .iter()
             .filter_map(|event| event.vercel_id.as_ref())
@@ -291,6 +302,7 @@ pub(super) fn table(events: &[Event], look: Look) -> Table {
             clock_seconds(event.at, look),
             event.kind.to_owned(),
             look.fit(&format!("{again}{}", event.text), used),
+            event.took.map(duration).unwrap_or_default(),
             event.vercel_id.as_deref().map(visible).unwrap_or_default(),
         ]);
     }
@@ -359,8 +371,6 @@ pub(crate) fn attempt_json(attempt: &Attempt) -> Value {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::time::Duration;
-
     use super::super::tests::{NOW, ago, in_sync, snapshot};
     use super::*;
     use crate::model::{Entry, Field, Mode, Origin, ResourceKey};
@@ -419,7 +429,7 @@ pub(crate) mod tests {
             at: ago(10),
             actor: "ana".into(),
             act: "retry".into(),
-            installation_id: key.installation_id,
+            installation_id: Some(key.installation_id),
             resource_id: Some(key.resource_id),
             entry_id: Some(EntryId(58_213)),
             reason: None,
@@ -432,13 +442,13 @@ pub(crate) mod tests {
         let text =
             anstream::adapter::strip_str(&table(&events(&story), look).render(look)).to_string();
         insta::assert_snapshot!(text, @r"
-        TIME      EVENT         WHAT                                                 X-VERCEL-ID
+        TIME      EVENT         WHAT                                                 TOOK    X-VERCEL-ID
         13:55:31  changed       (sweep)
         13:55:41  withdrawn     the source went back; nothing was left to send
         14:01:33  changed       secrets.DATABASE_URL (poll)
-        14:01:34  failed        ×3 over 17 s  503 server_error secrets.DATABASE_URL  iad1::q3
+        14:01:34  failed        ×3 over 17 s  503 server_error secrets.DATABASE_URL  400 ms  iad1::q3
         14:02:01  retried       by ana
-        14:02:02  acknowledged  secrets.DATABASE_URL                                 iad1::q3
+        14:02:02  acknowledged  secrets.DATABASE_URL                                 400 ms  iad1::q3
         ");
     }
 
@@ -455,7 +465,7 @@ pub(crate) mod tests {
         let text = table(&[of_attempt(&forged)], look).render(look);
         assert!(
             text.contains(
-                "422 server_error secrets.DATABASE_URL: a\\u{a}b\\u{1b}[31m\tiad1\\u{9}::x\n"
+                "422 server_error secrets.DATABASE_URL: a\\u{a}b\\u{1b}[31m\t400 ms\tiad1\\u{9}::x\n"
             ),
             "{text}"
         );

@@ -83,8 +83,8 @@ fn act(act: &Act) -> Value {
         at,
         actor,
         act,
-        installation_id: _,
-        resource_id: _,
+        installation_id,
+        resource_id,
         entry_id,
         reason,
     } = act;
@@ -92,6 +92,11 @@ fn act(act: &Act) -> Value {
         "at": at.to_string(),
         "actor": actor,
         "act": act,
+        "scope": match (installation_id, resource_id) {
+            (None, _) => "fleet",
+            (Some(_), None) => "installation",
+            (Some(_), Some(_)) => "resource",
+        },
         "entry": entry_id.map(|id| id.0),
         "reason": reason,
     })

@@ -43,12 +43,16 @@ pub(super) fn render(told: &Told, look: Look) -> String {
 fn source_note(told: &Told) -> Option<String> {
     let entry = told.story.record.entry.is_some();
     match &told.source {
-        SourceRow::Unreachable(problem) => Some(format!(
+        // With nothing open this is the verdict's own reason.
+        SourceRow::Unreachable(problem) if entry => Some(format!(
             "The source could not be asked: {}.",
             visible(problem)
         )),
         SourceRow::Absent if entry => Some("The source has no such row any more.".to_owned()),
-        SourceRow::Usable(_) | SourceRow::Unusable(_) | SourceRow::Absent => None,
+        SourceRow::Unreachable(_)
+        | SourceRow::Usable(_)
+        | SourceRow::Unusable(_)
+        | SourceRow::Absent => None,
     }
 }
 
@@ -101,9 +105,9 @@ mod tests {
         secrets.DATABASE_URL  b0b0b0  9f9f9f        yes       b0b0b0
         secrets.REDIS_URL     111111  111111
 
-        TIME      EVENT    WHAT                                                 X-VERCEL-ID
+        TIME      EVENT    WHAT                                                 TOOK    X-VERCEL-ID
         14:01:33  changed  secrets.DATABASE_URL (poll)
-        14:01:34  failed   ×2 over 16 s  503 server_error secrets.DATABASE_URL  iad1::q2
+        14:01:34  failed   ×2 over 16 s  503 server_error secrets.DATABASE_URL  400 ms  iad1::q2
 
         Why: a temporary error at Vercel; its outcome is in doubt, so the value is sent until it is acknowledged.
         Next: wait, or reconciled outbox retry 58213

@@ -362,7 +362,7 @@ mod tests {
                 at: ago(60),
                 actor: "ana".into(),
                 act: "discard".into(),
-                installation_id: t.story.record.key.installation_id.clone(),
+                installation_id: Some(t.story.record.key.installation_id.clone()),
                 resource_id: Some(t.story.record.key.resource_id.clone()),
                 entry_id: Some(EntryId(1)),
                 reason: Some("bad migration".into()),

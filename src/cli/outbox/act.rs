@@ -19,7 +19,7 @@ use super::{Selection, Which};
 use crate::model::{EntryId, EntryState, InstallationId, ResourceKey, Timestamp};
 use crate::plan::manual::{self, Refusal};
 use crate::store::StoreError;
-use crate::store::console::{Answer, Console, EntryFilter, ListedEntry, Order};
+use crate::store::console::{Answer, Console, EntryFilter, ListedEntry, Order, Person};
 
 /// Nobody could be asked whether to act on many.
 pub(crate) const UNCONFIRMED: &str = "R042";
@@ -28,59 +28,41 @@ const BATCH: usize = 500;
 /// Lines of a table at a terminal; refusals are always shown.
 const SHOWN_MAX: usize = 50;
 
-/// What to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verb {
-    Retry,
-    Discard { reason: String },
-    Release,
+/// What was done, as the verdict says it.
+const fn participle(order: Order) -> &'static str {
+    match order {
+        Order::Retry => "retried",
+        Order::Discard => "discarded",
+        Order::Release => "released",
+    }
 }
 
-impl Verb {
-    fn order(&self) -> Order {
-        match self {
-            Self::Retry => Order::Retry,
-            Self::Discard { reason } => Order::Discard {
-                reason: reason.clone(),
-            },
-            Self::Release => Order::Release,
-        }
+/// The states that a filter without any means: those in which the order makes sense.
+fn states(order: Order) -> Vec<EntryState> {
+    match order {
+        Order::Retry => vec![EntryState::Waiting, EntryState::Dead],
+        Order::Discard => vec![EntryState::Waiting, EntryState::Held, EntryState::Dead],
+        Order::Release => vec![EntryState::Held],
     }
+}
 
-    const fn participle(&self) -> &'static str {
-        match self {
-            Self::Retry => "retried",
-            Self::Discard { .. } => "discarded",
-            Self::Release => "released",
-        }
-    }
-
-    /// The states that a filter without any means: those in which the act makes sense.
-    fn states(&self) -> Vec<EntryState> {
-        match self {
-            Self::Retry => vec![EntryState::Waiting, EntryState::Dead],
-            Self::Discard { .. } => vec![EntryState::Waiting, EntryState::Held, EntryState::Dead],
-            Self::Release => vec![EntryState::Held],
-        }
-    }
-
-    /// What would become of an entry, decided as the store decides it.
-    fn rehearse(
-        &self,
-        record: &mut crate::model::Record,
-        now: Timestamp,
-    ) -> Result<EntryState, Refusal> {
-        match self {
-            Self::Retry => manual::retry(record, now).map(|()| EntryState::Waiting),
-            Self::Release => manual::release(record, now).map(|()| EntryState::Waiting),
-            Self::Discard { .. } => manual::discard(record).map(|entry| entry.state),
-        }
+/// What would become of an entry, decided as the store decides it.
+fn outcome(
+    order: Order,
+    record: &mut crate::model::Record,
+    now: Timestamp,
+) -> Result<EntryState, Refusal> {
+    match order {
+        Order::Retry => manual::retry(record, now).map(|()| EntryState::Waiting),
+        Order::Release => manual::release(record, now).map(|()| EntryState::Waiting),
+        Order::Discard => manual::discard(record).map(|entry| entry.state),
     }
 }
 
 pub(super) async fn execute(
-    verb: Verb,
+    order: Order,
     which: Which,
+    reason: Option<String>,
     session: &mut Session,
 ) -> Result<Exit, Fault> {
     let Which {
@@ -97,19 +79,19 @@ pub(super) async fn execute(
     }
     let (_, console) = beside::open(session).await?;
     let look = session.look();
-    let targets = resolve(&*console, &verb, selection, look.now).await?;
-    if by_filter && !dry_run && !yes && targets.len() > 1 && !ask(&verb, targets.len() as u64) {
+    let targets = resolve(&*console, order, selection, look.now).await?;
+    if by_filter && !dry_run && !yes && targets.len() > 1 && !ask(order, targets.len() as u64) {
         session.out.line("Nothing was changed.");
         return Ok(Exit::Failed);
     }
-    let actor = actor.name();
+    let by = actor.person(reason);
     let answers = if dry_run {
-        rehearse(&*console, &verb, &targets, look.now).await?
+        rehearse(&*console, order, &targets, look.now).await?
     } else {
-        carry_out(&*console, &verb, &targets, &actor, look.now).await?
+        carry_out(&*console, order, &targets, &by, look.now).await?
     };
     let results = Results {
-        verb,
+        order,
         dry_run,
         rows: rows(&*console, targets, answers, look.now).await?,
     };
@@ -135,14 +117,14 @@ fn unconfirmed() -> Failure {
     .exit(Exit::Usage)
 }
 
-fn ask(verb: &Verb, number: u64) -> bool {
+fn ask(order: Order, number: u64) -> bool {
     let entries = counted_entries(number);
-    let what = match verb {
-        Verb::Retry => format!("Send {entries} again at once?"),
-        Verb::Discard { .. } => {
+    let what = match order {
+        Order::Retry => format!("Send {entries} again at once?"),
+        Order::Discard => {
             format!("Discard {entries}? What they wanted is not sent until the source changes it.")
         }
-        Verb::Release => format!("Release {entries}? They are sent at once."),
+        Order::Release => format!("Release {entries}? They are sent at once."),
     };
     complain(&format!("{what} [y/N] "));
     let mut answer = String::new();
@@ -159,7 +141,7 @@ struct Target {
 
 async fn resolve(
     console: &dyn Console,
-    verb: &Verb,
+    order: Order,
     selection: Selection,
     now: Timestamp,
 ) -> Result<Vec<Target>, StoreError> {
@@ -173,7 +155,7 @@ async fn resolve(
     let by_filter = ids.is_empty();
     let states = match (by_filter, states.is_empty()) {
         (false, _) => EntryState::ALL.to_vec(),
-        (true, true) => verb.states(),
+        (true, true) => self::states(order),
         (true, false) => states,
     };
     let filter = EntryFilter {
@@ -211,19 +193,18 @@ async fn resolve(
 
 async fn carry_out(
     console: &dyn Console,
-    verb: &Verb,
+    order: Order,
     targets: &[Target],
-    actor: &str,
+    by: &Person,
     now: Timestamp,
 ) -> Result<Vec<Answer>, StoreError> {
-    let order = verb.order();
     let mut answers = Vec::with_capacity(targets.len());
     for batch in targets.chunks(BATCH) {
         let ids: Vec<EntryId> = batch.iter().map(|target| target.id).collect();
-        let done = console.act(&ids, &order, actor, now).await?;
+        let done = console.act(&ids, order, by, now).await?;
         for (id, answer) in ids.iter().zip(&done) {
             if let Answer::Done { key, state } = answer {
-                log(verb, *id, key, *state, actor);
+                log(order, *id, key, *state, by);
             }
         }
         answers.extend(done);
@@ -231,28 +212,25 @@ async fn carry_out(
     Ok(answers)
 }
 
-fn log(verb: &Verb, id: EntryId, key: &ResourceKey, state: EntryState, actor: &str) {
-    let reason = match verb {
-        Verb::Discard { reason } => reason.as_str(),
-        Verb::Retry | Verb::Release => "",
-    };
+fn log(order: Order, id: EntryId, key: &ResourceKey, state: EntryState, by: &Person) {
+    let Person { name, reason } = by;
     info!(
         event = "entry.changed_by_hand",
         installation_id = key.installation_id.as_str(),
         resource_id = key.resource_id.as_str(),
         entry = id.0,
-        act = verb.order().name(),
+        act = order.name(),
         state = state.name(),
-        actor,
+        actor = name,
         reason,
-        "Entry {id} for {key} was {} by {actor}",
-        verb.participle()
+        "Entry {id} for {key} was {} by {name}",
+        participle(order)
     );
 }
 
 async fn rehearse(
     console: &dyn Console,
-    verb: &Verb,
+    order: Order,
     targets: &[Target],
     now: Timestamp,
 ) -> Result<Vec<Answer>, StoreError> {
@@ -277,7 +255,7 @@ async fn rehearse(
             let Some(record) = record else {
                 return Answer::Refused(Refusal::Closed);
             };
-            match verb.rehearse(&mut record.clone(), now) {
+            match outcome(order, &mut record.clone(), now) {
                 Ok(state) => Answer::Done {
                     key: listed.key.clone(),
                     state,
@@ -337,7 +315,7 @@ async fn rows(
 /// What became of all of them.
 #[derive(Debug, Clone)]
 struct Results {
-    verb: Verb,
+    order: Order,
     dry_run: bool,
     rows: Vec<Row>,
 }
@@ -360,9 +338,9 @@ impl Results {
             text.push('\n');
             text.push_str(&self.table(look));
         }
-        let next = match (&self.verb, self.dry_run) {
+        let next = match (self.order, self.dry_run) {
             (_, true) if self.done() > 0 => "the same without --dry-run",
-            (Verb::Discard { .. }, false) => "reconciled status",
+            (Order::Discard, false) => "reconciled status",
             _ => "reconciled outbox list",
         };
         text.push_str(&format!(
@@ -377,7 +355,7 @@ impl Results {
         if self.rows.is_empty() {
             return "No entry matches; nothing was changed.".to_owned();
         }
-        let word = self.verb.participle().to_uppercase();
+        let word = participle(self.order).to_uppercase();
         let style = if refused == 0 { GOOD } else { BAD };
         let head = if self.dry_run {
             styled(WARN, format_args!("WOULD BE {word}"))
@@ -445,7 +423,7 @@ impl Results {
         json!({
             "schema": 1,
             "at": now.to_string(),
-            "act": self.verb.order().name(),
+            "act": self.order.name(),
             "dry_run": self.dry_run,
             "done": self.done(),
             "refused": self.refused(),
@@ -521,7 +499,7 @@ mod tests {
     #[test]
     fn each_entry_is_answered_and_refusals_say_why() {
         let results = Results {
-            verb: Verb::Retry,
+            order: Order::Retry,
             dry_run: false,
             rows: vec![
                 row(1, Some(Ok(EntryState::Waiting)), false),
@@ -554,9 +532,7 @@ mod tests {
     fn a_rehearsal_says_that_nothing_was_changed() {
         let rows = vec![row(1, Some(Ok(EntryState::Discarded)), false)];
         let results = Results {
-            verb: Verb::Discard {
-                reason: "bad".into(),
-            },
+            order: Order::Discard,
             dry_run: true,
             rows,
         };
@@ -586,7 +562,7 @@ mod tests {
             .collect();
         rows.push(row(61, Some(Err(Refusal::InFlight)), false));
         let text = plain(&Results {
-            verb: Verb::Release,
+            order: Order::Release,
             dry_run: false,
             rows,
         });

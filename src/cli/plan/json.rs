@@ -49,7 +49,7 @@ pub(super) fn render(survey: &Survey, now: Timestamp) -> Value {
     })
 }
 
-fn item(item: &Item) -> Value {
+pub(super) fn item(item: &Item) -> Value {
     let Item {
         key,
         name,

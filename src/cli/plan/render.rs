@@ -62,7 +62,7 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
     text
 }
 
-fn write_item(text: &mut String, item: &Item, look: Look) {
+pub(super) fn write_item(text: &mut String, item: &Item, look: Look) {
     let Item {
         key,
         name,

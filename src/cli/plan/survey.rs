@@ -26,11 +26,70 @@ use super::super::fault::Fault;
 const UNUSABLE_MAX: usize = 100;
 
 /// What to look at.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Filter {
     pub(super) installation: Option<InstallationId>,
     pub(super) field: Option<Field>,
+    /// What becomes of the difference; empty: anything.
+    pub(super) states: Vec<State>,
+    /// Changed, or else found, at or after this instant.
+    pub(super) since: Option<Timestamp>,
     /// Resources to keep; the rest is counted.
     pub(super) limit: usize,
+}
+
+impl Filter {
+    /// Whether it may leave out resources that differ.
+    pub(super) const fn is_narrow(&self) -> bool {
+        self.installation.is_some()
+            || self.field.is_some()
+            || !self.states.is_empty()
+            || self.since.is_some()
+    }
+
+    fn admits(&self, standing: &Standing, since: Option<Since>) -> bool {
+        let is_recent = |from| match since {
+            Some(Since::Changed(at) | Since::Found(at)) => at >= from,
+            None => false,
+        };
+        (self.states.is_empty() || self.states.contains(&State::of(standing)))
+            && self.since.is_none_or(is_recent)
+    }
+}
+
+/// What becomes of a difference, as coarsely as people ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It is on its way, or would be sent or compared at once.
+    Now,
+    /// It waits for a time or for the end of a pause.
+    Waiting,
+    /// The guard keeps it back.
+    Held,
+    /// It is not sent until a person or the source does something.
+    Dead,
+}
+
+impl State {
+    pub(super) const ALL: [Self; 4] = [Self::Now, Self::Waiting, Self::Held, Self::Dead];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Now => "now",
+            Self::Waiting => "waiting",
+            Self::Held => "held",
+            Self::Dead => "dead",
+        }
+    }
+
+    const fn of(standing: &Standing) -> Self {
+        match standing {
+            Standing::Now | Standing::ComparedFirst | Standing::InFlight => Self::Now,
+            Standing::Waits { .. } => Self::Waiting,
+            Standing::Held => Self::Held,
+            Standing::Parked { .. } => Self::Dead,
+        }
+    }
 }
 
 /// Everything that a plan depends on.
@@ -274,31 +333,22 @@ impl Surveyor {
                 found.destructive += 1;
             }
         }
-        let changes = changes(&record, &whole);
         let standing = self.standing(&record, desired, pauses);
-        survey.totals.add(&changes, &standing);
-        if survey.items.len() >= self.filter.limit {
+        let found_at = record
+            .entry
+            .as_ref()
+            .filter(|_| was_open)
+            .map(|entry| entry.created_at);
+        let since = changed.map(Since::Changed).or(found_at.map(Since::Found));
+        if !self.filter.admits(&standing, since) {
             return;
         }
-        let (unchanged_fields, unchanged_secrets) = unchanged(desired, &changes);
-        survey.items.push(Item {
-            name: name(desired, &record),
-            is_new,
-            since: changed.map(Since::Changed).or_else(|| {
-                let found = record
-                    .entry
-                    .as_ref()
-                    .filter(|_| was_open)
-                    .map(|entry| entry.created_at);
-                found.map(Since::Found)
-            }),
-            left_out: why_left_out(&record, desired),
-            key: record.key,
-            changes,
-            unchanged_fields,
-            unchanged_secrets,
-            standing,
-        });
+        let changes = changes(&record, &whole);
+        survey.totals.add(&changes, &standing);
+        if survey.items.len() < self.filter.limit {
+            let item = item(&record, desired, changes, since, standing);
+            survey.items.push(Item { is_new, ..item });
+        }
     }
 
     fn standing(&self, record: &Record, desired: &Snapshot, pauses: &[Pause]) -> Standing {
@@ -348,8 +398,30 @@ impl Surveyor {
     }
 }
 
+/// A resource that differs by these changes.
+pub(super) fn item(
+    record: &Record,
+    desired: &Snapshot,
+    changes: Vec<Change>,
+    since: Option<Since>,
+    standing: Standing,
+) -> Item {
+    let (unchanged_fields, unchanged_secrets) = unchanged(desired, &changes);
+    Item {
+        key: record.key.clone(),
+        name: name(desired, record),
+        is_new: record.is_first_sight(),
+        since,
+        unchanged_fields,
+        unchanged_secrets,
+        standing,
+        left_out: why_left_out(record, desired),
+        changes,
+    }
+}
+
 impl Totals {
-    fn add(&mut self, changes: &[Change], standing: &Standing) {
+    pub(super) fn add(&mut self, changes: &[Change], standing: &Standing) {
         self.resources += 1;
         let secrets = changes
             .iter()

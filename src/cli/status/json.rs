@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::super::hold;
 use super::super::installation;
 use super::super::standing::age_ms;
 use super::Overview;
 use super::verdict::Verdict;
 use crate::model::Timestamp;
-use crate::store::{Counts, HoldReport, Quarantined, SweepAccount};
+use crate::store::{Counts, Quarantined, SweepAccount};
 
 /// The version of this shape; it grows when a property changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -59,11 +60,11 @@ pub(super) fn render(overview: &Overview) -> Value {
         "paused_installations": paused,
         "quarantined": {
             "count": overview.unusable_total,
-            "rows": overview.unusable.iter().map(|row| unusable(row, now)).collect::<Vec<_>>(),
-            "cut": overview.unusable_total.saturating_sub(overview.unusable.len() as u64),
+            "rows": overview.shown_unusable().map(|row| unusable(row, now)).collect::<Vec<_>>(),
+            "cut": overview.unusable_cut(),
         },
-        "holds": overview.holds.iter().map(|report| hold(report, now)).collect::<Vec<_>>(),
-        "installations": overview.installations.iter().map(|one| installation::to_json(one, now)).collect::<Vec<_>>(),
+        "holds": overview.holds.iter().map(|report| hold::to_json(report, now)).collect::<Vec<_>>(),
+        "installations": overview.shown_installations().map(|one| installation::to_json(one, now)).collect::<Vec<_>>(),
         "next": verdict.next(overview),
     })
 }
@@ -92,26 +93,6 @@ fn sweep(overview: &Overview) -> Value {
         json!({ "age_ms": age_ms(sweep.started_at, overview.now), "rows": sweep.account.rows })
     });
     json!({ "schedule": overview.sweep_schedule, "last": last, "under_way": under_way })
-}
-
-fn hold(report: &HoldReport, now: Timestamp) -> Value {
-    let HoldReport {
-        hold,
-        entries,
-        summary,
-    } = report;
-    let towards = |((field, value), number): (&(crate::model::Field, Option<String>), &u64)| json!({ "field": field.wire_name(), "value": value, "resources": number });
-    let example = |key: &crate::model::ResourceKey| json!({ "installation_id": key.installation_id.as_str(), "resource_id": key.resource_id.as_str() });
-    json!({
-        "hold": hold.id,
-        "origin": hold.origin.name(),
-        "age_ms": age_ms(hold.opened_at, now),
-        "resources": entries,
-        "destructive": hold.found.destructive,
-        "changes": hold.found.changes,
-        "towards": summary.towards.iter().map(towards).collect::<Vec<_>>(),
-        "examples": summary.examples.iter().map(example).collect::<Vec<_>>(),
-    })
 }
 
 fn unusable(row: &Quarantined, now: Timestamp) -> Value {

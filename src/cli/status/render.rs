@@ -1,5 +1,6 @@
 //! The overview for people: verdict, one line per part, what has something to say, the next command.
 
+use super::super::hold;
 use super::super::installation::{is_paused, table};
 use super::super::out::{BAD, HEAD, Look, Table, WARN, styled};
 use super::super::standing::{clock, span};
@@ -7,7 +8,7 @@ use super::super::text::{count, counted, cut, pad, visible};
 use super::Overview;
 use super::verdict::Verdict;
 use crate::store::console::InstallationSummary;
-use crate::store::{HoldReport, SweepAccount};
+use crate::store::{HoldReport, Quarantined, SweepAccount};
 
 /// Where values begin.
 const LABEL_COLUMNS: usize = 9;
@@ -206,14 +207,6 @@ fn holds(overview: &Overview, look: Look) -> String {
         summary,
     } in &overview.holds
     {
-        let towards: Vec<String> = summary
-            .towards
-            .iter()
-            .map(|((field, value), number)| match value {
-                Some(value) => format!("{field} → {} ({})", visible(value), count(*number)),
-                None => format!("{field} ({})", count(*number)),
-            })
-            .collect();
         let examples: Vec<String> = summary
             .examples
             .iter()
@@ -221,13 +214,13 @@ fn holds(overview: &Overview, look: Look) -> String {
             .collect();
         let found = &hold.found;
         text.push_str(&format!(
-            "\n{} {} kept back since {}, {} destructive of {} found\n         would change {}\n         for example {}\n",
+            "\n{} {} kept back since {}, {} destructive of {} found\n         would change {}\n         for example {}\n         all of it: reconciled plan --held\n",
             styled(BAD, format_args!("hold {}", hold.id)),
             counted(*entries, "resource"),
             clock(hold.opened_at, look),
             count(found.destructive.into()),
             counted(found.changes.into(), "change"),
-            towards.join(", "),
+            hold::towards(summary),
             examples.join(", ")
         ));
     }
@@ -235,12 +228,13 @@ fn holds(overview: &Overview, look: Look) -> String {
 }
 
 fn unusable(overview: &Overview, look: Look) -> String {
-    if overview.unusable_total == 0 {
+    let rows: Vec<&Quarantined> = overview.shown_unusable().collect();
+    if rows.is_empty() {
         return String::new();
     }
     let since = if look.terminal { "FOR" } else { "SINCE" };
     let mut table = Table::new(&["UNUSABLE ROW", "COLUMN", "PROBLEM", since]);
-    for row in &overview.unusable {
+    for row in rows {
         let problem = visible(&row.problem);
         table.row(vec![
             format!("{} / {}", id(&row.installation_id), id(&row.resource_id)),
@@ -253,9 +247,7 @@ fn unusable(overview: &Overview, look: Look) -> String {
             span(row.since, look),
         ]);
     }
-    let hidden = overview
-        .unusable_total
-        .saturating_sub(overview.unusable.len() as u64);
+    let hidden = overview.unusable_cut();
     let more = if hidden > 0 {
         format!("… and {} more\n", count(hidden))
     } else {
@@ -274,12 +266,13 @@ fn id(id: &str) -> String {
 
 fn installations(overview: &Overview, look: Look) -> String {
     let speaks = |one: &&InstallationSummary| {
-        one.waiting + one.held + one.dead > 0
+        overview.only.is_some()
+            || one.waiting + one.held + one.dead > 0
             || is_paused(one, overview.now)
             || one.limited_until.is_some_and(|until| until > overview.now)
     };
     let speaking: Vec<&InstallationSummary> =
-        overview.installations.iter().filter(speaks).collect();
+        overview.shown_installations().filter(speaks).collect();
     if speaking.is_empty() {
         return String::new();
     }
@@ -299,7 +292,7 @@ fn installations(overview: &Overview, look: Look) -> String {
             styled(WARN, count(hidden))
         ));
     }
-    let silent = (overview.installations.len() - speaking.len()) as u64;
+    let silent = (overview.shown_installations().count() - speaking.len()) as u64;
     if silent > 0 {
         text.push_str(&format!(
             "{} with nothing open\n",
@@ -311,8 +304,9 @@ fn installations(overview: &Overview, look: Look) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{NOW, ago, behind, hold, in_sync, quarantined};
+    use super::super::tests::{NOW, ago, behind, hold, in_sync, installation, quarantined};
     use super::*;
+    use crate::model::InstallationId;
 
     const LOOK: Look = Look {
         terminal: true,
@@ -322,6 +316,23 @@ mod tests {
 
     fn plain(overview: &Overview, look: Look) -> String {
         anstream::adapter::strip_str(&render(overview, look)).to_string()
+    }
+
+    #[test]
+    fn one_installation_is_shown_alone_also_when_it_is_quiet() {
+        let mut overview = behind();
+        overview.unusable = vec![quarantined("res_1")];
+        overview.unusable_total = 1;
+        let quiet = InstallationId::new("icfg_9aQ").expect("an id");
+        overview.installations[1] = installation("icfg_9aQ", 0, 0);
+        overview.only = Some(quiet);
+        let text = plain(&overview, LOOK);
+        assert!(text.contains("icfg_9aQ"), "{text}");
+        assert!(!text.contains("icfg_7Hd"), "{text}");
+        assert!(
+            text.starts_with("BEHIND"),
+            "the verdict is of the whole: {text}"
+        );
     }
 
     #[test]
@@ -383,8 +394,9 @@ mod tests {
         hold 3 120 resources kept back since 13:59, 120 destructive of 125 changes found
                  would change status → error (2), status → suspended (118)
                  for example icfg_7Hd/res_1, icfg_7Hd/res_2
+                 all of it: reconciled plan --held
 
-        Next: reconciled outbox list --state held
+        Next: reconciled plan --held
         ");
     }
 

@@ -195,7 +195,7 @@ impl Verdict {
             Self::Outage => {
                 "wait: it goes on by itself; reconciled outbox list shows what waits".to_owned()
             }
-            Self::Held => "reconciled outbox list --state held".to_owned(),
+            Self::Held => "reconciled plan --held".to_owned(),
             Self::Dead => "reconciled outbox list --state dead".to_owned(),
             Self::Paused => next_for_pauses(overview),
             Self::Behind if !overview.daemon.running => {
@@ -347,7 +347,7 @@ mod tests {
                     o.counts.dead = 1;
                 }),
                 "HELD   41,207 held, 1 dead",
-                "reconciled outbox list --state held",
+                "reconciled plan --held",
             ),
             (
                 Box::new(|o| o.counts.dead = 1),

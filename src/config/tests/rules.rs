@@ -151,6 +151,12 @@ fn lease_must_outlast_a_request_with_room() {
 
     1 error. Connections were not tried.
     "#);
+    let beside_another = report_on("[retry]\nmultiplier = -1.0\nlease = \"30s\"");
+    assert!(
+        beside_another.contains("`retry.lease` 30s does not exceed")
+            && beside_another.contains("2 errors."),
+        "{beside_another}"
+    );
     insta::assert_snapshot!(Place::new(&least("[retry]\nlease = \"45s\"")).warnings(), @r#"
     warning[W021]: [retry] lease 45s leaves 15s beyond request_timeout 30s
       --> DIR/reconciled.toml:7

@@ -12,7 +12,7 @@ use crate::plan::manual::Refusal;
 use crate::store::codec::{self, Cells as _, number, parsed, time};
 use crate::store::console::{
     Act, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary, Order,
-    Replica, Story,
+    Person, Replica, Story,
 };
 use crate::store::fault::Fault;
 use crate::store::steps;
@@ -142,18 +142,18 @@ impl Console for PostgresStore {
     async fn act(
         &self,
         ids: &[EntryId],
-        order: &Order,
-        actor: &str,
+        order: Order,
+        by: &Person,
         now: Timestamp,
     ) -> Result<Vec<Answer>, StoreError> {
-        let (ids, order, actor) = (ids.to_vec(), order.clone(), actor.to_owned());
+        let (ids, by) = (ids.to_vec(), by.clone());
         self.write("carry out an order", move |rows| {
-            let (ids, order, actor) = (ids.clone(), order.clone(), actor.clone());
+            let (ids, by) = (ids.clone(), by.clone());
             Box::pin(async move {
                 rows.take_guard().await?;
                 let mut answers = Vec::with_capacity(ids.len());
                 for id in ids {
-                    answers.push(carry_out(rows, id, &order, &actor, now).await?);
+                    answers.push(carry_out(rows, id, order, &by, now).await?);
                 }
                 Ok(answers)
             })
@@ -164,19 +164,29 @@ impl Console for PostgresStore {
     async fn resume_manually(
         &self,
         installation_id: &InstallationId,
-        actor: &str,
+        by: &Person,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let (installation_id, actor) = (installation_id.clone(), actor.to_owned());
+        let (installation_id, by) = (installation_id.clone(), by.clone());
         self.write("resume an installation", move |rows| {
-            let (installation_id, actor) = (installation_id.clone(), actor.clone());
+            let (installation_id, by) = (installation_id.clone(), by.clone());
             Box::pin(async move {
                 let resumed = steps::resume(rows, &installation_id, PauseKind::Manual, now).await?;
                 if resumed {
-                    note(rows, &Act::resumed(installation_id, actor, now)).await?;
+                    let act = Act::new("resume", by, now).of_installation(installation_id);
+                    note(rows, &act).await?;
                 }
                 Ok(resumed)
             })
+        })
+        .await
+    }
+
+    async fn note(&self, act: &Act) -> Result<(), StoreError> {
+        let act = act.clone();
+        self.write("keep what a person does", move |rows| {
+            let act = act.clone();
+            Box::pin(async move { note(rows, &act).await })
         })
         .await
     }
@@ -188,6 +198,20 @@ pub(super) async fn note_pause(rows: &mut PgRows, pause: &Pause) -> Result<(), F
         Some(act) => note(rows, &act).await,
         None => Ok(()),
     }
+}
+
+/// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
+pub(super) async fn note_fixes(
+    rows: &mut PgRows,
+    keys: &[ResourceKey],
+    by: &Person,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    for key in keys {
+        let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
+        note(rows, &act).await?;
+    }
+    Ok(())
 }
 
 async fn note(rows: &mut PgRows, act: &Act) -> Result<(), Fault> {
@@ -208,7 +232,7 @@ async fn note(rows: &mut PgRows, act: &Act) -> Result<(), Fault> {
         .bind(at.as_millis())
         .bind(columns::text(actor))
         .bind(act)
-        .bind(installation_id.as_str())
+        .bind(installation_id.as_ref().map(InstallationId::as_str))
         .bind(resource_id.as_ref().map(ResourceId::as_str))
         .bind(entry_id.map(|id| id.0))
         .bind(reason.as_deref().map(columns::text))
@@ -220,8 +244,8 @@ async fn note(rows: &mut PgRows, act: &Act) -> Result<(), Fault> {
 async fn carry_out(
     rows: &mut PgRows,
     id: EntryId,
-    order: &Order,
-    actor: &str,
+    order: Order,
+    by: &Person,
     now: Timestamp,
 ) -> Result<Answer, Fault> {
     rows.flush().await?;
@@ -250,7 +274,7 @@ async fn carry_out(
         Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
     };
-    note(rows, &Act::ordered(&key, id, order, actor, now)).await?;
+    note(rows, &Act::ordered(&key, id, order, by, now)).await?;
     Ok(Answer::Done { key, state })
 }
 
@@ -386,8 +410,8 @@ async fn story(
         .query(
             "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
              FROM act
-             WHERE installation_id = $1
-               AND (resource_id = $2 OR resource_id IS NULL)
+             WHERE (installation_id = $1 AND (resource_id = $2 OR resource_id IS NULL))
+                OR installation_id IS NULL
              ORDER BY id DESC
              LIMIT $3",
         )

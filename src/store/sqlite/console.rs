@@ -11,7 +11,7 @@ use crate::model::{
 use crate::plan::manual::Refusal;
 use crate::store::console::{
     Act, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary, Order,
-    Story,
+    Person, Story,
 };
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
@@ -123,17 +123,17 @@ impl Console for SqliteStore {
     async fn act(
         &self,
         ids: &[EntryId],
-        order: &Order,
-        actor: &str,
+        order: Order,
+        by: &Person,
         now: Timestamp,
     ) -> Result<Vec<Answer>, StoreError> {
-        let (ids, order, actor) = (ids.to_vec(), order.clone(), actor.to_owned());
+        let (ids, by) = (ids.to_vec(), by.clone());
         self.writer
             .write("carry out an order", move |rows| {
                 Box::pin(async move {
                     let mut answers = Vec::with_capacity(ids.len());
                     for id in ids {
-                        answers.push(carry_out(rows, id, &order, &actor, now).await?);
+                        answers.push(carry_out(rows, id, order, &by, now).await?);
                     }
                     Ok(answers)
                 })
@@ -144,20 +144,30 @@ impl Console for SqliteStore {
     async fn resume_manually(
         &self,
         installation_id: &InstallationId,
-        actor: &str,
+        by: &Person,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let (installation_id, actor) = (installation_id.clone(), actor.to_owned());
+        let (installation_id, by) = (installation_id.clone(), by.clone());
         self.writer
             .write("resume an installation", move |rows| {
                 Box::pin(async move {
                     let resumed =
                         steps::resume(rows, &installation_id, PauseKind::Manual, now).await?;
                     if resumed {
-                        note(rows, &Act::resumed(installation_id, actor, now)).await?;
+                        let act = Act::new("resume", by, now).of_installation(installation_id);
+                        note(rows, &act).await?;
                     }
                     Ok(resumed)
                 })
+            })
+            .await
+    }
+
+    async fn note(&self, act: &Act) -> Result<(), StoreError> {
+        let act = act.clone();
+        self.writer
+            .write("keep what a person does", move |rows| {
+                Box::pin(async move { note(rows, &act).await })
             })
             .await
     }
@@ -169,6 +179,20 @@ pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(
         Some(act) => note(rows, &act).await,
         None => Ok(()),
     }
+}
+
+/// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
+pub(super) async fn note_fixes(
+    rows: &mut SqliteRows,
+    keys: &[ResourceKey],
+    by: &Person,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    for key in keys {
+        let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
+        note(rows, &act).await?;
+    }
+    Ok(())
 }
 
 async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
@@ -188,7 +212,7 @@ async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
     .bind(at.as_millis())
     .bind(actor)
     .bind(act)
-    .bind(installation_id.as_str())
+    .bind(installation_id.as_ref().map(InstallationId::as_str))
     .bind(resource_id.as_ref().map(ResourceId::as_str))
     .bind(entry_id.map(|id| id.0))
     .bind(reason)
@@ -200,8 +224,8 @@ async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
 async fn carry_out(
     rows: &mut SqliteRows,
     id: EntryId,
-    order: &Order,
-    actor: &str,
+    order: Order,
+    by: &Person,
     now: Timestamp,
 ) -> Result<Answer, Fault> {
     let row = sqlx::query(
@@ -223,7 +247,7 @@ async fn carry_out(
         Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
     };
-    note(rows, &Act::ordered(&key, id, order, actor, now)).await?;
+    note(rows, &Act::ordered(&key, id, order, by, now)).await?;
     Ok(Answer::Done { key, state })
 }
 
@@ -359,8 +383,8 @@ async fn story(
     let acts = sqlx::query(
         "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
          FROM act
-         WHERE installation_id = ?1
-           AND (resource_id = ?2 OR resource_id IS NULL)
+         WHERE (installation_id = ?1 AND (resource_id = ?2 OR resource_id IS NULL))
+            OR installation_id IS NULL
          ORDER BY id DESC
          LIMIT ?3",
     )

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +46,10 @@ impl DaemonLock {
                     &format!("cannot open {}: {error}", path.display()),
                 )
             })?;
+        give_to_directory_owner(&file, &path).map_err(|error| {
+            let problem = format!("cannot give away {}: {error}", path.display());
+            cannot_open(database, &problem)
+        })?;
         for attempt in 0..LOCK_TRIES {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Self::sign(file, database),
@@ -131,6 +135,22 @@ pub(super) fn prepare(database: &Path, create: bool) -> Result<(), StoreError> {
                 cannot_open(database, &problem)
             })?;
     }
+    give_to_directory_owner(&file, database)
+        .map_err(|error| cannot_open(database, &format!("cannot give it away: {error}")))
+}
+
+/// What root makes in somebody else's directory belongs to that one: a command that root runs while the daemon is stopped must not
+/// leave behind what the daemon cannot open.
+fn give_to_directory_owner(file: &File, path: &Path) -> io::Result<()> {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let owner = std::fs::metadata(directory)?;
+    let is_roots = file.metadata()?.uid() == 0;
+    if is_roots && owner.uid() != 0 && rustix::process::geteuid().is_root() {
+        fchown(file, Some(owner.uid()), Some(owner.gid()))?;
+    }
     Ok(())
 }
 
@@ -143,6 +163,7 @@ pub(super) fn write_heartbeat(database: &Path, heartbeat: &Heartbeat) -> io::Res
         .truncate(true)
         .mode(MODE)
         .open(&new)?;
+    give_to_directory_owner(&file, &new)?;
     file.write_all(&serde_json::to_vec(heartbeat)?)?;
     std::fs::rename(new, beside(database, ".daemon"))
 }

@@ -62,7 +62,7 @@ impl SqliteRows {
         Ok(true)
     }
 
-    /// Deletes closed entries, with their attempts, and attempts past their retention.
+    /// Deletes closed entries and attempts past their retention.
     pub(super) async fn prune(&mut self, cutoffs: Cutoffs, limit: u32) -> Result<u64, Fault> {
         let Cutoffs { entries, attempts } = cutoffs;
         let entries = sqlx::query(

@@ -384,7 +384,7 @@ pub(in crate::store) async fn close_empty<R: GuardRows>(
 pub(in crate::store) async fn order<R: GuardRows>(
     rows: &mut R,
     key: &ResourceKey,
-    order: &Order,
+    order: Order,
     now: Timestamp,
 ) -> Result<Result<EntryState, Refusal>, R::Error> {
     let Some(before) = rows.records(std::slice::from_ref(key)).await?.pop() else {
@@ -394,7 +394,7 @@ pub(in crate::store) async fn order<R: GuardRows>(
     let outcome = match order {
         Order::Retry => manual::retry(&mut after, now).map(|()| None),
         Order::Release => manual::release(&mut after, now).map(|()| None),
-        Order::Discard { .. } => manual::discard(&mut after).map(Some),
+        Order::Discard => manual::discard(&mut after).map(Some),
     };
     let closed = match outcome {
         Ok(closed) => closed,
@@ -410,7 +410,7 @@ pub(in crate::store) async fn order<R: GuardRows>(
     let ended = match order {
         Order::Retry => None,
         Order::Release => Some(HoldState::Released),
-        Order::Discard { .. } => Some(HoldState::Discarded),
+        Order::Discard => Some(HoldState::Discarded),
     };
     if let Some(state) = ended {
         // A person has decided: the change does not count again.

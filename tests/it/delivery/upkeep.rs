@@ -1,12 +1,12 @@
 //! What keeps a fleet in order: the guard, drift checks, baselines, and secrets with an operation of their own.
 
 use reconciled::app::{Parts, drift};
-use reconciled::dispatch::drift::{DriftEvent, DriftReport, Finding, Skip};
+use reconciled::dispatch::drift::{DriftEvent, DriftOrder, DriftReport, Finding, Skip};
 use reconciled::model::{EntryId, Field, InstallationId, Timestamp};
 use reconciled::plan::baseline::{Baseline, Way};
 use reconciled::simulator::{Absence, Fault, Matcher};
 use reconciled::store::console::{EntryFilter, Order};
-use reconciled::store::{Pause, PauseKind};
+use reconciled::store::{Pause, PauseKind, Person};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -25,13 +25,21 @@ fn requests(fleet: &Fleet, resource: &str) -> Vec<(String, String, Vec<String>)>
 }
 
 async fn check(parts: &Parts, fix: bool) -> (DriftReport, Vec<Finding>) {
+    let order = DriftOrder {
+        fix,
+        ..DriftOrder::default()
+    };
+    check_by(parts, order).await
+}
+
+async fn check_by(parts: &Parts, order: DriftOrder) -> (DriftReport, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut tell = |event: DriftEvent<'_>| {
         if let DriftEvent::Found(finding) = event {
             findings.push(finding.clone());
         }
     };
-    let report = drift(parts, fix, &CancellationToken::new(), &mut tell).await;
+    let report = drift(parts, order, &CancellationToken::new(), &mut tell).await;
     (report.expect("the state works"), findings)
 }
 
@@ -67,7 +75,11 @@ async fn a_pass_beyond_the_blast_radius_waits_for_a_person() {
     let page = parts.console.entries(&filter).await.expect("readable");
     let ids: Vec<EntryId> = page.entries.iter().map(|listed| listed.entry.id).collect();
     let now = parts.worlds.clock.now();
-    let released = parts.console.act(&ids, &Order::Release, "ana", now).await;
+    let ana = Person {
+        name: "ana".to_owned(),
+        reason: None,
+    };
+    let released = parts.console.act(&ids, Order::Release, &ana, now).await;
     assert_eq!(released.expect("carried out").len(), 4);
     drop(parts);
     assert!(fleet.once().await.is_complete());
@@ -233,11 +245,11 @@ async fn adopting_a_fleet_sends_nothing() {
     };
     let mut pages = 0;
     let reconciler = parts.reconciler();
-    let report = reconciler.baseline(adopt, |_| pages += 1).await;
+    let report = reconciler.baseline(adopt, None, |_| pages += 1).await;
     let report = report.expect("source and state work");
     assert_eq!((report.rows, report.adopted, report.quarantined), (4, 3, 1));
     assert_eq!((report.notices.len(), pages), (1, 1));
-    let again = reconciler.baseline(adopt, |_| ()).await;
+    let again = reconciler.baseline(adopt, None, |_| ()).await;
     assert_eq!(again.expect("source and state work").left, 3);
     drop((parts, reconciler));
     fleet.once().await;
@@ -269,7 +281,7 @@ async fn comparing_a_fleet_sends_only_what_vercel_shows_otherwise() {
         way: Way::Compare,
         all: false,
     };
-    let report = parts.reconciler().baseline(compare, |_| ()).await;
+    let report = parts.reconciler().baseline(compare, None, |_| ()).await;
     assert_eq!(report.expect("source and state work").to_compare, 2);
     drop(parts);
     assert!(fleet.once().await.is_complete());

@@ -7,8 +7,8 @@ use reconciled::model::{EntryId, EntryState, Field, Reason};
 use reconciled::plan::Outcome;
 use reconciled::plan::manual::Refusal;
 use reconciled::store::Access;
-use reconciled::store::console::{Answer, Console, EntryFilter, Order};
-use reconciled::store::{PauseKind, SqliteStore};
+use reconciled::store::console::{Act, Answer, Console, EntryFilter, Order};
+use reconciled::store::{Cutoffs, Drifted, PauseKind, Person, SqliteStore};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
@@ -38,6 +38,9 @@ console_laws! {
     sqlite_file: crate::store::fixture::sqlite, postgres: crate::store::fixture::postgres => [
         discarded_value_stays_discarded_until_changed,
         every_act_leaves_its_row,
+        what_is_done_to_a_whole_fleet_is_told_of_each_resource,
+        a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked,
+        the_history_of_a_delivery_outlives_its_entry,
         orders_meet_each_entry_as_it_is,
         retry_makes_a_dead_letter_due_at_once,
         entries_are_listed_by_filter_and_what_was_cut_is_counted,
@@ -47,10 +50,15 @@ console_laws! {
     ]
 }
 
-fn discard() -> Order {
-    Order::Discard {
-        reason: "the customer left".to_owned(),
+fn person(name: &str, reason: Option<&str>) -> Person {
+    Person {
+        name: name.to_owned(),
+        reason: reason.map(str::to_owned),
     }
+}
+
+fn leaver(name: &str) -> Person {
+    person(name, Some("the customer left"))
 }
 
 async fn open_entry(store: &dyn Console, key: &reconciled::model::ResourceKey) -> EntryId {
@@ -62,7 +70,7 @@ async fn discarded_value_stays_discarded_until_changed(store: &dyn Console) {
     read(store, START, vec![row(&key, &status("ready"))]).await;
     let id = open_entry(store, &key).await;
     let answers = store
-        .act(&[id], &discard(), "ana", seconds(1))
+        .act(&[id], Order::Discard, &leaver("ana"), seconds(1))
         .await
         .expect("answered");
     let done = Answer::Done {
@@ -90,17 +98,17 @@ async fn every_act_leaves_its_row(store: &dyn Console) {
     .await;
     let id = open_entry(store, &one).await;
     store
-        .act(&[id], &Order::Retry, "ana", seconds(1))
+        .act(&[id], Order::Retry, &person("ana", None), seconds(1))
         .await
         .expect("answered");
     // Refused: it is not held. Nothing was done, so nothing is told.
     let refused = store
-        .act(&[id], &Order::Release, "ana", seconds(2))
+        .act(&[id], Order::Release, &person("ana", None), seconds(2))
         .await
         .expect("answered");
     assert_eq!(refused, [Answer::Refused(Refusal::NotHeld)]);
     store
-        .act(&[id], &discard(), "bo", seconds(3))
+        .act(&[id], Order::Discard, &leaver("bo"), seconds(3))
         .await
         .expect("answered");
     store
@@ -112,12 +120,12 @@ async fn every_act_leaves_its_row(store: &dyn Console) {
         .await
         .expect("paused");
     let resumed = store
-        .resume_manually(&installation("icfg_1"), "cy", seconds(6))
+        .resume_manually(&installation("icfg_1"), &person("cy", None), seconds(6))
         .await;
     assert!(resumed.expect("resumed"));
     assert!(
         !store
-            .resume_manually(&installation("icfg_1"), "cy", seconds(7))
+            .resume_manually(&installation("icfg_1"), &person("cy", None), seconds(7))
             .await
             .expect("answered")
     );
@@ -149,6 +157,11 @@ async fn every_act_leaves_its_row(store: &dyn Console) {
     ];
     assert_eq!(acts, expected);
     assert_eq!(story.pauses.len(), 1, "the automatic one is still there");
+    assert_eq!(
+        story.acts[2].installation_id,
+        Some(installation("icfg_1")),
+        "a pause is of its installation"
+    );
     assert_eq!(story.closed.len(), 1);
     let other = store.story(&two, 10).await.expect("readable");
     assert_eq!(
@@ -156,6 +169,76 @@ async fn every_act_leaves_its_row(store: &dyn Console) {
         2,
         "the installation's own acts concern it too"
     );
+}
+
+async fn what_is_done_to_a_whole_fleet_is_told_of_each_resource(store: &dyn Console) {
+    let (one, two) = (key("icfg_1", "res_1"), key("icfg_2", "res_2"));
+    let whole = Act::new("adopt", person("ana", Some("moving in")), START);
+    let other = Act::new("compare", person("bo", None), seconds(1));
+    let other = other.of_installation(installation("icfg_2"));
+    for act in [&whole, &other] {
+        store.note(act).await.expect("kept");
+    }
+    let acts = async |key| store.story(key, 10).await.expect("readable").acts;
+    assert_eq!(acts(&one).await, std::slice::from_ref(&whole));
+    assert_eq!(acts(&two).await, [whole, other]);
+    // What can only be done to an entry is refused without one.
+    let nothing = Act::new("retry", person("ana", None), START);
+    store.note(&nothing).await.expect_err("to which entry?");
+}
+
+async fn a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked(store: &dyn Console) {
+    let keys = [key("icfg_1", "res_1"), key("icfg_1", "res_2")];
+    for key in &keys {
+        deliver(store, START, key, &status("ready")).await;
+    }
+    read(store, seconds(1), vec![row(&keys[1], &status("suspended"))]).await;
+    let drifted: Vec<Drifted> = keys
+        .iter()
+        .map(|key| Drifted {
+            key: key.clone(),
+            fields: reconciled::model::FieldSet::EMPTY.with(Field::Status),
+            acknowledged_at: Some(START),
+        })
+        .collect();
+    let ana = person("ana", Some("the console was used"));
+    let marked = store.mark_drifted(&drifted, Some(&ana), seconds(2)).await;
+    assert_eq!(marked.expect("marked"), 1, "the other one is under way");
+    let expected = Act::new("fix", ana, seconds(2)).of_resource(keys[0].clone());
+    let acts = async |key| store.story(key, 10).await.expect("readable").acts;
+    assert_eq!(acts(&keys[0]).await, [expected]);
+    assert_eq!(acts(&keys[1]).await, []);
+}
+
+async fn the_history_of_a_delivery_outlives_its_entry(store: &dyn Console) {
+    let key = key("icfg_1", "res_1");
+    deliver(
+        store,
+        START,
+        &key,
+        &with_secrets(status("ready"), &["URL=1"]),
+    )
+    .await;
+    let delivered = Cutoffs {
+        entries: seconds(1),
+        attempts: START,
+    };
+    assert_eq!(store.prune(delivered, 10).await.expect("pruned"), 1);
+    let story = store.story(&key, 10).await.expect("readable");
+    assert_eq!(story.closed, []);
+    let [attempt] = &story.attempts[..] else {
+        panic!("{story:?}");
+    };
+    assert_eq!(attempt.outcome, "acknowledged");
+    assert_eq!(attempt.secret_names, ["URL"]);
+    assert_eq!(attempt.vercel_id.as_deref(), Some("fra1::test"));
+    let attempts = Cutoffs {
+        entries: START,
+        attempts: seconds(100),
+    };
+    assert_eq!(store.prune(attempts, 10).await.expect("pruned"), 1);
+    let story = store.story(&key, 10).await.expect("readable");
+    assert_eq!(story.attempts, []);
 }
 
 async fn orders_meet_each_entry_as_it_is(store: &dyn Console) {
@@ -174,7 +257,7 @@ async fn orders_meet_each_entry_as_it_is(store: &dyn Console) {
     let claimed = claim_by(store, &request(START, 2)).await;
     acknowledge(store, &claimed[0], START).await;
     let answers = store
-        .act(&ids, &discard(), "ana", seconds(1))
+        .act(&ids, Order::Discard, &leaver("ana"), seconds(1))
         .await
         .expect("answered");
     let expected = [
@@ -196,7 +279,12 @@ async fn retry_makes_a_dead_letter_due_at_once(store: &dyn Console) {
     settle(store, &claimed, Outcome::NotFound, START).await;
     assert!(claim(store, seconds(1)).await.is_empty());
     let answers = store
-        .act(&[claimed.entry_id], &Order::Retry, "ana", seconds(1))
+        .act(
+            &[claimed.entry_id],
+            Order::Retry,
+            &person("ana", None),
+            seconds(1),
+        )
         .await;
     assert!(matches!(
         answers.expect("answered")[..],
@@ -267,12 +355,12 @@ async fn held_entry_is_released_by_a_person_only(store: &dyn Console, behind: Be
     assert!(claim(store, seconds(9)).await.is_empty());
     assert_eq!(store.next_due().await.expect("readable"), None);
     let refused = store
-        .act(&[id], &Order::Retry, "ana", seconds(9))
+        .act(&[id], Order::Retry, &person("ana", None), seconds(9))
         .await
         .expect("answered");
     assert_eq!(refused, [Answer::Refused(Refusal::Held)]);
     store
-        .act(&[id], &Order::Release, "ana", seconds(9))
+        .act(&[id], Order::Release, &person("ana", None), seconds(9))
         .await
         .expect("answered");
     assert_eq!(claim_one(store, seconds(9)).await.entry_id, id);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reconciled::model::{EntryState, Field, Origin, Reason, ResourceKey, Snapshot, Timestamp};
 use reconciled::plan::guard::{Found, Limits};
 use reconciled::plan::{Decision, Outcome};
-use reconciled::store::console::{Answer, Order};
+use reconciled::store::console::{Answer, Order, Person};
 use reconciled::store::{
     Batch, Console, GuardEvent, HoldState, MemoryStore, Observation, PostgresStore, Reconciled,
     SqliteStore, Store,
@@ -74,7 +74,7 @@ trait Orders: Store {
 impl Orders for MemoryStore {
     async fn order(&self, keys: &[ResourceKey], order: Order, now: Timestamp) {
         for key in keys {
-            let done = MemoryStore::order(self, key, &order, now).await;
+            let done = MemoryStore::order(self, key, order, now).await;
             done.expect("the entry is held");
         }
     }
@@ -99,10 +99,12 @@ async fn act(store: &dyn Console, keys: &[ResourceKey], order: Order, now: Times
         let record = records.expect("readable").pop().expect("one per key");
         ids.push(record.entry.expect("an open entry").id);
     }
-    let answers = store
-        .act(&ids, &order, "ana", now)
-        .await
-        .expect("carried out");
+    let ana = Person {
+        name: "ana".to_owned(),
+        reason: Some("a bad migration".to_owned()),
+    };
+    let answers = store.act(&ids, order, &ana, now).await;
+    let answers = answers.expect("carried out");
     let done = |answer: &Answer| matches!(answer, Answer::Done { .. });
     assert!(answers.iter().all(done), "{answers:?}");
 }
@@ -430,10 +432,7 @@ async fn discard_drops_what_was_held(store: &impl Orders) {
     ready(store, 101).await;
     let now = seconds(3600);
     let hold = hold_of(&poll(store, now, rows(0..101, &status("suspended"))).await);
-    let reason = "a bad migration".to_owned();
-    store
-        .order(&keys(0..101), Order::Discard { reason }, now)
-        .await;
+    store.order(&keys(0..101), Order::Discard, now).await;
     let report = store
         .hold(hold)
         .await

@@ -890,12 +890,12 @@ pub(super) async fn prune_deletes_only_what_is_closed_and_old(store: &dyn Store)
     assert_eq!(store.prune(cutoffs, 2).await.expect("pruned"), 2);
     assert_eq!(store.prune(cutoffs, 2).await.expect("pruned"), 1);
     assert_eq!(store.prune(cutoffs, 2).await.expect("pruned"), 0);
-    // Their attempts went with them.
+    // Their attempts have a retention of their own.
     let attempts = Cutoffs {
         entries: START,
         attempts: seconds(100),
     };
-    assert_eq!(store.prune(attempts, 10).await.expect("pruned"), 2);
+    assert_eq!(store.prune(attempts, 10).await.expect("pruned"), 5);
     assert_eq!(store.counts(START).await.expect("counted").resources, 5);
     assert_eq!(
         claim(store, seconds(9)).await.len(),

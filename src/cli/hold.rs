@@ -1,0 +1,46 @@
+//! A hold of the guard in words and for machines: how many resources, which fields, towards which values. Pure.
+
+use serde_json::{Value, json};
+
+use super::standing::age_ms;
+use super::text::{count, visible};
+use crate::model::{Field, ResourceKey, Timestamp};
+use crate::plan::guard::Summary;
+use crate::store::HoldReport;
+
+/// `status → suspended (118), secrets → none (2)`.
+pub(crate) fn towards(summary: &Summary) -> String {
+    let line = |((field, value), number): (&(Field, Option<String>), &u64)| match value {
+        Some(value) => format!("{field} → {} ({})", visible(value), count(*number)),
+        None => format!("{field} ({})", count(*number)),
+    };
+    let lines: Vec<String> = summary.towards.iter().map(line).collect();
+    lines.join(", ")
+}
+
+/// The hold and what its entries would do.
+pub(crate) fn to_json(report: &HoldReport, now: Timestamp) -> Value {
+    let HoldReport {
+        hold,
+        entries,
+        summary,
+    } = report;
+    let towards = |((field, value), number): (&(Field, Option<String>), &u64)| json!({ "field": field.wire_name(), "value": value, "resources": number });
+    let example = |key: &ResourceKey| {
+        json!({
+            "installation_id": key.installation_id.as_str(),
+            "resource_id": key.resource_id.as_str(),
+        })
+    };
+    json!({
+        "hold": hold.id,
+        "origin": hold.origin.name(),
+        "opened_at": hold.opened_at.to_string(),
+        "age_ms": age_ms(hold.opened_at, now),
+        "resources": entries,
+        "destructive": hold.found.destructive,
+        "changes": hold.found.changes,
+        "towards": summary.towards.iter().map(towards).collect::<Vec<_>>(),
+        "examples": summary.examples.iter().map(example).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,192 @@
+//! From a commit in the provider's PostgreSQL to the request at Vercel by notification, with the real process.
+
+use std::time::{Duration, Instant};
+
+use reconciled::simulator::{Options, Simulator};
+use rustix::process::Signal;
+use secrecy::SecretString;
+
+use crate::support::{
+    database::TestDatabase,
+    pgbouncer::PgBouncer,
+    postgres::Postgres,
+    process::{Installation, Process},
+    proxy::Proxy,
+};
+
+const PROVIDER: &str = include_str!("../../deploy/compose/provider.sql");
+const NOTIFY: &str = include_str!("../../deploy/source/postgres-notify.sql");
+/// No poll on schedule: what arrives was notified of, or follows a new connection.
+const NO_SCHEDULE: &str = "";
+const EVERY_SECOND: &str = "* * * * * *";
+
+struct World {
+    provider: TestDatabase,
+    simulator: Simulator,
+    installation: Installation,
+}
+
+impl World {
+    /// The provider of the compose file with the triggers of the recipe.
+    async fn new() -> Self {
+        let provider = Postgres::shared().database().await;
+        provider.execute(PROVIDER).await;
+        provider.execute(NOTIFY).await;
+        // It may be run again.
+        provider.execute(NOTIFY).await;
+        let simulator = Simulator::start(Options::creating())
+            .await
+            .expect("a free port");
+        for n in 1..=2 {
+            simulator.remote().install(
+                &format!("icfg_example{n}"),
+                &SecretString::from(format!("example-token-{n}")),
+            );
+        }
+        Self {
+            provider,
+            simulator,
+            installation: Installation::new(""),
+        }
+    }
+
+    fn run(&self, url: &str, poll: &str) -> Process {
+        self.installation.configure(&format!(
+            "[source]\nurl = \"{url}\"\nlisten = \"reconciled\"\n\
+             query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name FROM resources\"\n\
+             installations_query = \"SELECT id AS installation_id, vercel_access_token AS access_token FROM installations\"\n\
+             [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n\
+             [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n[log]\nfilter = \"info,reconciled::app=debug\"\n",
+            self.installation.path("state.db").display(),
+            self.simulator.base_url(),
+        ));
+        self.installation.run()
+    }
+
+    async fn rename(&self, name: &str) {
+        self.provider
+            .execute(&format!(
+                "UPDATE resources SET name = '{name}' WHERE id = 'db_orders'"
+            ))
+            .await;
+    }
+
+    async fn shows(&self, name: &str) {
+        self.simulator
+            .remote()
+            .wait_until(|remote| {
+                remote
+                    .resource("icfg_example1", "db_orders")
+                    .and_then(|resource| {
+                        resource.field(reconciled::simulator::Field::Name).cloned()
+                    })
+                    .is_some_and(|shown| shown == name)
+            })
+            .await
+            .expect("Vercel is told");
+    }
+
+    async fn end(&self, mut daemon: Process) {
+        assert!(daemon.end_with(Signal::TERM).await.success());
+        assert_eq!(self.simulator.remote().violations(), []);
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the measured lags are what a person runs this for"
+)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_delivered_by_its_notification_alone() {
+    let world = World::new().await;
+    let mut daemon = world.run(&world.provider.url, NO_SCHEDULE);
+    daemon.wait_for_event("listen.began").await;
+    daemon.wait_for_event("sweep.completed").await;
+    world.shows("orders").await;
+    let mut lags = Vec::new();
+    for round in 0..20 {
+        let name = format!("orders-{round}");
+        world.rename(&name).await;
+        let committed = Instant::now();
+        world.shows(&name).await;
+        lags.push(committed.elapsed());
+    }
+    lags.sort_unstable();
+    eprintln!(
+        "from commit to PATCH: least {:?}, median {:?}, most {:?}",
+        lags[0], lags[10], lags[19]
+    );
+    world.end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_while_nobody_listened_is_found_by_the_poll_after_the_connection_is_made_again() {
+    let world = World::new().await;
+    let mut proxy = Proxy::in_front_of_url(&world.provider.url).await;
+    let mut daemon = world.run(&proxy.url(&world.provider.url), NO_SCHEDULE);
+    daemon.wait_for_event("listen.began").await;
+    world.shows("orders").await;
+    proxy.refuse().await;
+    let lost = daemon.wait_for_event("listen.lost").await;
+    assert_eq!(lost["error_code"], "unreachable", "{lost}");
+    world.rename("renamed meanwhile").await;
+    proxy.accept().await;
+    daemon.wait_for_event("listen.restored").await;
+    world.shows("renamed meanwhile").await;
+    assert_eq!(daemon.events("listen.lost").len(), 1);
+    assert_eq!(daemon.events("listen.began").len(), 1);
+    world.end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_transaction_pooler_it_says_so_and_polls() {
+    let world = World::new().await;
+    let pooler = PgBouncer::in_front_of(Postgres::shared(), &["postgres"]);
+    let url = pooler.url("postgres", &world.provider.name);
+    let mut daemon = world.run(&url, EVERY_SECOND);
+    let lost = daemon.wait_for_event("listen.lost").await;
+    assert_eq!(lost["error_code"], "deaf", "{lost}");
+    for name in ["one", "two"] {
+        world.rename(name).await;
+        world.shows(name).await;
+    }
+    assert_eq!(daemon.events("listen.lost").len(), 1);
+    world.end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_change_notifies_and_a_transaction_that_is_undone_does_not() {
+    use reconciled::source::{Keepalive, Overlap, Settings};
+    let world = World::new().await;
+    let settings = Settings {
+        url: world.provider.url.as_str().into(),
+        query: "SELECT 1".to_owned(),
+        installations_query: None,
+        overlap: Overlap::Unset,
+        statement_timeout: Duration::from_secs(10),
+        max_connections: 1,
+        allow_replica: false,
+        application_name: "reconciled-test".to_owned(),
+    };
+    let mut listener = reconciled::source::listen(&settings, "reconciled", 1, Keepalive::default())
+        .expect("it can");
+    listener.open().await.expect("it listens");
+    for change in [
+        "UPDATE resources SET name = 'x' WHERE id = 'db_orders'",
+        "UPDATE plans SET cost = '$1.00' WHERE id = 'pro'",
+        "UPDATE resource_secrets SET value = 'y' WHERE resource_id = 'db_orders'",
+        "DELETE FROM resource_secrets WHERE resource_id = 'db_search'",
+        "DELETE FROM resources WHERE id = 'db_search'",
+    ] {
+        world.provider.execute(change).await;
+        listener
+            .heard()
+            .await
+            .unwrap_or_else(|error| panic!("{change}: {error}"));
+    }
+    world
+        .provider
+        .execute("BEGIN; UPDATE resources SET name = 'z'; ROLLBACK; NOTIFY reconciled")
+        .await;
+    listener.heard().await.expect("the one by hand");
+}
