@@ -29,8 +29,11 @@ pub(super) const POSTGRES: &[Step] = &[Step {
 }];
 
 /// The newest schema that `steps` know.
-pub(super) fn newest(steps: &[Step]) -> i64 {
-    steps.iter().map(|step| step.version).max().unwrap_or(0)
+pub(super) const fn newest(steps: &[Step]) -> i64 {
+    match steps {
+        [] => 0,
+        [.., last] => last.version,
+    }
 }
 
 /// The migrations in the form that carries them out, each in a transaction of its own.

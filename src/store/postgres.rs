@@ -136,6 +136,41 @@ impl PostgresStore {
         }
     }
 
+    /// The version of the schema that this version of the program works on.
+    pub const SCHEMA_VERSION: i64 = super::migrate::newest(super::migrate::POSTGRES);
+
+    /// Whether there is a schema. If there is none, an error when the role may not make it.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the role could not make the schema.
+    pub async fn exists(settings: &Settings) -> Result<bool, StoreError> {
+        let cannot_open = |fault: Fault| StoreError::Open {
+            target: settings.target.clone(),
+            problem: fault.problem(),
+        };
+        let pool = Pool::new(&settings.url, 1).map_err(cannot_open)?;
+        let pool = Arc::new(pool);
+        let looking = in_task(async move {
+            let work = async {
+                let mut transaction = pool.begin(Purpose::Read).await?;
+                let found = migrate::look(&mut transaction).await;
+                transaction.roll_back().await;
+                found
+            };
+            Purpose::Read.within_limit(work).await
+        });
+        let (version, may_make) = looking.await.map_err(cannot_open)?;
+        if version == 0 && !may_make {
+            return Err(StoreError::Open {
+                target: settings.target.clone(),
+                problem:
+                    "there is no schema `reconciled` that this role owns, and it may make none"
+                        .to_owned(),
+            });
+        }
+        Ok(version > 0)
+    }
+
     /// Waits until the outcomes that were given are recorded, and closes the connections.
     ///
     /// Whatever is asked for afterwards fails.

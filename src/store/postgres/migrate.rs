@@ -126,6 +126,22 @@ async fn version(transaction: &mut Transaction) -> Result<i64, Fault> {
     Ok(row.try_get(0)?)
 }
 
+/// The version of the schema that is there, and whether the role could make it.
+pub(super) async fn look(transaction: &mut Transaction) -> Result<(i64, bool), Fault> {
+    let found = version(transaction).await?;
+    let row = sqlx::query(
+        "SELECT coalesce((SELECT pg_catalog.has_schema_privilege(oid, 'CREATE')
+                          FROM pg_catalog.pg_namespace
+                          WHERE nspname = $1),
+                         pg_catalog.has_database_privilege(current_database(), 'CREATE'))",
+    )
+    .persistent(false)
+    .bind(SCHEMA)
+    .fetch_one(transaction.connection())
+    .await?;
+    Ok((found, row.try_get(0)?))
+}
+
 async fn migrate(transaction: &mut Transaction, from: i64) -> Result<(), Fault> {
     let has_schema: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1
