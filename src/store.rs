@@ -552,7 +552,7 @@ pub enum StoreError {
         known: i64,
     },
     /// Another process reads the source for this state now; nothing was kept.
-    #[error("another reconciled has taken over the watch")]
+    #[error("another reconciled reads the source for this state")]
     WatchLost,
     /// An operation failed; nothing of it was kept.
     #[error("cannot {operation} in the state: {problem}")]

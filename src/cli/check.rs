@@ -324,7 +324,7 @@ async fn postgres_state(config: &Config) -> Result<Line, Fault> {
                 config.state.url
             ),
         )
-        .help("it needs to own the schema `reconciled`: see deploy/state/postgres.sql")
+        .help("it needs to own the schema `reconciled`: see deploy/postgres-state.sql")
         .into()),
     }
 }

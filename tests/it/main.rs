@@ -7,6 +7,7 @@ mod deploy;
 mod harness;
 mod instant;
 mod operate;
+mod replicas;
 mod source;
 mod store;
 mod support;
