@@ -262,11 +262,7 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
 /// # Errors
 /// A query is not one statement, or a feature is configured that is not there.
 pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
-    let feed = &config.source.feed;
-    let missing = [
-        ("[source] feed", feed.is_some()),
-        ("[http] listen", config.http.listen.is_some()),
-    ];
+    let missing = [("[http] listen", config.http.listen.is_some())];
     if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
         return Err(AppError::Unsupported { what });
     }
@@ -303,7 +299,7 @@ fn source_settings(config: &Config) -> source::Settings {
         statement_timeout,
         max_connections,
         listen: _,
-        feed: _,
+        feed,
         allow_replica,
     } = &config.source;
     let overlap = match *overlap {
@@ -315,6 +311,7 @@ fn source_settings(config: &Config) -> source::Settings {
         url: url.expose().into(),
         query: query.clone(),
         installations_query: installations_query.clone(),
+        feed: feed.clone(),
         overlap,
         statement_timeout: *statement_timeout,
         max_connections: max_connections.get(),

@@ -167,6 +167,7 @@ fn watcher(
             source_problem: None,
             outage_since: None,
         },
+        owes_sweep: false,
     }
 }
 

@@ -56,6 +56,8 @@ pub(super) struct Watcher {
     pub(super) poll: Option<Cron>,
     pub(super) leading: Leading,
     pub(super) heartbeat: Heartbeat,
+    /// Whether every row has to be read from the first one on: a sweep under way, or one that was interrupted, will not do.
+    pub(super) owes_sweep: bool,
 }
 
 enum Step {
@@ -194,6 +196,7 @@ impl Watcher {
                 reason = why,
                 "Reading every row: {why}"
             );
+            self.owes_sweep = true;
             self.wake.sweep.notify_one();
         }
         Ok(())
@@ -205,9 +208,11 @@ impl Watcher {
         Ok(())
     }
 
-    async fn begin(&self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
+    async fn begin(&mut self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
         if sweep.is_none() {
-            *sweep = Some(self.reconciler.begin_sweep().await?);
+            let begun = self.reconciler.begin_sweep().await?;
+            self.owes_sweep &= begun.is_resumed();
+            *sweep = Some(begun);
             debug!(event = "sweep.started", "Started to read every row");
         }
         Ok(())
@@ -223,6 +228,9 @@ impl Watcher {
                 tell_quarantined(&notices);
                 tell_sweep(&report);
                 *sweep = None;
+                if self.owes_sweep {
+                    self.wake.sweep.notify_one();
+                }
             }
         }
         self.wake.work.notify_one();

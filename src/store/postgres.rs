@@ -26,7 +26,6 @@ use super::{
 };
 
 use migrate::{Found, Rights};
-use outcomes::Outcomes;
 use pool::{Pool, Purpose, Transaction};
 use rows::PgRows;
 
@@ -36,7 +35,6 @@ mod due;
 mod guard;
 mod locks;
 mod migrate;
-mod outcomes;
 mod pool;
 mod quarantine;
 mod read;
@@ -74,7 +72,6 @@ pub struct PostgresStore {
     pool: Arc<Pool>,
     target: String,
     key: FingerprintKey,
-    outcomes: Outcomes,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -127,7 +124,6 @@ impl PostgresStore {
         .map_err(cannot_open)?;
         match found {
             Found::Ready(key) => Ok(Self {
-                outcomes: Outcomes::start(Arc::clone(&pool)),
                 pool,
                 target: target.clone(),
                 key,
@@ -171,11 +167,10 @@ impl PostgresStore {
         Ok(version > 0)
     }
 
-    /// Waits until the outcomes that were given are recorded, and closes the connections.
+    /// Closes the connections; those in use as soon as their transactions have ended.
     ///
     /// Whatever is asked for afterwards fails.
-    pub async fn close(&self) {
-        self.outcomes.close().await;
+    pub fn close(&self) {
         self.pool.close();
     }
 
@@ -374,7 +369,20 @@ impl Store for PostgresStore {
     }
 
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
-        self.outcomes.record(settlement).await
+        let mut answers = self.advance_all(vec![settlement]).await?;
+        Ok(answers.pop().flatten())
+    }
+
+    async fn advance_all(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Option<Advanced>>, StoreError> {
+        let settlements = Arc::new(settlements);
+        self.write("record outcomes", move |rows| {
+            let settlements = Arc::clone(&settlements);
+            Box::pin(async move { steps::advance(rows, &settlements).await })
+        })
+        .await
     }
 
     async fn recover(

@@ -13,6 +13,7 @@ use crate::support::{
 };
 
 mod guard;
+mod upkeep;
 
 const TABLES: &str = "
 CREATE TABLE resources (icfg TEXT, id TEXT, name TEXT, status TEXT, secrets TEXT, version INTEGER);

@@ -151,7 +151,10 @@ impl Pool {
         let permit = timeout(TURN_TIMEOUT, turn)
             .await
             .map_err(|_| late("no connection became free in time"))?
-            .expect("the semaphore is never closed");
+            .map_err(|_| Fault::Database {
+                problem: "the state is closed".to_owned(),
+                transient: false,
+            })?;
         // Taken out first: the lock is not held while the connection is tried.
         let idle = self.idle().pop();
         if let Some(connection) = idle {

@@ -7,7 +7,7 @@ use crate::plan::claim::Claim;
 use crate::plan::{self, Claimed};
 use crate::store::ClaimRequest;
 
-use super::{Change, DueRequest, Rows, end_leases};
+use super::{DueRequest, Rows, Step, end_leases, save_steps};
 
 /// How many expired leases one claim takes over at most.
 const LEASES_PER_CLAIM: u32 = 100;
@@ -87,9 +87,10 @@ impl Round<'_> {
             .due_resources(&installations, each, self.request.now)
             .await?;
         let mut turns = turns(&installations, rows.records(&keys).await?);
+        let mut steps = Vec::with_capacity(room.min(keys.len()));
         while let Some((installation_id, mut records)) = turns.pop_front() {
             if self.room() == 0 {
-                return Ok(false);
+                break;
             }
             let Some(record) = records.pop_front() else {
                 continue;
@@ -98,10 +99,11 @@ impl Round<'_> {
                 continue;
             }
             self.last = Some(installation_id.clone());
-            self.take(rows, record).await?;
+            steps.extend(self.take(record));
             turns.push_back((installation_id, records));
         }
-        Ok(true)
+        save_steps(rows, &mut steps).await?;
+        Ok(self.room() > 0)
     }
 
     /// Leaves out the installations that another claim works on and those that have as much in flight as they may.
@@ -177,7 +179,8 @@ impl Round<'_> {
         Ok(found)
     }
 
-    async fn take<R: Rows>(&mut self, rows: &mut R, before: Record) -> Result<(), R::Error> {
+    /// Claims one record; `None` when there is no place left for it.
+    fn take(&mut self, before: Record) -> Option<Step> {
         let ClaimRequest {
             now,
             owner,
@@ -186,9 +189,7 @@ impl Round<'_> {
             secrets,
             ..
         } = self.request;
-        let Some(token) = self.tokens.clone().next() else {
-            return Ok(());
-        };
+        let token = self.tokens.clone().next()?;
         let lease = Lease {
             owner: owner.clone(),
             token,
@@ -196,24 +197,23 @@ impl Round<'_> {
         };
         let mut after = before.clone();
         let claim = plan::claim_with(&mut after, *now, &lease, *late_apply, *secrets);
-        let closed = match &claim {
-            Claim::Closed(entry) => Some(&**entry),
-            Claim::Claimed(_) | Claim::NotNow => None,
-        };
-        rows.save(Change {
-            before: &before,
-            after: &mut after,
+        let mut closed = None;
+        match claim {
+            Claim::Claimed(claimed) => {
+                self.tokens.next();
+                let installation_id = claimed.key.installation_id.clone();
+                *self.in_flight.entry(installation_id).or_default() += 1;
+                self.claimed.push(*claimed);
+            }
+            Claim::Closed(entry) => closed = Some(*entry),
+            Claim::NotNow => {}
+        }
+        Some(Step {
+            before,
+            after,
             closed,
             now: *now,
         })
-        .await?;
-        if let Claim::Claimed(claimed) = claim {
-            self.tokens.next();
-            let installation_id = claimed.key.installation_id.clone();
-            *self.in_flight.entry(installation_id).or_default() += 1;
-            self.claimed.push(*claimed);
-        }
-        Ok(())
     }
 }
 

@@ -234,7 +234,7 @@ impl Stores {
                 self.sqlite = SqliteStore::open(&path, Access::Daemon)
                     .await
                     .expect("the same state");
-                self.postgres.close().await;
+                self.postgres.close();
                 self.postgres = open_postgres(&self.database.url).await;
             }
         }

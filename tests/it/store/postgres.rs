@@ -62,7 +62,7 @@ async fn command_makes_no_schema() {
 #[tokio::test]
 async fn newer_schema_is_refused() {
     let database = database().await;
-    open_postgres(&database.url).await.close().await;
+    open_postgres(&database.url).await.close();
     database
         .execute("INSERT INTO reconciled.migration (version, description) VALUES (99, 'from the future')")
         .await;
