@@ -69,11 +69,13 @@ enum Step {
     Stop,
 }
 
-/// The source's troubles so far.
+/// The troubles of passes so far.
 #[derive(Default)]
 struct Trouble {
     failures: u32,
     since: Option<Timestamp>,
+    /// Whether it was said of the state instead of the source.
+    is_of_state: bool,
 }
 
 impl Watcher {
@@ -276,12 +278,15 @@ impl Watcher {
             return;
         }
         trouble.since = Some(self.clock.now());
-        self.heartbeat.source_problem = Some(problem.to_string());
+        trouble.is_of_state = matches!(problem, PassError::Store(_));
         match problem {
-            PassError::Source(problem) => error!(
-                event = "source.outage_began", error_code = problem.code(), error = %problem,
-                "Cannot read the source: nothing new is found until it works again; what waits is still sent"
-            ),
+            PassError::Source(problem) => {
+                self.heartbeat.source_problem = Some(problem.to_string());
+                error!(
+                    event = "source.outage_began", error_code = problem.code(), error = %problem,
+                    "Cannot read the source: nothing new is found until it works again; what waits is still sent"
+                );
+            }
             PassError::Store(problem) => error!(
                 event = "state.outage_began", error = %problem, "Cannot use the state: nothing is read or sent until it works again"
             ),
@@ -295,6 +300,13 @@ impl Watcher {
         trouble.failures = 0;
         self.heartbeat.source_problem = None;
         let duration_ms = millis(self.clock.now().since(since));
+        if trouble.is_of_state {
+            warn!(
+                event = "state.outage_ended",
+                duration_ms, "What passes find can be recorded again"
+            );
+            return;
+        }
         warn!(
             event = "source.outage_ended",
             duration_ms, "The source can be read again"
