@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::dispatch::{Dispatcher, Signals, Totals, Until};
 use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
 use crate::store::Counts;
 
 use super::build::Parts;
 use super::guard::tell_guard;
-use super::watch::{tell_quarantined, tell_sweep};
+use super::watch::{rest, tell_quarantined, tell_sweep};
 
 /// The most rows that are read again at once.
 const RECHECKS_MAX: u32 = 200;
@@ -70,7 +71,7 @@ async fn read_and_deliver(
     reconciler: &Reconciler,
 ) -> Result<OnceReport, PassError> {
     let now = parts.worlds.clock.now();
-    let (rows, sweep) = read(reconciler, options.sweep).await?;
+    let (rows, sweep) = read(reconciler, options.sweep, &*parts.worlds.clock).await?;
     tell_guard(reconciler, &*parts.worlds.store).await;
     let signals = Signals {
         stop: stop.clone(),
@@ -111,6 +112,7 @@ async fn read_and_deliver(
 async fn read(
     reconciler: &Reconciler,
     sweep: bool,
+    clock: &dyn Clock,
 ) -> Result<(u64, Option<SweepReport>), PassError> {
     reconciler.recheck(RECHECKS_MAX).await?;
     let mut owes_sweep = false;
@@ -123,6 +125,7 @@ async fn read(
     }
     let mut sweep = reconciler.begin_sweep().await?;
     loop {
+        rest(clock, Some(&sweep)).await;
         match reconciler.step(&mut sweep).await? {
             SweepStep::Page { notices } => tell_quarantined(&notices),
             SweepStep::Complete { notices, report } => {
