@@ -3,6 +3,7 @@
 mod build;
 mod drift;
 mod guard;
+mod lead;
 mod listen;
 mod oauth;
 mod once;
@@ -12,8 +13,10 @@ mod summary;
 mod watch;
 
 pub use build::{
-    AppError, Parts, listener, marketplace, open_state, reconcile_settings, source, token_source,
+    AppError, Parts, StateProbe, listener, marketplace, open_state, probe_state,
+    reconcile_settings, source, token_source,
 };
 pub use drift::{drift, tell_finding};
+pub use lead::Leadership;
 pub use once::{OnceOptions, OnceReport, once};
 pub use run::run;

@@ -10,6 +10,7 @@ mod report;
 mod token;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -104,6 +105,8 @@ pub struct Signals {
     pub recheck: Arc<Notify>,
     /// Stop claiming; let requests in flight end.
     pub stop: CancellationToken,
+    /// Whether another process probes paused installations: one for all that share a state is enough.
+    pub probes_elsewhere: Arc<AtomicBool>,
 }
 
 /// Sends what is due.
@@ -493,7 +496,8 @@ impl Dispatcher {
         limit: usize,
     ) -> Result<(), StoreError> {
         let free = limit.saturating_sub(self.probing.len());
-        if free == 0 || is_planted(Bug::PauseNeverProbed) {
+        let elsewhere = self.signals.probes_elsewhere.load(Ordering::Relaxed);
+        if free == 0 || elsewhere || is_planted(Bug::PauseNeverProbed) {
             return Ok(());
         }
         let now = self.worlds.clock.now();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
-use crate::model::{Field, FieldSet, FingerprintKey, Origin};
+use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
@@ -84,6 +84,8 @@ pub struct Reconciler {
     settings: Settings,
     /// What the guard did, until somebody takes it to tell.
     guard_events: Mutex<Vec<GuardEvent>>,
+    /// The watch under which this reads; `None`: nobody else reads the source for this state.
+    watch: Option<LeaseToken>,
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
 }
@@ -105,6 +107,7 @@ impl Reconciler {
             key,
             settings,
             guard_events: Mutex::default(),
+            watch: None,
             poll_undecided: AtomicBool::new(true),
         }
     }
@@ -135,6 +138,13 @@ impl Reconciler {
         events.extend(&reconciled.guard);
         drop(events);
         Ok(reconciled)
+    }
+
+    /// Reads under this watch from now on: what it reads is committed only while the state has the watch's token.
+    pub fn hold_watch(&mut self, token: LeaseToken) {
+        self.watch = Some(token);
+        // Another process may have left a poll half done.
+        self.poll_undecided.store(true, Ordering::Relaxed);
     }
 
     /// Changes what rows mean from the next pass on.

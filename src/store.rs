@@ -10,16 +10,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::model::{
-    EntryId, EntryState, Field, FieldSet, FingerprintKey, InstallationId, LeaseToken, Origin,
-    Reason, Record, ResourceKey, RowHash, Snapshot, Timestamp,
+    EntryId, EntryState, Field, FieldSet, FingerprintKey, InstallationId, Lease, LeaseToken,
+    Origin, Reason, Record, ResourceKey, RowHash, Snapshot, Timestamp,
 };
 use crate::plan::baseline::Baseline;
 use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, SecretsWay, guard};
 
+mod codec;
 pub mod console;
+mod fault;
 pub mod hold;
 pub mod memory;
 mod migrate;
+pub mod postgres;
 mod rules;
 pub mod sqlite;
 mod steps;
@@ -27,7 +30,17 @@ mod steps;
 pub use console::{Console, Person};
 pub use hold::{GuardEvent, Hold, HoldReport, HoldState};
 pub use memory::MemoryStore;
+pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
+
+/// What a process is to the state that it opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Works on it as a daemon: creates it and brings it up to date. A state that cannot be shared is its own as long as it runs.
+    Daemon,
+    /// A command that runs beside a daemon, or without one; the state is there already.
+    Beside,
+}
 
 /// What the daemon's two loops need of the state.
 #[async_trait]
@@ -41,7 +54,8 @@ pub trait Store: Send + Sync {
     /// The whole records of these resources, in order; a resource never seen before gives [`Record::new`].
     async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError>;
 
-    /// Decides on rows that were read, and advances the cursor, in one transaction.
+    /// Decides on rows that were read, and advances the cursor, in one transaction. Fails with [`StoreError::WatchLost`] when the
+    /// batch names a watch that is no longer held.
     async fn reconcile(&self, batch: Batch) -> Result<Reconciled, StoreError>;
 
     /// Where polls and sweeps stand.
@@ -70,7 +84,8 @@ pub trait Store: Send + Sync {
         Ok(answers)
     }
 
-    /// Ends the leases that have expired; with `owner_gone`, also every other lease (the caller holds the state alone).
+    /// Ends the leases that have expired; with `owner_gone`, also every other lease and the watch (the caller holds the state
+    /// alone).
     /// Returns how many there were.
     async fn recover(
         &self,
@@ -133,6 +148,28 @@ pub trait Store: Send + Sync {
     /// Leaves a sign of life for `status`: cheap, without a transaction in the state database, lost without harm.
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError>;
 
+    /// Takes the watch, the right to read the source and to commit what was found, when nobody has it or its holder's lease has
+    /// ended at `now`; true if it was taken.
+    async fn acquire_watch(&self, lease: &Lease, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// Prolongs the watch with this token; false when another has taken it or it was given back.
+    async fn renew_watch(
+        &self,
+        token: LeaseToken,
+        expires_at: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Gives the watch with this token back, so that another can take it at once; false when it was lost already.
+    async fn release_watch(&self, token: LeaseToken) -> Result<bool, StoreError>;
+
+    /// Who has the watch, or had it last and did not give it back.
+    async fn watch(&self) -> Result<Option<Lease>, StoreError>;
+
+    /// Whether several daemons may work on this state at once.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Deletes closed entries and attempts past their retention, at most `limit` of each, the oldest first; returns how many were
     /// deleted. Either may outlive the other.
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
@@ -179,6 +216,8 @@ pub struct Batch {
     pub uninstall_missing_since: Option<Timestamp>,
     /// The rows are brought to a baseline instead of being decided on.
     pub baseline: Option<Baseline>,
+    /// The watch under which the rows were read. `None`: nobody else reads the source for this state.
+    pub watch: Option<LeaseToken>,
 }
 
 /// A resource of which Vercel shows another value than it acknowledged.
@@ -314,9 +353,10 @@ pub struct ClaimRequest {
     pub tokens: Vec<LeaseToken>,
     /// At most this many entries.
     pub limit: u32,
-    /// At most this many entries of one installation, those in `in_flight` included.
+    /// At most this many entries of one installation, those in flight included, whoever claimed them.
     pub per_installation: u32,
-    /// How many requests are in flight by installation; missing: none.
+    /// How many requests of this owner are in flight by installation; missing: none. Those of other owners are counted by their
+    /// leases.
     pub in_flight: BTreeMap<InstallationId, u32>,
     /// Start the round with the installation after this one, so that each has its turn.
     pub after: Option<InstallationId>,
@@ -356,6 +396,9 @@ pub struct Settlement {
 /// A running daemon's sign of life.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Heartbeat {
+    /// Unique to the process, among all that work on the state.
+    #[serde(default)]
+    pub owner: String,
     /// The process.
     pub pid: u32,
     /// Its version.
@@ -520,6 +563,9 @@ pub enum StoreError {
         /// The newest schema that this version knows.
         known: i64,
     },
+    /// Another process reads the source for this state now; nothing was kept.
+    #[error("another reconciled reads the source for this state")]
+    WatchLost,
     /// An operation failed; nothing of it was kept.
     #[error("cannot {operation} in the state: {problem}")]
     Failed {

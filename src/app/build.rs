@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::app::lead::Leadership;
 use crate::app::oauth::OauthTokens;
 use crate::clock::{Clock, Random, SeededRandom, SystemClock};
 use crate::config::{self, Config, DatabaseScheme};
@@ -13,7 +14,7 @@ use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
 use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
 use crate::source::{self, Inspect, Source, SourceError};
 use crate::store::console::Console;
-use crate::store::sqlite::{Access, SqliteStore};
+use crate::store::{Access, PostgresStore, SqliteStore, postgres};
 use crate::store::{Store, StoreError};
 use crate::vercel::{
     self, ClientError, HttpMarketplace, Marketplace, OauthSettings, TokenEndpoint,
@@ -111,7 +112,7 @@ impl Parts {
         let token_source = token_source(&config, &source, &clock)?;
         let store = open_state(&config, access).await?;
         let key = store.fingerprint_key().await?;
-        let owner = format!("{}-{:x}", std::process::id(), random.unique());
+        let owner = owner(random.unique());
         let worlds = Worlds {
             source,
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -128,6 +129,14 @@ impl Parts {
             token_source,
             access,
         })
+    }
+
+    /// A reconciler that alone reads the source for this state, and the watch that sees to that: to be ended after the last read.
+    ///
+    /// # Errors
+    /// A daemon, or another command, reads the source for this state.
+    pub async fn watching_reconciler(&self) -> Result<(Reconciler, Leadership), StoreError> {
+        Leadership::take(self).await
     }
 
     /// A reconciler over these parts.
@@ -167,7 +176,7 @@ impl Parts {
     /// The state cannot be written.
     pub async fn recover(&self, now: Timestamp) -> Result<u64, StoreError> {
         // Whoever has the state to himself knows that every other holder is gone.
-        let alone = self.access == Access::Daemon;
+        let alone = self.access == Access::Daemon && !self.worlds.store.is_shared();
         self.worlds
             .store
             .recover(now, self.config.retry.late_apply, alone)
@@ -210,6 +219,13 @@ impl Parts {
             },
         }
     }
+}
+
+/// Names this process among all that share a state, for people too: its machine, its number there, and something of its own.
+fn owner(unique: i64) -> String {
+    let machine = rustix::system::uname();
+    let machine = machine.nodename().to_string_lossy();
+    format!("{machine}-{}-{unique:x}", std::process::id())
 }
 
 /// The settings of passes.
@@ -397,8 +413,57 @@ pub async fn open_state(config: &Config, access: Access) -> Result<Arc<dyn Conso
         (DatabaseScheme::Sqlite, None) => Err(AppError::Unsupported {
             what: "a [state] url in memory",
         }),
-        (DatabaseScheme::Postgres | DatabaseScheme::MySql, _) => Err(AppError::Unsupported {
-            what: "a [state] url on PostgreSQL",
+        (DatabaseScheme::Postgres, _) => {
+            let settings = state_settings(config);
+            Ok(Arc::new(PostgresStore::open(&settings, access).await?))
+        }
+        // Refused as configuration.
+        (DatabaseScheme::MySql, _) => Err(AppError::Unsupported {
+            what: "a [state] url on MySQL",
         }),
+    }
+}
+
+/// What a look at a state on PostgreSQL found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateProbe {
+    /// The server answers; there is no schema yet, and the role may make it.
+    Absent,
+    /// It is there.
+    Ready {
+        /// The version of its schema.
+        schema: i64,
+        /// Whether the role may write to it.
+        writable: bool,
+        /// How many resources it has.
+        resources: u64,
+        /// How many daemons work on it.
+        daemons: usize,
+    },
+}
+
+/// Looks at a state on PostgreSQL and changes nothing.
+///
+/// # Errors
+/// The server cannot be reached, or what is there cannot be used.
+pub async fn probe_state(config: &Config) -> Result<StateProbe, AppError> {
+    let settings = state_settings(config);
+    if !PostgresStore::exists(&settings).await? {
+        return Ok(StateProbe::Absent);
+    }
+    let store = PostgresStore::open(&settings, Access::Beside).await?;
+    Ok(StateProbe::Ready {
+        schema: PostgresStore::SCHEMA_VERSION,
+        writable: store.can_write().await?,
+        resources: store.counts(Timestamp::EPOCH).await?.resources,
+        daemons: store.daemon().await?.replicas.len(),
+    })
+}
+
+fn state_settings(config: &Config) -> postgres::Settings {
+    postgres::Settings {
+        url: config.state.url.expose().into(),
+        target: config.state.url.to_string(),
+        max_connections: config.state.max_connections.get(),
     }
 }

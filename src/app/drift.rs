@@ -16,6 +16,7 @@ use crate::dispatch::drift::{
 use crate::model::FieldSet;
 
 use super::build::{AppError, Parts};
+use super::lead::Leading;
 
 /// The most requests of a check at once: it leaves the rest of the places to deliveries.
 const CONCURRENCY_MAX: usize = 4;
@@ -67,6 +68,7 @@ pub(super) async fn watch_drift(
     signal: Arc<Notify>,
     recheck: Arc<Notify>,
     stop: CancellationToken,
+    leading: Leading,
 ) {
     let order = DriftOrder {
         fix: parts.config.reconcile.on_drift == OnDrift::Fix,
@@ -78,6 +80,9 @@ pub(super) async fn watch_drift(
         tokio::select! {
             () = stop.cancelled() => return,
             () = signal.notified() => {}
+        }
+        if !leading.leads() {
+            continue;
         }
         let started_at = parts.worlds.clock.now();
         let mut met = HashSet::new();

@@ -56,11 +56,23 @@ pub async fn once(
     options: OnceOptions,
     stop: &CancellationToken,
 ) -> Result<OnceReport, PassError> {
-    let reconciler = parts.reconciler();
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
-    let (rows, sweep) = read(&reconciler, options.sweep, &*parts.worlds.clock).await?;
-    tell_guard(&reconciler, &*parts.worlds.store).await;
+    let (reconciler, leadership) = parts.watching_reconciler().await?;
+    let report = read_and_deliver(parts, options, stop, &reconciler).await;
+    leadership.end().await;
+    report
+}
+
+async fn read_and_deliver(
+    parts: &Parts,
+    options: OnceOptions,
+    stop: &CancellationToken,
+    reconciler: &Reconciler,
+) -> Result<OnceReport, PassError> {
+    let now = parts.worlds.clock.now();
+    let (rows, sweep) = read(reconciler, options.sweep, &*parts.worlds.clock).await?;
+    tell_guard(reconciler, &*parts.worlds.store).await;
     let signals = Signals {
         stop: stop.clone(),
         ..Signals::default()
@@ -82,7 +94,7 @@ pub async fn once(
                 totals = &mut run => break totals,
                 () = recheck.notified() => {
                     reconciler.recheck(RECHECKS_MAX).await?;
-                    tell_guard(&reconciler, &*parts.worlds.store).await;
+                    tell_guard(reconciler, &*parts.worlds.store).await;
                     work.notify_one();
                 }
             }

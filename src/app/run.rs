@@ -15,6 +15,7 @@ use crate::store::{Cutoffs, Heartbeat};
 
 use super::build::{AppError, Parts, listener};
 use super::drift::watch_drift;
+use super::lead::{Leadership, Leading};
 use super::listen::{Hearing, hear};
 use super::schedule::Schedule;
 use super::summary::summarize;
@@ -61,7 +62,10 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
         work: Arc::clone(&wake.work),
         recheck: Arc::clone(&wake.recheck),
         stop: stop.clone(),
+        probes_elsewhere: Arc::default(),
     };
+    let leadership = Leadership::start(&parts, Arc::clone(&signals.probes_elsewhere));
+    let leading = leadership.leading();
     let mut dispatcher = Dispatcher::new(
         parts.worlds.clone(),
         parts.key.clone(),
@@ -80,14 +84,21 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
         };
         tokio::spawn(hear(listener, hearing))
     });
-    let mut watching = tokio::spawn(watcher(&parts, wake, stop.clone(), now).run());
+    let watcher = watcher(&parts, wake, stop.clone(), now, leading.clone());
+    let mut watching = tokio::spawn(async move {
+        let ended = watcher.run().await;
+        // At once: what is in flight here needs no watch.
+        leadership.end().await;
+        ended
+    });
     let checking = tokio::spawn(watch_drift(
         parts.clone(),
         drift_signal,
         rereads,
         stop.clone(),
+        leading.clone(),
     ));
-    let pruning = tokio::spawn(prune(parts.clone(), prune_signal));
+    let pruning = tokio::spawn(prune(parts.clone(), prune_signal, leading));
     let summary = config.summary(&parts, Arc::clone(&totals));
     notify(&[NotifyState::Ready]);
     let ended = tokio::select! {
@@ -134,6 +145,7 @@ fn watcher(
     wake: Wake,
     stop: CancellationToken,
     started_at: crate::model::Timestamp,
+    leading: Leading,
 ) -> Watcher {
     Watcher {
         reconciler: parts.reconciler(),
@@ -144,7 +156,9 @@ fn watcher(
         stop,
         progressed: Arc::new(|| notify(&[NotifyState::Watchdog])),
         poll: parts.config.schedule.poll.clone(),
+        leading,
         heartbeat: Heartbeat {
+            owner: parts.owner.clone(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at,
@@ -172,9 +186,12 @@ impl crate::config::Config {
 }
 
 /// Deletes what retention no longer keeps, whenever signalled.
-async fn prune(parts: Parts, signal: Arc<Notify>) {
+async fn prune(parts: Parts, signal: Arc<Notify>, leading: Leading) {
     loop {
         signal.notified().await;
+        if !leading.leads() {
+            continue;
+        }
         let now = parts.worlds.clock.now();
         let retention = &parts.config.retention;
         let cutoffs = Cutoffs {

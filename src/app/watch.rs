@@ -16,9 +16,10 @@ use crate::plan::backoff::Backoff;
 use crate::reconcile::{
     PassError, PollReport, QuarantineNotice, Reconciler, Sweep, SweepReport, SweepStep,
 };
-use crate::store::{Heartbeat, Store, SweepAccount};
+use crate::store::{Heartbeat, Store, StoreError, SweepAccount};
 
 use super::guard::tell_guard;
+use super::lead::Leading;
 use super::schedule::Expected;
 
 /// The most rows that are read again at once.
@@ -53,6 +54,7 @@ pub(super) struct Watcher {
     /// Called after each step, for the service manager's watchdog.
     pub(super) progressed: Arc<dyn Fn() + Send + Sync>,
     pub(super) poll: Option<Cron>,
+    pub(super) leading: Leading,
     pub(super) heartbeat: Heartbeat,
     /// Whether every row has to be read from the first one on: a sweep under way, or one that was interrupted, will not do.
     pub(super) owes_sweep: bool,
@@ -88,6 +90,17 @@ impl Watcher {
         self.wake.poll.notify_one();
         self.wake.sweep.notify_one();
         loop {
+            if !self.leading.leads() {
+                sweep = None;
+                if !self.await_turn().await {
+                    return Ok(());
+                }
+            }
+            if let Some(token) = self.leading.begun() {
+                self.reconciler.hold_watch(token);
+                self.wake.poll.notify_one();
+                self.wake.sweep.notify_one();
+            }
             let step = self.next(sweep.as_ref(), &trouble).await;
             let result = match step {
                 Step::Stop => return Ok(()),
@@ -108,6 +121,8 @@ impl Watcher {
                 Err(PassError::Source(error)) if error.is_configuration() && !ever_read => {
                     return Err(PassError::Source(error));
                 }
+                // Another process goes on from what is committed.
+                Err(PassError::Store(StoreError::WatchLost)) => self.leading.lose(),
                 Err(error) => {
                     self.failed(&mut trouble, &error);
                     self.again(&step);
@@ -117,8 +132,23 @@ impl Watcher {
         }
     }
 
+    /// Waits until this process is to read the source; false when it is to stop.
+    async fn await_turn(&mut self) -> bool {
+        while !self.leading.leads() {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return false,
+                () = self.leading.changed() => {}
+                () = self.clock.sleep(HEARTBEAT) => {}
+            }
+            (self.progressed)();
+            self.beat().await;
+        }
+        true
+    }
+
     /// Waits for the next thing to do. Polls go before re-reads, those before pages of a sweep.
-    async fn next(&self, sweep: Option<&Sweep>, trouble: &Trouble) -> Step {
+    async fn next(&mut self, sweep: Option<&Sweep>, trouble: &Trouble) -> Step {
         if trouble.failures > 0 {
             let wait = SOURCE_BACKOFF.interval(trouble.failures, self.random.fraction());
             tokio::select! {
@@ -131,6 +161,7 @@ impl Watcher {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Step::Stop,
+            () = self.leading.changed() => Step::Idle,
             () = self.wake.poll.notified() => Step::Poll,
             () = self.wake.recheck.notified() => Step::Recheck,
             () = self.wake.sweep.notified(), if sweep.is_none() => Step::Sweep,

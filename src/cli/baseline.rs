@@ -17,8 +17,8 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::model::InstallationId;
 use crate::plan::baseline::{Baseline, Way};
 use crate::reconcile::BaselineReport;
+use crate::store::Access;
 use crate::store::console::{Act, Person};
-use crate::store::sqlite::Access;
 
 /// Takes what the source says now as what Vercel has, or compares the two first.
 ///
@@ -78,12 +78,15 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         installation_id: installation.clone(),
         ..Act::new(way.name(), by.clone(), session.now())
     };
+    let (reconciler, leadership) = parts
+        .watching_reconciler()
+        .await
+        .map_err(crate::app::AppError::from)?;
     // Before the first row: a baseline that is broken off has been begun by somebody.
     parts.console.note(&act).await?;
     log_begun(&act);
     let mut progress = Progress::new(session.now());
-    let report = parts
-        .reconciler()
+    let report = reconciler
         .baseline(Baseline { way, all }, installation.as_ref(), |report| {
             let done = report.adopted + report.to_compare;
             progress.rows(
@@ -95,6 +98,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         .await
         .map_err(crate::app::AppError::from);
     progress.done();
+    leadership.end().await;
     let report = report?;
     log_done(way, &by, &report);
     if json {

@@ -10,8 +10,8 @@ use super::fault::{Failure, Fault, code};
 use crate::app;
 use crate::config::{Config, LogConfig};
 use crate::model::InstallationId;
+use crate::store::Access;
 use crate::store::console::{Console, Person};
-use crate::store::sqlite::Access;
 
 /// There is no state yet.
 pub(crate) const STATE_ABSENT: &str = "R015";

@@ -13,12 +13,13 @@ use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
 use super::text::{count, counted};
 use crate::app;
+use crate::app::StateProbe;
 use crate::clock::SeededRandom;
 use crate::config::{Config, ConfigError, DatabaseScheme, Loaded};
 use crate::model::InstallationId;
 use crate::reconcile::PAGE_ROWS;
 use crate::source::{Description, Guarantee, Inspect, Shape, SourceError};
-use crate::store::sqlite::Access;
+use crate::store::Access;
 use report::{Level, Line, Report};
 
 /// Is this configuration ready? Checks it as a whole, then the source, the state and Vercel.
@@ -298,8 +299,49 @@ async fn sample(
     Ok(installations.into_iter().collect())
 }
 
+/// Connects to a state on PostgreSQL; its schema may not be there yet.
+async fn postgres_state(config: &Config) -> Result<Line, Fault> {
+    match app::probe_state(config).await? {
+        StateProbe::Absent => Ok(Line::new(
+            Level::Ok,
+            "state",
+            format!("{}, created by the first run", config.state.url),
+        )),
+        StateProbe::Ready {
+            schema,
+            writable: true,
+            resources,
+            daemons,
+        } => {
+            let text = format!(
+                "{}, schema {schema}, writable, {}, {}",
+                config.state.url,
+                counted(resources, "resource"),
+                match daemons {
+                    0 => "no daemon works on it".to_owned(),
+                    1 => "a daemon works on it".to_owned(),
+                    several => format!("{several} daemons work on it"),
+                }
+            );
+            Ok(Line::new(Level::Ok, "state", text))
+        }
+        StateProbe::Ready { .. } => Err(Failure::new(
+            code::STATE_OPEN,
+            format!(
+                "the role may not write to the state at {}",
+                config.state.url
+            ),
+        )
+        .help("it needs to own the schema `reconciled`: see deploy/postgres-state.sql")
+        .into()),
+    }
+}
+
 /// Opens a state that exists; of one that does not, looks whether it could be created.
 async fn state(config: &Config) -> Result<Line, Fault> {
+    if config.state.url.scheme() == DatabaseScheme::Postgres {
+        return postgres_state(config).await;
+    }
     if state_exists(config) {
         let console = app::open_state(config, Access::Beside).await?;
         let daemon = console.daemon().await?;

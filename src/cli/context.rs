@@ -10,7 +10,7 @@ use crate::app::Parts;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DatabaseScheme, LoadOptions, Loaded, LogConfig, LogFormat};
 use crate::model::Timestamp;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 use crate::telemetry::{self, LogHandle, Output, TelemetryError};
 
 /// One run of a command.

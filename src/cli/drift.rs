@@ -17,7 +17,7 @@ use crate::app::{self, AppError, Parts};
 use crate::dispatch::drift::{DriftEvent, DriftOrder, DriftReport, Finding};
 use crate::model::{Field, InstallationId};
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 
 /// Compares what Vercel shows with what it last acknowledged; sends nothing but GET requests.
 ///

@@ -168,6 +168,10 @@ impl From<&StoreError> for Failure {
                 code::STATE_OPEN,
                 "[state] url names it; its directory has to exist and belong to the user that runs the daemon",
             ),
+            StoreError::WatchLost => (
+                code::STATE_IN_USE,
+                "another daemon or command reads the source for this state; try again when it has ended",
+            ),
             StoreError::InUse { .. } => (
                 code::STATE_IN_USE,
                 "stop that daemon first; commands that only look may run beside it",

@@ -14,8 +14,8 @@ use super::out::{BAD, GOOD, HEAD, Look, styled};
 use super::text::{count, counted, duration};
 use crate::app::{self, AppError, OnceOptions, OnceReport, Parts};
 use crate::shutdown::Shutdown;
+use crate::store::Access;
 use crate::store::SweepAccount;
-use crate::store::sqlite::Access;
 
 /// Reads the source once and delivers until nothing is left to send; for cron and Kubernetes jobs.
 ///

@@ -18,8 +18,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::model::{Field, FingerprintKey, InstallationId};
 use crate::source::Source;
+use crate::store::Access;
 use crate::store::console::Console;
-use crate::store::sqlite::Access;
 use held::Held;
 use survey::{Survey, Surveyor};
 

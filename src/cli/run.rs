@@ -1,6 +1,7 @@
 //! `run`: the daemon, until a signal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use super::fault::{Failure, Fault, code};
 use crate::app::{self, AppError, Parts};
 use crate::config::{Config, ConfigError, Loaded, Problem};
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::Access;
+use crate::store::{Access, StoreError};
 use crate::telemetry::{self, LogHandle, Output};
 
 /// The daemon: watches the source and keeps Vercel equal to it, until SIGTERM or Ctrl-C.
@@ -52,11 +53,43 @@ pub(crate) async fn execute(_: Arguments, session: &mut Session) -> Result<Exit,
 async fn daemon(config: Config, session: &Session, log: LogHandle) -> Result<(), Fault> {
     let shutdown = Shutdown::new();
     let hang_ups = shutdown.listen().map_err(AppError::from)?;
-    let parts = Parts::open(Arc::new(config), Access::Daemon).await?;
+    let Some(parts) = open(Arc::new(config), &shutdown).await? else {
+        return Ok(());
+    };
     let reload = reload_on_hang_up(hang_ups, log, || session.load());
     tokio::select! {
         ended = app::run(parts, shutdown) => Ok(ended?),
         () = reload => unreachable!("the reload loop outlives the daemon"),
+    }
+}
+
+/// How long the daemon waits before it tries again to open a state that cannot be reached.
+const OPEN_RETRY: Duration = Duration::from_secs(2);
+
+/// Opens the state, as soon as its server can be reached; `None` when the daemon is to stop before.
+async fn open(config: Arc<Config>, shutdown: &Shutdown) -> Result<Option<Parts>, Fault> {
+    let mut told = false;
+    loop {
+        match Parts::open(Arc::clone(&config), Access::Daemon).await {
+            Ok(parts) => return Ok(Some(parts)),
+            Err(AppError::Store(
+                problem @ StoreError::Failed {
+                    transient: true, ..
+                },
+            )) => {
+                if !std::mem::replace(&mut told, true) {
+                    error!(
+                        event = "state.outage_began", error = %problem,
+                        "Cannot use the state: nothing is read or sent until it works"
+                    );
+                }
+                tokio::select! {
+                    () = shutdown.draining().cancelled() => return Ok(None),
+                    () = tokio::time::sleep(OPEN_RETRY) => {}
+                }
+            }
+            Err(problem) => return Err(problem.into()),
+        }
     }
 }
 

@@ -208,6 +208,7 @@ pub(super) mod tests {
     /// A daemon that runs, a sweep that found both sides equal, nothing open.
     pub(super) fn in_sync() -> Overview {
         let heartbeat = Heartbeat {
+            owner: "812-1".to_owned(),
             pid: 812,
             version: "0.1.0".into(),
             started_at: ago(6 * 86_400 + 2 * 3_600),
@@ -247,6 +248,7 @@ pub(super) mod tests {
             daemon: Daemon {
                 running: true,
                 heartbeat: Some(heartbeat),
+                replicas: Vec::new(),
             },
             retries: 3,
             installations: vec![

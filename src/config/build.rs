@@ -121,6 +121,7 @@ fn installations_query(reader: &mut Reader<'_>) -> Option<Option<String>> {
 
 fn state(reader: &mut Reader<'_>) -> Option<StateConfig> {
     let secret = reader.secret("state.url");
+    let max_connections = positive(reader, "state.max_connections", 100);
     if matches!(secret, Some(None)) {
         reader.missing("state.url", "\"sqlite:///var/lib/reconciled/state.db\"");
     }
@@ -139,7 +140,10 @@ fn state(reader: &mut Reader<'_>) -> Option<StateConfig> {
         let message = "[state] url keeps the state in memory: a restart pushes everything again";
         reader.warn(code::MEMORY_STATE, &secret.key, message, STATE_URLS);
     }
-    Some(StateConfig { url })
+    Some(StateConfig {
+        url,
+        max_connections: max_connections?,
+    })
 }
 
 /// The section whose presence switches from stored tokens to an OAuth grant.

@@ -62,6 +62,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("source.allow_replica", Kind::Switch),
     sensitive("state.url"),
     text("state.url_file"),
+    key("state.max_connections", Kind::Integer),
     sensitive("vercel.base_url"),
     text("vercel.request_timeout"),
     text("vercel.connect_timeout"),

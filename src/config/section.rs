@@ -78,6 +78,8 @@ impl Overlap {
 pub struct StateConfig {
     /// Where it is; SQLite or PostgreSQL; from `url` or `url_file`.
     pub url: DatabaseUrl,
+    /// Most connections to a PostgreSQL state.
+    pub max_connections: NonZeroU32,
 }
 
 /// `[vercel]`: the API and how hard to press it.

@@ -97,6 +97,7 @@ impl Reconciler {
             ends_pass: true,
             uninstall_missing_since: None,
             baseline: Some(baseline),
+            watch: self.watch,
         };
         let reconciled = self.commit(batch).await?;
         for decision in &reconciled.decisions {

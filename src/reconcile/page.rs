@@ -168,6 +168,7 @@ impl Reconciler {
             ends_pass: position.ends_pass,
             uninstall_missing_since: None,
             baseline: None,
+            watch: self.watch,
         };
         if is_planted(Bug::CursorCommittedFirst) {
             let position = Batch {
@@ -399,6 +400,7 @@ impl Reconciler {
             ends_pass: true,
             uninstall_missing_since: None,
             baseline: None,
+            watch: self.watch,
         };
         self.commit(batch).await?;
         Ok(keys.len())

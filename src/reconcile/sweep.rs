@@ -290,6 +290,7 @@ impl Reconciler {
             ends_pass: false,
             uninstall_missing_since: None,
             baseline: None,
+            watch: self.watch,
         }
     }
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::runtime::Runtime;
 
-use crate::model::{FingerprintKey, InstallationId, Record, ResourceKey, Timestamp};
+use crate::model::{
+    FingerprintKey, InstallationId, Lease, LeaseToken, Record, ResourceKey, Timestamp,
+};
 use crate::plan::Claimed;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 use crate::store::{
     Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
     MemoryStore, Pause, PauseKind, Person, Progress, Reconciled, Settlement, SqliteStore, Store,
@@ -242,6 +244,27 @@ impl Store for Blocking {
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         self.runtime.block_on(self.store.heartbeat(heartbeat))
+    }
+
+    async fn acquire_watch(&self, lease: &Lease, now: Timestamp) -> Result<bool, StoreError> {
+        self.runtime.block_on(self.store.acquire_watch(lease, now))
+    }
+
+    async fn renew_watch(
+        &self,
+        token: LeaseToken,
+        expires_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.runtime
+            .block_on(self.store.renew_watch(token, expires_at))
+    }
+
+    async fn release_watch(&self, token: LeaseToken) -> Result<bool, StoreError> {
+        self.runtime.block_on(self.store.release_watch(token))
+    }
+
+    async fn watch(&self) -> Result<Option<Lease>, StoreError> {
+        self.runtime.block_on(self.store.watch())
     }
 
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {

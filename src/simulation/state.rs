@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::model::{FingerprintKey, InstallationId, LeaseToken, Record, ResourceKey, Timestamp};
+use crate::model::{
+    FingerprintKey, InstallationId, Lease, LeaseToken, Record, ResourceKey, Timestamp,
+};
 use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
@@ -244,6 +246,30 @@ impl Store for SimStore {
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         self.committed.heartbeat(heartbeat).await
+    }
+
+    async fn acquire_watch(&self, lease: &Lease, now: Timestamp) -> Result<bool, StoreError> {
+        self.before("take the watch").await?;
+        self.committed.acquire_watch(lease, now).await
+    }
+
+    async fn renew_watch(
+        &self,
+        token: LeaseToken,
+        expires_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.before("prolong the watch").await?;
+        self.committed.renew_watch(token, expires_at).await
+    }
+
+    async fn release_watch(&self, token: LeaseToken) -> Result<bool, StoreError> {
+        self.before("give the watch back").await?;
+        self.committed.release_watch(token).await
+    }
+
+    async fn watch(&self) -> Result<Option<Lease>, StoreError> {
+        self.before("see who has the watch").await?;
+        self.committed.watch().await
     }
 
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {

@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::plan::manual::Refusal;
 
-use super::{Heartbeat, Pause, Quarantined, Store, StoreError};
+use super::{Heartbeat, Pause, PauseKind, Quarantined, Store, StoreError};
 
 /// A store as the command line sees it.
 #[async_trait]
@@ -87,6 +87,28 @@ pub struct EntryPage {
 }
 
 impl EntryPage {
+    /// Takes an entry that fits the other conditions, read only when it has to be looked at.
+    pub(super) fn consider<E>(
+        &mut self,
+        limit: u32,
+        field: Option<Field>,
+        read: impl FnOnce() -> Result<ListedEntry, E>,
+    ) -> Result<(), E> {
+        let has_room = self.entries.len() < usize::try_from(limit).unwrap_or(usize::MAX);
+        if field.is_none() && !has_room {
+            self.total += 1;
+            return Ok(());
+        }
+        let listed = read()?;
+        if field.is_none_or(|field| listed.fields.contains(field)) {
+            self.total += 1;
+            if has_room {
+                self.entries.push(listed);
+            }
+        }
+        Ok(())
+    }
+
     /// How many entries fit the filter but are not in the page.
     #[must_use]
     pub fn cut(&self) -> u64 {
@@ -186,6 +208,31 @@ pub struct Act {
 }
 
 impl Act {
+    /// A person paused an installation; `None` for automatic pauses, which are no acts.
+    pub(super) fn paused(pause: &Pause) -> Option<Self> {
+        let by = Person {
+            name: pause.by.clone(),
+            reason: Some(pause.reason.clone()),
+        };
+        let act = Self::new("pause", by, pause.since);
+        let act = act.of_installation(pause.installation_id.clone());
+        (pause.kind == PauseKind::Manual).then_some(act)
+    }
+
+    /// A person's order for an entry was carried out.
+    pub(super) fn ordered(
+        key: &ResourceKey,
+        id: EntryId,
+        order: Order,
+        by: &Person,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            entry_id: Some(id),
+            ..Self::new(order.name(), by.clone(), now).of_resource(key.clone())
+        }
+    }
+
     /// What a person did, not yet said to what: to everything.
     #[must_use]
     pub fn new(act: &str, by: Person, at: Timestamp) -> Self {
@@ -256,8 +303,20 @@ pub struct InstallationSummary {
 pub struct Daemon {
     /// Whether it works on the state now.
     pub running: bool,
-    /// Its last sign of life, if there ever was one. Of an earlier daemon, when the running one has given none yet.
+    /// Its last sign of life, if there ever was one. Of an earlier daemon, when the running one has given none yet; of several, that
+    /// of the one with the watch, or else the newest.
     pub heartbeat: Option<Heartbeat>,
+    /// All daemons that work on it now, where there may be several, by owner.
+    pub replicas: Vec<Replica>,
+}
+
+/// One of several daemons on a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Its last sign of life.
+    pub heartbeat: Heartbeat,
+    /// Whether it has the watch: it reads the source for all of them.
+    pub watches: bool,
 }
 
 /// What a person wants done to an entry.

@@ -10,25 +10,26 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use crate::model::{
-    Entry, EntryId, EntryState, FingerprintKey, InstallationId, Record, ResourceKey, RowHash,
-    Timestamp,
+    Entry, EntryId, EntryState, FingerprintKey, InstallationId, Lease, LeaseToken, Record,
+    ResourceKey, RowHash, Timestamp,
 };
 use crate::plan::Claimed;
 use crate::plan::manual::Refusal;
 use crate::planted::{Bug, is_planted};
 
 mod guard;
+mod rows;
 
 use guard::Guarded;
 
 use super::console::Order;
 use super::hold::{Hold, HoldReport};
 use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
-use super::steps::{self, AttemptRow, Change, DueRequest, Rows};
+use super::steps::watch::WatchRows;
+use super::steps::{self, Change};
 use super::{
     Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat,
-    Pause, PauseKind, Person, PollProgress, Progress, Quarantined, Reconciled, Settlement, Store,
-    StoreError, SweepProgress,
+    Pause, PauseKind, Person, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
 };
 
 /// A state in memory.
@@ -80,6 +81,7 @@ struct State {
     rechecks: BTreeSet<ResourceKey>,
     guarded: Guarded,
     progress: Progress,
+    watch: Option<Lease>,
     heartbeat: Option<Heartbeat>,
     /// The resources whose records were changed since somebody last asked.
     #[cfg(test)]
@@ -260,6 +262,24 @@ impl State {
         self.quarantine.get(&id).map(|(row, _)| row.row_hash)
     }
 
+    /// Keeps an unusable row; true when it is new or changed.
+    fn keep_unusable(&mut self, row: &Quarantined, sweep: Option<u64>) -> bool {
+        let id = (
+            row.installation_id.clone(),
+            row.resource_id.clone(),
+            quarantine_slot(row),
+        );
+        let old = self.quarantine.get_mut(&id);
+        if let Some((old, met)) = old
+            && old.row_hash == row.row_hash
+        {
+            *met = sweep.or(*met);
+            return false;
+        }
+        self.quarantine.insert(id, (row.clone(), sweep));
+        true
+    }
+
     fn counts(&self, now: Timestamp) -> Counts {
         let of = |state| {
             let entries = self.entries().filter(|(_, entry)| entry.state == state);
@@ -336,196 +356,6 @@ fn sure<T>(result: Result<T, Infallible>) -> T {
     }
 }
 
-impl Rows for State {
-    type Error = Infallible;
-
-    async fn records(&mut self, keys: &[ResourceKey]) -> Result<Vec<Record>, Infallible> {
-        Ok(keys.iter().map(|key| self.record(key)).collect())
-    }
-
-    async fn save(&mut self, change: Change<'_>) -> Result<(), Infallible> {
-        self.keep(change);
-        Ok(())
-    }
-
-    async fn due_installations(
-        &mut self,
-        request: DueRequest<'_>,
-    ) -> Result<Vec<InstallationId>, Infallible> {
-        let DueRequest {
-            now,
-            after,
-            up_to,
-            excluded,
-            limit,
-        } = request;
-        let due: BTreeSet<&InstallationId> = self
-            .claimable()
-            .filter(|(_, entry)| is_due(entry.due_at, now))
-            .map(|(key, _)| &key.installation_id)
-            .filter(|id| after.is_none_or(|after| *id > after))
-            .filter(|id| up_to.is_none_or(|up_to| *id <= up_to))
-            .filter(|id| !excluded.contains(*id))
-            .collect();
-        let free = due.into_iter().filter(|id| !self.is_blocked(id, now));
-        Ok(free.take(limit).cloned().collect())
-    }
-
-    async fn due_resources(
-        &mut self,
-        installations: &[InstallationId],
-        each: usize,
-        now: Timestamp,
-    ) -> Result<Vec<ResourceKey>, Infallible> {
-        let mut due: BTreeMap<&InstallationId, Vec<(Timestamp, EntryId, &ResourceKey)>> =
-            BTreeMap::new();
-        for (key, entry) in self.claimable() {
-            if is_due(entry.due_at, now) {
-                let of_installation = due.entry(&key.installation_id).or_default();
-                of_installation.push((entry.due_at, entry.id, key));
-            }
-        }
-        let mut keys = Vec::new();
-        for installation_id in installations {
-            let mut of_installation = due.remove(installation_id).unwrap_or_default();
-            of_installation.sort_unstable();
-            let taken = of_installation.into_iter().take(each);
-            keys.extend(taken.map(|(_, _, key)| key.clone()));
-        }
-        Ok(keys)
-    }
-
-    async fn leased(
-        &mut self,
-        now: Option<Timestamp>,
-        limit: u32,
-    ) -> Result<Vec<ResourceKey>, Infallible> {
-        let mut leased: Vec<(Timestamp, EntryId, &ResourceKey)> = self
-            .entries()
-            .filter_map(|(key, entry)| Some((entry.lease.as_ref()?.expires_at, entry.id, key)))
-            .filter(|(expires_at, ..)| now.is_none_or(|now| *expires_at <= now))
-            .collect();
-        leased.sort_unstable();
-        let taken = leased.into_iter().take(at_most(limit));
-        Ok(taken.map(|(_, _, key)| key.clone()).collect())
-    }
-
-    async fn add_attempt(&mut self, attempt: AttemptRow<'_>) -> Result<(), Infallible> {
-        let AttemptRow {
-            entry_id,
-            number,
-            key,
-            outcome,
-            record,
-        } = attempt;
-        self.attempts.push(KeptAttempt {
-            entry_id,
-            number,
-            key: key.clone(),
-            outcome,
-            record: record.clone(),
-        });
-        Ok(())
-    }
-
-    async fn limited_until(
-        &mut self,
-        installation_id: &InstallationId,
-    ) -> Result<Option<Timestamp>, Infallible> {
-        Ok(self.limits.get(installation_id).copied())
-    }
-
-    async fn set_limited_until(
-        &mut self,
-        installation_id: &InstallationId,
-        until: Timestamp,
-    ) -> Result<(), Infallible> {
-        self.limits.insert(installation_id.clone(), until);
-        Ok(())
-    }
-
-    async fn find_pause(
-        &mut self,
-        installation_id: &InstallationId,
-        kind: PauseKind,
-    ) -> Result<Option<Pause>, Infallible> {
-        let id = (installation_id.clone(), kind.name());
-        Ok(self.pauses.get(&id).cloned())
-    }
-
-    async fn put_pause(&mut self, pause: &Pause) -> Result<(), Infallible> {
-        let id = (pause.installation_id.clone(), pause.kind.name());
-        self.pauses.insert(id, pause.clone());
-        Ok(())
-    }
-
-    async fn delete_pause(
-        &mut self,
-        installation_id: &InstallationId,
-        kind: PauseKind,
-    ) -> Result<(), Infallible> {
-        self.pauses.remove(&(installation_id.clone(), kind.name()));
-        Ok(())
-    }
-
-    async fn quarantine(
-        &mut self,
-        row: &Quarantined,
-        sweep: Option<u64>,
-    ) -> Result<bool, Infallible> {
-        let id = (
-            row.installation_id.clone(),
-            row.resource_id.clone(),
-            quarantine_slot(row),
-        );
-        let old = self.quarantine.get_mut(&id);
-        if let Some((old, met)) = old
-            && old.row_hash == row.row_hash
-        {
-            *met = sweep.or(*met);
-            return Ok(false);
-        }
-        self.quarantine.insert(id, (row.clone(), sweep));
-        Ok(true)
-    }
-
-    async fn end_quarantine(&mut self, keys: &[ResourceKey]) -> Result<u64, Infallible> {
-        let ended = keys
-            .iter()
-            .filter(|key| self.quarantine.remove(&quarantine_id(key)).is_some());
-        Ok(ended.count() as u64)
-    }
-
-    async fn forget_quarantined(&mut self, sweep: &SweepProgress) -> Result<(), Infallible> {
-        self.quarantine.retain(|_, (row, met)| {
-            row.key.is_some() || *met == Some(sweep.number) || row.since >= sweep.started_at
-        });
-        Ok(())
-    }
-
-    async fn add_recheck(&mut self, key: &ResourceKey) -> Result<(), Infallible> {
-        self.rechecks.insert(key.clone());
-        Ok(())
-    }
-
-    async fn end_rechecks(&mut self, keys: &[ResourceKey]) -> Result<(), Infallible> {
-        keys.iter().for_each(|key| {
-            self.rechecks.remove(key);
-        });
-        Ok(())
-    }
-
-    async fn put_poll(&mut self, poll: &PollProgress) -> Result<(), Infallible> {
-        self.progress.poll = Some(poll.clone());
-        Ok(())
-    }
-
-    async fn put_sweep(&mut self, sweep: &SweepProgress) -> Result<(), Infallible> {
-        self.progress.sweep = Some(sweep.clone());
-        Ok(())
-    }
-}
-
 #[async_trait]
 impl Store for MemoryStore {
     async fn fingerprint_key(&self) -> Result<FingerprintKey, StoreError> {
@@ -544,7 +374,7 @@ impl Store for MemoryStore {
 
     async fn reconcile(&self, batch: Batch) -> Result<Reconciled, StoreError> {
         let mut state = self.state.lock().await;
-        Ok(sure(steps::reconcile(&mut *state, &batch).await))
+        sure(steps::reconcile(&mut *state, &batch).await).ok_or(StoreError::WatchLost)
     }
 
     async fn progress(&self) -> Result<Progress, StoreError> {
@@ -553,7 +383,7 @@ impl Store for MemoryStore {
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError> {
         let mut state = self.state.lock().await;
-        Ok(sure(steps::claim(&mut *state, request).await))
+        Ok(sure(steps::claim::claim(&mut *state, request).await))
     }
 
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
@@ -664,6 +494,29 @@ impl Store for MemoryStore {
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         self.state.lock().await.heartbeat = Some(heartbeat.clone());
         Ok(())
+    }
+
+    async fn acquire_watch(&self, lease: &Lease, now: Timestamp) -> Result<bool, StoreError> {
+        let mut state = self.state.lock().await;
+        Ok(sure(steps::watch::acquire(&mut *state, lease, now).await))
+    }
+
+    async fn renew_watch(
+        &self,
+        token: LeaseToken,
+        expires_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        Ok(sure(
+            self.state.lock().await.renew_watch(token, expires_at).await,
+        ))
+    }
+
+    async fn release_watch(&self, token: LeaseToken) -> Result<bool, StoreError> {
+        Ok(sure(self.state.lock().await.drop_watch(Some(token)).await))
+    }
+
+    async fn watch(&self) -> Result<Option<Lease>, StoreError> {
+        Ok(self.state.lock().await.watch.clone())
     }
 
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {

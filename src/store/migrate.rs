@@ -21,9 +21,19 @@ pub(super) const SQLITE: &[Step] = &[Step {
     sql: include_str!("../../migrations/sqlite/0001_state.sql"),
 }];
 
+/// The migrations of the PostgreSQL state, oldest first.
+pub(super) const POSTGRES: &[Step] = &[Step {
+    version: 1,
+    description: "state",
+    sql: include_str!("../../migrations/postgres/0001_state.sql"),
+}];
+
 /// The newest schema that `steps` know.
-pub(super) fn newest(steps: &[Step]) -> i64 {
-    steps.iter().map(|step| step.version).max().unwrap_or(0)
+pub(super) const fn newest(steps: &[Step]) -> i64 {
+    match steps {
+        [] => 0,
+        [.., last] => last.version,
+    }
 }
 
 /// The migrations in the form that carries them out, each in a transaction of its own.
@@ -46,7 +56,9 @@ mod tests {
 
     #[test]
     fn versions_grow_by_one() {
-        let versions: Vec<i64> = SQLITE.iter().map(|step| step.version).collect();
-        assert_eq!(versions, (1..=newest(SQLITE)).collect::<Vec<_>>());
+        for steps in [SQLITE, POSTGRES] {
+            let versions: Vec<i64> = steps.iter().map(|step| step.version).collect();
+            assert_eq!(versions, (1..=newest(steps)).collect::<Vec<_>>());
+        }
     }
 }

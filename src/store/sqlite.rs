@@ -13,28 +13,32 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions as _, Sqlite, SqliteConnection};
 
-use crate::model::{FingerprintKey, InstallationId, Record, ResourceKey, Timestamp};
+use crate::model::{
+    FingerprintKey, InstallationId, Lease, LeaseToken, Record, ResourceKey, Timestamp,
+};
 use crate::plan::Claimed;
 
 use super::migrate::{self, SQLITE};
 use super::steps;
+use super::steps::watch::WatchRows as _;
 use super::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
-    Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold,
+    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
-use fault::Fault;
+use super::fault::Fault;
 use file::{DaemonLock, cannot_open};
 use writer::Writer;
 
-mod codec;
 mod console;
-mod fault;
+mod due;
 mod file;
 mod guard;
 mod read;
 mod rows;
 mod save;
+mod upkeep;
+mod watch;
 mod writer;
 
 /// Earlier versions can corrupt a database in WAL mode (sqlite.org/wal.html, "The WAL-reset bug").
@@ -45,15 +49,6 @@ const APPLICATION_ID: i64 = 0x7263_6e64;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many reads run at once.
 const READERS_MAX: u32 = 4;
-
-/// What a process is to the state that it opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Works on it as its daemon: creates it, checks it, and is the only one.
-    Daemon,
-    /// A command that runs beside a daemon, or without one; the state is there already.
-    Beside,
-}
 
 /// A state in a SQLite file.
 #[derive(Debug)]
@@ -284,7 +279,8 @@ impl Store for SqliteStore {
             .write("record what a pass found", move |rows| {
                 Box::pin(async move { steps::reconcile(rows, &batch).await })
             })
-            .await
+            .await?
+            .ok_or(StoreError::WatchLost)
     }
 
     async fn progress(&self) -> Result<Progress, StoreError> {
@@ -297,7 +293,7 @@ impl Store for SqliteStore {
         let request = request.clone();
         self.writer
             .write("claim entries", move |rows| {
-                Box::pin(async move { steps::claim(rows, &request).await })
+                Box::pin(async move { steps::claim::claim(rows, &request).await })
             })
             .await
     }
@@ -436,6 +432,41 @@ impl Store for SqliteStore {
             problem: error.kind().to_string(),
             transient: false,
         })
+    }
+
+    async fn acquire_watch(&self, lease: &Lease, now: Timestamp) -> Result<bool, StoreError> {
+        let lease = lease.clone();
+        self.writer
+            .write("take the watch", move |rows| {
+                Box::pin(async move { steps::watch::acquire(rows, &lease, now).await })
+            })
+            .await
+    }
+
+    async fn renew_watch(
+        &self,
+        token: LeaseToken,
+        expires_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.writer
+            .write("prolong the watch", move |rows| {
+                Box::pin(async move { rows.renew_watch(token, expires_at).await })
+            })
+            .await
+    }
+
+    async fn release_watch(&self, token: LeaseToken) -> Result<bool, StoreError> {
+        self.writer
+            .write("give the watch back", move |rows| {
+                Box::pin(async move { rows.drop_watch(Some(token)).await })
+            })
+            .await
+    }
+
+    async fn watch(&self) -> Result<Option<Lease>, StoreError> {
+        self.writer
+            .write("see who has the watch", |rows| Box::pin(rows.watch()))
+            .await
     }
 
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {

@@ -3,35 +3,32 @@
 //! A store brings a transaction and the primitive reads and writes of [`Rows`]; the steps here decide through [`crate::plan`]
 //! and write only what changed. They never commit: whoever called them does, or drops everything.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
-use crate::model::{
-    Entry, EntryId, InstallationId, Lease, LeaseToken, Origin, Record, ResourceKey, Timestamp,
-};
-use crate::plan::claim::{Claim, abandon};
-use crate::plan::{self, Claimed, Decision, decide};
+use crate::model::{Entry, EntryId, InstallationId, Origin, Record, ResourceKey, Timestamp};
+use crate::plan::claim::abandon;
+use crate::plan::{self, Decision, decide};
 
 use guard::{GuardRows, Watch};
+use watch::WatchRows;
 
 pub(super) use settle::advance;
 
 use super::rules::{merge_pause, pause_holds};
 use super::{
-    AttemptRecord, Batch, ClaimRequest, Drifted, Observation, Pause, PauseKind, PollProgress,
-    Quarantined, Reconciled, SweepProgress,
+    AttemptRecord, Batch, Drifted, Observation, Pause, PauseKind, PollProgress, Quarantined,
+    Reconciled, SweepProgress,
 };
 
+pub(super) mod claim;
 pub(super) mod guard;
 mod settle;
+pub(super) mod watch;
 
 /// How many leases are ended per round.
 const LEASES_PER_ROUND: u32 = 500;
-/// How many expired leases one claim takes over at most.
-const LEASES_PER_CLAIM: u32 = 100;
-/// How often one claim looks for further candidates when some turned out to have nothing to send.
-const CLAIM_ROUNDS: usize = 16;
 
 /// A record before and after a step, and the entry that the step closed.
 pub(super) struct Change<'a> {
@@ -182,6 +179,14 @@ pub(super) trait Rows: Send {
         now: Timestamp,
     ) -> impl Future<Output = Result<Vec<ResourceKey>, Self::Error>> + Send;
 
+    /// Of these installations those for which no other claim is under way, each with its entries in flight for other owners than
+    /// `owner`. Nobody else claims for them before the transaction has ended.
+    fn reserve(
+        &mut self,
+        installations: &[InstallationId],
+        owner: &str,
+    ) -> impl Future<Output = Result<BTreeMap<InstallationId, u32>, Self::Error>> + Send;
+
     /// Resources whose entry has a lease that has expired at `now`, or any lease when `now` is none.
     fn leased(
         &mut self,
@@ -238,12 +243,12 @@ pub(super) trait Rows: Send {
         kind: PauseKind,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Keeps an unusable row; true when it is new or changed.
+    /// Keeps unusable rows; returns which of them are new or changed, by index.
     fn quarantine(
         &mut self,
-        row: &Quarantined,
+        unusable: &[Quarantined],
         sweep: Option<u64>,
-    ) -> impl Future<Output = Result<bool, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<usize>, Self::Error>> + Send;
 
     /// Forgets the unusable rows of these resources; returns how many there were.
     fn end_quarantine(
@@ -282,11 +287,11 @@ pub(super) trait Rows: Send {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-/// [`super::Store::reconcile`].
-pub(super) async fn reconcile<R: GuardRows>(
+/// [`super::Store::reconcile`]; `None` when the batch's watch is no longer held.
+pub(super) async fn reconcile<R: GuardRows + WatchRows>(
     rows: &mut R,
     batch: &Batch,
-) -> Result<Reconciled, R::Error> {
+) -> Result<Option<Reconciled>, R::Error> {
     let Batch {
         now: _,
         observations,
@@ -300,7 +305,13 @@ pub(super) async fn reconcile<R: GuardRows>(
         ends_pass: _,
         uninstall_missing_since: _,
         baseline: _,
+        watch: held,
     } = batch;
+    if let Some(token) = held
+        && !rows.holds_watch(*token).await?
+    {
+        return Ok(None);
+    }
     let mut reconciled = Reconciled::default();
     let mut watch = Watch::new(rows, batch).await?;
     find_missing(rows, batch, &mut watch, &mut reconciled).await?;
@@ -309,11 +320,7 @@ pub(super) async fn reconcile<R: GuardRows>(
     reconciled.decisions = observe(rows, batch, &observed, &mut watch).await?;
     reconciled.recovered = rows.end_quarantine(&observed).await?;
     let number = sweep.as_ref().map(|sweep| sweep.number);
-    for (index, row) in quarantined.iter().enumerate() {
-        if rows.quarantine(row, number).await? {
-            reconciled.newly_quarantined.push(index);
-        }
-    }
+    reconciled.newly_quarantined = rows.quarantine(quarantined, number).await?;
     let unusable: Vec<ResourceKey> = quarantined
         .iter()
         .filter_map(|row| row.key.clone())
@@ -332,7 +339,7 @@ pub(super) async fn reconcile<R: GuardRows>(
             rows.forget_quarantined(sweep).await?;
         }
     }
-    Ok(reconciled)
+    Ok(Some(reconciled))
 }
 
 async fn observe<R: GuardRows>(
@@ -499,186 +506,16 @@ pub(super) async fn mark_drifted<R: Rows>(
     Ok(marked)
 }
 
-/// [`super::Store::claim`].
-pub(super) async fn claim<R: Rows>(
-    rows: &mut R,
-    request: &ClaimRequest,
-) -> Result<Vec<Claimed>, R::Error> {
-    let expired = rows.leased(Some(request.now), LEASES_PER_CLAIM).await?;
-    end_leases(rows, &expired, request.now, request.late_apply).await?;
-    let mut round = Round {
-        request,
-        tokens: request.tokens.iter().copied(),
-        in_flight: request.in_flight.clone(),
-        last: request.after.clone(),
-        claimed: Vec::new(),
-    };
-    for _ in 0..CLAIM_ROUNDS {
-        if !round.go(rows).await? {
-            break;
-        }
-    }
-    Ok(round.claimed)
-}
-
-/// A claim under way.
-struct Round<'a> {
-    request: &'a ClaimRequest,
-    tokens: std::iter::Copied<std::slice::Iter<'a, LeaseToken>>,
-    /// By installation, what was claimed just now included.
-    in_flight: BTreeMap<InstallationId, u32>,
-    /// The installation that had the last turn.
-    last: Option<InstallationId>,
-    claimed: Vec<Claimed>,
-}
-
-impl Round<'_> {
-    /// How many entries may still be claimed.
-    fn room(&self) -> usize {
-        let limit = usize::try_from(self.request.limit).unwrap_or(usize::MAX);
-        limit
-            .saturating_sub(self.claimed.len())
-            .min(self.tokens.len())
-    }
-
-    fn capacity(&self, installation_id: &InstallationId) -> usize {
-        let busy = self.in_flight.get(installation_id).copied().unwrap_or(0);
-        usize::try_from(self.request.per_installation.saturating_sub(busy)).unwrap_or(usize::MAX)
-    }
-
-    /// Gives each installation with something due its turns; false when there is no point in another round.
-    async fn go<R: Rows>(&mut self, rows: &mut R) -> Result<bool, R::Error> {
-        let room = self.room();
-        if room == 0 || self.request.per_installation == 0 {
-            return Ok(false);
-        }
-        let installations = self.next_installations(rows, room).await?;
-        if installations.is_empty() {
-            return Ok(false);
-        }
-        // With a full page each has one turn; otherwise the turns go round until the places are taken.
-        let each = room.div_ceil(installations.len());
-        let keys = rows
-            .due_resources(&installations, each, self.request.now)
-            .await?;
-        let mut turns = turns(&installations, rows.records(&keys).await?);
-        let mut steps = Vec::with_capacity(room.min(keys.len()));
-        while let Some((installation_id, mut records)) = turns.pop_front() {
-            if self.room() == 0 {
-                break;
-            }
-            let Some(record) = records.pop_front() else {
-                continue;
-            };
-            if self.capacity(&installation_id) == 0 {
-                continue;
-            }
-            self.last = Some(installation_id.clone());
-            steps.extend(self.take(record));
-            turns.push_back((installation_id, records));
-        }
-        save_steps(rows, &mut steps).await?;
-        Ok(self.room() > 0)
-    }
-
-    /// The next installations in turn, from after the last one around to it.
-    async fn next_installations<R: Rows>(
-        &self,
-        rows: &mut R,
-        limit: usize,
-    ) -> Result<Vec<InstallationId>, R::Error> {
-        let full = self
-            .in_flight
-            .keys()
-            .filter(|installation_id| self.capacity(installation_id) == 0);
-        let excluded: BTreeSet<InstallationId> =
-            self.request.excluded.iter().chain(full).cloned().collect();
-        let mut found = rows
-            .due_installations(DueRequest {
-                now: self.request.now,
-                after: self.last.as_ref(),
-                up_to: None,
-                excluded: &excluded,
-                limit,
-            })
-            .await?;
-        if found.len() < limit
-            && let Some(last) = &self.last
-        {
-            let before = DueRequest {
-                now: self.request.now,
-                after: None,
-                up_to: Some(last),
-                excluded: &excluded,
-                limit: limit - found.len(),
-            };
-            found.extend(rows.due_installations(before).await?);
-        }
-        Ok(found)
-    }
-
-    /// Claims one record; `None` when there is no place left for it.
-    fn take(&mut self, before: Record) -> Option<Step> {
-        let ClaimRequest {
-            now,
-            owner,
-            lease_expires_at,
-            late_apply,
-            secrets,
-            ..
-        } = self.request;
-        let token = self.tokens.clone().next()?;
-        let lease = Lease {
-            owner: owner.clone(),
-            token,
-            expires_at: *lease_expires_at,
-        };
-        let mut after = before.clone();
-        let claim = plan::claim_with(&mut after, *now, &lease, *late_apply, *secrets);
-        let mut closed = None;
-        match claim {
-            Claim::Claimed(claimed) => {
-                self.tokens.next();
-                let installation_id = claimed.key.installation_id.clone();
-                *self.in_flight.entry(installation_id).or_default() += 1;
-                self.claimed.push(*claimed);
-            }
-            Claim::Closed(entry) => closed = Some(*entry),
-            Claim::NotNow => {}
-        }
-        Some(Step {
-            before,
-            after,
-            closed,
-            now: *now,
-        })
-    }
-}
-
-fn turns(
-    installations: &[InstallationId],
-    records: Vec<Record>,
-) -> VecDeque<(InstallationId, VecDeque<Record>)> {
-    let mut by_installation: BTreeMap<InstallationId, VecDeque<Record>> = BTreeMap::new();
-    for record in records {
-        by_installation
-            .entry(record.key.installation_id.clone())
-            .or_default()
-            .push_back(record);
-    }
-    installations
-        .iter()
-        .filter_map(|installation_id| by_installation.remove_entry(installation_id))
-        .collect()
-}
-
 /// [`super::Store::recover`].
-pub(super) async fn recover<R: Rows>(
+pub(super) async fn recover<R: WatchRows>(
     rows: &mut R,
     now: Timestamp,
     late_apply: Duration,
     owner_gone: bool,
 ) -> Result<u64, R::Error> {
+    if owner_gone {
+        rows.drop_watch(None).await?;
+    }
     let mut ended = 0;
     loop {
         let keys = rows

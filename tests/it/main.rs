@@ -8,6 +8,7 @@ mod garbage;
 mod harness;
 mod instant;
 mod operate;
+mod replicas;
 mod secrets;
 mod soak;
 mod source;

@@ -5,7 +5,9 @@ mod console;
 mod fixture;
 mod guard;
 mod laws;
+mod postgres;
 mod sqlite;
+mod watch;
 
 /// Runs every law against one kind of store. `$open` gives a fixture whose `store` is new and empty.
 macro_rules! conformance {
@@ -66,6 +68,9 @@ macro_rules! every_law {
             prune_deletes_only_what_is_closed_and_old,
             counts_tell_what_is_there,
             glance_tells_what_a_pass_needs,
+            watch_belongs_to_one_at_a_time,
+            pass_under_a_lost_watch_commits_nothing,
+            requests_of_other_owners_count_against_their_installation,
         ]);)+
     };
 }
@@ -73,4 +78,6 @@ macro_rules! every_law {
 every_law! {
     memory: super::fixture::memory,
     sqlite_file: super::fixture::sqlite,
+    postgres_schema: super::fixture::postgres,
+    postgres_pooled: super::fixture::pooled_postgres,
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use crate::app::{self, AppError, Parts};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::Access;
+use crate::store::Access;
 
 /// How long a crash may take to drop every task.
 const CRASH: Duration = Duration::from_secs(5);

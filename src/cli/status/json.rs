@@ -77,6 +77,13 @@ fn daemon(overview: &Overview) -> Value {
         "version": heartbeat.map(|heartbeat| heartbeat.version.as_str()),
         "started_at": heartbeat.map(|heartbeat| heartbeat.started_at.to_string()),
         "last_sign_age_ms": heartbeat.map(|heartbeat| age_ms(heartbeat.at, overview.now)),
+        "replicas": overview.daemon.replicas.iter().map(|replica| json!({
+            "owner": replica.heartbeat.owner,
+            "version": replica.heartbeat.version,
+            "started_at": replica.heartbeat.started_at.to_string(),
+            "last_sign_age_ms": age_ms(replica.heartbeat.at, overview.now),
+            "reads_source": replica.watches,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -72,7 +72,25 @@ fn facts(overview: &Overview, look: Look) -> Vec<(&'static str, String)> {
     facts
 }
 
+/// Of several daemons the one that reads the source, and how many there are.
 fn daemon(overview: &Overview, look: Look) -> String {
+    let one = one_daemon(overview, look);
+    match &overview.daemon.replicas[..] {
+        [] | [_] => one,
+        several => {
+            let reads = several.iter().find(|replica| replica.watches);
+            let reads = reads.map_or("none of them reads the source yet".to_owned(), |replica| {
+                format!("{} reads the source", visible(&replica.heartbeat.owner))
+            });
+            format!(
+                "{one}; {} in all, {reads}",
+                counted(several.len() as u64, "daemon")
+            )
+        }
+    }
+}
+
+fn one_daemon(overview: &Overview, look: Look) -> String {
     match (&overview.daemon.heartbeat, overview.daemon.running) {
         (Some(heartbeat), true) => {
             let since = if look.terminal { "" } else { "since " };

@@ -3,26 +3,23 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::SqliteConnection;
 
 use crate::model::{
-    EntryId, EntryState, Field, FieldSet, InstallationId, Record, ResourceId, ResourceKey,
-    Timestamp,
+    EntryId, EntryState, InstallationId, Record, ResourceId, ResourceKey, Timestamp,
 };
 use crate::plan::manual::Refusal;
-use crate::plan::pending;
 use crate::store::console::{
-    Act, Answer, Attempt, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
-    InstallationSummary, ListedEntry, Order, Person, Story,
+    Act, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary, Order,
+    Person, Story,
 };
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
-use super::codec::{self, json, number, parsed, time};
-use super::fault::Fault;
 use super::rows::SqliteRows;
 use super::{SqliteStore, file, read};
+use crate::store::codec::{self, json, number, time};
+use crate::store::fault::Fault;
 
 /// A listed entry: itself, its resource, and the fields of its attempts.
 macro_rules! listed {
@@ -102,6 +99,7 @@ impl Console for SqliteStore {
         Ok(Daemon {
             running,
             heartbeat: file::read_heartbeat(&self.path),
+            replicas: Vec::new(),
         })
     }
 
@@ -177,15 +175,10 @@ impl Console for SqliteStore {
 
 /// Leaves the row that tells of a person's pause; automatic ones are no acts.
 pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(), Fault> {
-    if pause.kind != PauseKind::Manual {
-        return Ok(());
+    match Act::paused(pause) {
+        Some(act) => note(rows, &act).await,
+        None => Ok(()),
     }
-    let by = Person {
-        name: pause.by.clone(),
-        reason: Some(pause.reason.clone()),
-    };
-    let act = Act::new("pause", by, pause.since);
-    note(rows, &act.of_installation(pause.installation_id.clone())).await
 }
 
 /// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
@@ -254,9 +247,7 @@ async fn carry_out(
         Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
     };
-    let act = Act::new(order.name(), by.clone(), now).of_resource(key.clone());
-    let entry_id = Some(id);
-    note(rows, &Act { entry_id, ..act }).await?;
+    note(rows, &Act::ordered(&key, id, order, by, now)).await?;
     Ok(Answer::Done { key, state })
 }
 
@@ -316,18 +307,7 @@ async fn entries(
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
     while let Some(row) = futures_util::TryStreamExt::try_next(&mut rows).await? {
-        let room = page.entries.len() < usize::try_from(*limit).unwrap_or(usize::MAX);
-        if field.is_none() && !room {
-            page.total += 1;
-            continue;
-        }
-        let (listed, _) = listed(&row)?;
-        if field.is_none_or(|field| listed.fields.contains(field)) {
-            page.total += 1;
-            if room {
-                page.entries.push(listed);
-            }
-        }
+        page.consider(*limit, *field, || codec::listed(&row))?;
     }
     Ok(page)
 }
@@ -344,7 +324,7 @@ async fn entry(
     let Some(row) = row else {
         return Ok(None);
     };
-    let (listed, _) = listed(&row)?;
+    let listed = codec::listed(&row)?;
     let record = read::records(&mut *connection, std::slice::from_ref(&listed.key))
         .await?
         .pop()
@@ -357,7 +337,7 @@ async fn entry(
     Ok(Some(EntryDetail {
         listed,
         record,
-        attempts: oldest_first(&rows, attempt)?,
+        attempts: codec::oldest_first(&rows, codec::attempt)?,
     }))
 }
 
@@ -424,9 +404,9 @@ async fn story(
     Ok(Story {
         record,
         quarantined: unusable.as_ref().map(codec::quarantined).transpose()?,
-        closed: oldest_first(&closed, |row| Ok(listed(row)?.0))?,
-        attempts: oldest_first(&attempts, attempt)?,
-        acts: oldest_first(&acts, act)?,
+        closed: codec::oldest_first(&closed, codec::listed)?,
+        attempts: codec::oldest_first(&attempts, codec::attempt)?,
+        acts: codec::oldest_first(&acts, codec::act)?,
         pauses: pauses(connection, Some(&key.installation_id)).await?,
         limited_until: limited_until.map(Timestamp::from_millis),
     })
@@ -511,92 +491,10 @@ async fn installations(
     )
     .fetch_all(connection)
     .await?;
-    let mut summaries = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let installation_id = codec::installation_id(row)?;
-        let count = |column| number(row.try_get::<i64, _>(column)?, column);
-        summaries.push(InstallationSummary {
-            resources: count("resources")?,
-            waiting: count("waiting")?,
-            held: count("held")?,
-            dead: count("dead")?,
-            oldest: time(row, "oldest")?,
-            pauses: by_installation.remove(&installation_id).unwrap_or_default(),
-            limited_until: time(row, "limited_until")?,
-            installation_id,
-        });
-    }
-    Ok(summaries)
-}
-
-/// A row of [`listed!`]: the entry, and its resource as it stands.
-fn listed(row: &SqliteRow) -> Result<(ListedEntry, Record), Fault> {
-    let key = codec::key(row)?;
-    let closed_at = time(row, "closed_at")?;
-    let mut record = codec::record(&key, row)?;
-    let entry = codec::entry(row)?;
-    let fields: FieldSet = if closed_at.is_some() {
-        record.entry = None;
-        parsed::<Vec<Field>>(&row.try_get::<String, _>("sent")?, "fields")?
-            .into_iter()
-            .collect()
-    } else {
-        let (patch, _) = pending(&record, &entry.desired);
-        let rejected = entry.rejected.keys().copied();
-        patch.fields().iter().chain(rejected).collect()
-    };
-    let listed = ListedEntry {
-        key,
-        entry,
-        fields,
-        closed_at,
-    };
-    Ok((listed, record))
-}
-
-fn attempt(row: &SqliteRow) -> Result<Attempt, Fault> {
-    let status: Option<i64> = row.try_get("status")?;
-    Ok(Attempt {
-        entry_id: EntryId(row.try_get("entry_id")?),
-        number: number(row.try_get("number")?, "number")?,
-        started_at: Timestamp::from_millis(row.try_get("started_at")?),
-        ended_at: Timestamp::from_millis(row.try_get("ended_at")?),
-        method: row.try_get("method")?,
-        fields: parsed(&row.try_get::<String, _>("fields")?, "fields")?,
-        secret_names: parsed(&row.try_get::<String, _>("secret_names")?, "secret_names")?,
-        outcome: row.try_get("outcome")?,
-        status: status.map(|status| number(status, "status")).transpose()?,
-        error_code: row.try_get("error_code")?,
-        message: row.try_get("message")?,
-        vercel_id: row.try_get("vercel_id")?,
-    })
-}
-
-fn act(row: &SqliteRow) -> Result<Act, Fault> {
-    let corrupt = |_| Fault::Corrupt("an act names no resource".to_owned());
-    let installation_id: Option<String> = row.try_get("installation_id")?;
-    let resource_id: Option<String> = row.try_get("resource_id")?;
-    Ok(Act {
-        at: Timestamp::from_millis(row.try_get("at")?),
-        actor: row.try_get("actor")?,
-        act: row.try_get("act")?,
-        installation_id: installation_id
-            .map(|id| InstallationId::new(&id))
-            .transpose()
-            .map_err(corrupt)?,
-        resource_id: resource_id
-            .map(|id| ResourceId::new(&id))
-            .transpose()
-            .map_err(corrupt)?,
-        entry_id: row.try_get::<Option<i64>, _>("entry_id")?.map(EntryId),
-        reason: row.try_get("reason")?,
-    })
-}
-
-/// Rows that were read newest first, the other way round.
-fn oldest_first<T>(
-    rows: &[SqliteRow],
-    read: impl Fn(&SqliteRow) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    rows.iter().rev().map(read).collect()
+    rows.iter()
+        .map(|row| {
+            let pauses = by_installation.remove(&codec::installation_id(row)?);
+            codec::installation(row, pauses.unwrap_or_default())
+        })
+        .collect()
 }

@@ -1,17 +1,16 @@
 //! The guard's rows of the SQLite state.
 
-use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::model::{Origin, ResourceKey, Timestamp};
 use crate::plan::guard::{Found, Impact, Summary};
-use crate::store::hold::{Hold, HoldReport, HoldState, SUMMARY_ENTRIES_MAX};
+use crate::store::hold::{Hold, HoldReport, SUMMARY_ENTRIES_MAX};
 use crate::store::steps::guard::GuardRows;
 
-use super::codec::{self, json, number, time};
-use super::fault::Fault;
 use super::read;
 use super::rows::SqliteRows;
+use crate::store::codec::{self, json, number};
+use crate::store::fault::Fault;
 
 /// How many records of a report are read at a time.
 const RECORDS_PER_ROUND: u32 = 500;
@@ -27,7 +26,7 @@ impl GuardRows for SqliteRows {
         )
         .fetch_all(&mut self.0)
         .await?;
-        rows.iter().map(hold).collect()
+        rows.iter().map(codec::hold).collect()
     }
 
     async fn add_hold(&mut self, origin: Origin, now: Timestamp) -> Result<i64, Fault> {
@@ -154,7 +153,7 @@ impl GuardRows for SqliteRows {
         .bind(until.as_millis())
         .fetch_one(&mut self.0)
         .await?;
-        found(&row)
+        codec::found(&row)
     }
 
     async fn keys_guarded(
@@ -245,7 +244,7 @@ pub(super) async fn report(
         after = Some(last);
     }
     Ok(Some(HoldReport {
-        hold: hold(&row)?,
+        hold: codec::hold(&row)?,
         entries: number(row.try_get("entries")?, "entries")?,
         summary,
     }))
@@ -261,7 +260,7 @@ pub(super) async fn open_holds(connection: &mut SqliteConnection) -> Result<Vec<
     )
     .fetch_all(connection)
     .await?;
-    rows.iter().map(hold).collect()
+    rows.iter().map(codec::hold).collect()
 }
 
 async fn keys_under(
@@ -286,29 +285,4 @@ async fn keys_under(
     .fetch_all(connection)
     .await?;
     rows.iter().map(codec::key).collect()
-}
-
-fn hold(row: &SqliteRow) -> Result<Hold, Fault> {
-    let unknown = |column: &str| {
-        Fault::Corrupt(format!(
-            "the column {column} holds what this version does not know"
-        ))
-    };
-    let state: String = row.try_get("state")?;
-    let origin: String = row.try_get("origin")?;
-    Ok(Hold {
-        id: row.try_get("id")?,
-        state: HoldState::from_name(&state).ok_or_else(|| unknown("state"))?,
-        origin: Origin::from_name(&origin).ok_or_else(|| unknown("origin"))?,
-        opened_at: Timestamp::from_millis(row.try_get("opened_at")?),
-        closed_at: time(row, "closed_at")?,
-        found: found(row)?,
-    })
-}
-
-fn found(row: &SqliteRow) -> Result<Found, Fault> {
-    Ok(Found {
-        destructive: number(row.try_get("destructive")?, "destructive")?,
-        changes: number(row.try_get("changes")?, "changes")?,
-    })
 }

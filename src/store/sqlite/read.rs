@@ -2,11 +2,11 @@
 
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::model::{EntryState, InstallationId, Record, ResourceKey, Timestamp};
+use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::store::{Counts, Glance, Pause, Progress};
 
-use super::codec::{self, key_pairs, number, parsed, time};
-use super::fault::Fault;
+use crate::store::codec::{self, key_pairs, time};
+use crate::store::fault::Fault;
 
 /// The whole records of these resources, in order.
 pub(super) async fn records(
@@ -70,22 +70,7 @@ pub(super) async fn glance(
     .bind(key_pairs(keys))
     .fetch_all(connection)
     .await?;
-    let hash = |row: &sqlx::sqlite::SqliteRow, column| {
-        row.try_get::<Option<Vec<u8>>, _>(column)?
-            .map(|bytes| codec::fingerprint(&bytes, column))
-            .transpose()
-    };
-    rows.iter()
-        .map(|row| {
-            let state: Option<String> = row.try_get("state")?;
-            Ok(Glance {
-                row_hash: hash(row, "row_hash")?,
-                entry: state.as_deref().and_then(EntryState::from_name),
-                quarantined: hash(row, "quarantined")?,
-                missing: row.try_get("missing")?,
-            })
-        })
-        .collect()
+    rows.iter().map(codec::glance).collect()
 }
 
 /// Where polls and sweeps stand.
@@ -97,15 +82,7 @@ pub(super) async fn progress(connection: &mut SqliteConnection) -> Result<Progre
     )
     .fetch_all(connection)
     .await?;
-    let mut progress = Progress::default();
-    for row in &rows {
-        let value: String = row.try_get("value")?;
-        match row.try_get::<&str, _>("name")? {
-            "poll" => progress.poll = Some(parsed(&value, "poll")?),
-            _ => progress.sweep = Some(parsed(&value, "sweep")?),
-        }
-    }
-    Ok(progress)
+    codec::progress(&rows)
 }
 
 /// When the earliest entry can be claimed; see [`crate::store::Store::next_due`].
@@ -270,19 +247,7 @@ pub(super) async fn counts(
     .bind(now.as_millis())
     .fetch_one(connection)
     .await?;
-    let count = |column| number(row.try_get::<i64, _>(column)?, column);
-    Ok(Counts {
-        resources: count("resources")?,
-        waiting: count("waiting")?,
-        in_flight: count("in_flight")?,
-        held: count("held")?,
-        dead: count("dead")?,
-        quarantined: count("quarantined")?,
-        paused: count("paused")?,
-        missing: count("missing")?,
-        oldest_waiting: time(&row, "oldest_waiting")?,
-        last_acknowledged: time(&row, "last_acknowledged")?,
-    })
+    codec::counts(&row)
 }
 
 /// When the first entry of any installation can be claimed: not before its rate limit has passed and a pause that ends by itself

@@ -1,15 +1,17 @@
 //! The rows of one SQLite transaction.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::claim::DUE_HORIZON;
-use crate::store::rules::quarantine_slot;
+use crate::store::codec::{self, json, key_pairs};
+use crate::store::fault::Fault;
 use crate::store::steps::{AttemptRow, Change, DueRequest, Rows};
-use crate::store::{Cutoffs, Pause, PauseKind, PollProgress, Quarantined, SweepProgress};
+use crate::store::{Pause, PauseKind, PollProgress, Quarantined, SweepProgress};
 
-use super::codec::{self, json, key_pairs};
-use super::fault::Fault;
+use super::due::{DUE_INSTALLATIONS, DUE_RESOURCES};
 use super::{read, save};
 
 /// The connection that writes, inside a transaction.
@@ -94,6 +96,34 @@ impl Rows for SqliteRows {
             );
         }
         Ok(keys)
+    }
+
+    async fn reserve(
+        &mut self,
+        installations: &[InstallationId],
+        owner: &str,
+    ) -> Kept<BTreeMap<InstallationId, u32>> {
+        // Claims follow one another, since one connection writes.
+        let rows = sqlx::query(
+            "SELECT installation_id, count(*) AS in_flight
+             FROM entry INDEXED BY entry_lease
+             WHERE lease_token IS NOT NULL
+               AND lease_owner <> ?1
+             GROUP BY installation_id",
+        )
+        .bind(owner)
+        .fetch_all(&mut self.0)
+        .await?;
+        let mut reserved: BTreeMap<InstallationId, u32> = installations
+            .iter()
+            .map(|installation_id| (installation_id.clone(), 0))
+            .collect();
+        for row in &rows {
+            if let Some(count) = reserved.get_mut(&codec::installation_id(row)?) {
+                *count = codec::number(row.try_get("in_flight")?, "in_flight")?;
+            }
+        }
+        Ok(reserved)
     }
 
     async fn leased(&mut self, now: Option<Timestamp>, limit: u32) -> Kept<Vec<ResourceKey>> {
@@ -215,54 +245,18 @@ impl Rows for SqliteRows {
         Ok(())
     }
 
-    async fn quarantine(&mut self, row: &Quarantined, sweep: Option<u64>) -> Kept<bool> {
-        let Quarantined {
-            key: _,
-            installation_id,
-            resource_id,
-            column,
-            problem,
-            accepted,
-            row_hash,
-            since,
-        } = row;
-        let sweep = sweep.map(|number| i64::try_from(number).unwrap_or(i64::MAX));
-        let slot = quarantine_slot(row);
-        let known = sqlx::query(
-            "UPDATE quarantine
-             SET sweep = coalesce(?5, sweep)
-             WHERE installation_id = ?1
-               AND resource_id = ?2
-               AND slot = ?3
-               AND row_hash = ?4",
-        )
-        .bind(installation_id)
-        .bind(resource_id)
-        .bind(&slot)
-        .bind(row_hash.as_bytes().to_vec())
-        .bind(sweep)
-        .execute(&mut self.0)
-        .await?;
-        if known.rows_affected() > 0 {
-            return Ok(false);
+    async fn quarantine(
+        &mut self,
+        unusable: &[Quarantined],
+        sweep: Option<u64>,
+    ) -> Kept<Vec<usize>> {
+        let mut new = Vec::new();
+        for (index, row) in unusable.iter().enumerate() {
+            if self.keep_unusable(row, sweep).await? {
+                new.push(index);
+            }
         }
-        sqlx::query(
-            "INSERT OR REPLACE INTO quarantine
-                 (installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since, sweep)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-        )
-        .bind(installation_id)
-        .bind(resource_id)
-        .bind(&slot)
-        .bind(column)
-        .bind(problem)
-        .bind(accepted)
-        .bind(row_hash.as_bytes().to_vec())
-        .bind(since.as_millis())
-        .bind(sweep)
-        .execute(&mut self.0)
-        .await?;
-        Ok(true)
+        Ok(new)
     }
 
     async fn end_quarantine(&mut self, keys: &[ResourceKey]) -> Kept<u64> {
@@ -334,38 +328,6 @@ impl Rows for SqliteRows {
 }
 
 impl SqliteRows {
-    /// Deletes closed entries and attempts past their retention.
-    pub(super) async fn prune(&mut self, cutoffs: Cutoffs, limit: u32) -> Kept<u64> {
-        let Cutoffs { entries, attempts } = cutoffs;
-        let entries = sqlx::query(
-            "DELETE FROM entry
-             WHERE id IN (SELECT id
-                          FROM entry INDEXED BY entry_closed
-                          WHERE closed_at < ?1
-                          ORDER BY closed_at, id
-                          LIMIT ?2)",
-        )
-        .bind(entries.as_millis())
-        .bind(i64::from(limit))
-        .execute(&mut self.0)
-        .await?
-        .rows_affected();
-        let attempts = sqlx::query(
-            "DELETE FROM attempt
-             WHERE id IN (SELECT id
-                          FROM attempt INDEXED BY attempt_ended
-                          WHERE ended_at < ?1
-                          ORDER BY ended_at, id
-                          LIMIT ?2)",
-        )
-        .bind(attempts.as_millis())
-        .bind(i64::from(limit))
-        .execute(&mut self.0)
-        .await?
-        .rows_affected();
-        Ok(entries + attempts)
-    }
-
     async fn put_progress(&mut self, name: &'static str, value: String) -> Kept<()> {
         sqlx::query(
             "INSERT INTO progress (name, value)
@@ -384,87 +346,3 @@ impl SqliteRows {
 fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
-
-/// Installations with something to claim, from ?1 (excluded) to ?2 (included).
-///
-/// Steps from one installation to the next by index, whatever their backlogs, and stops at the limit: an ORDER BY would make it
-/// visit all of them first. The steps are taken first in, first out, so they come in byte order.
-const DUE_INSTALLATIONS: &str = "
-    WITH RECURSIVE turn (installation_id) AS (
-        SELECT (SELECT installation_id
-                FROM entry INDEXED BY entry_due_by_installation
-                WHERE state = 'waiting'
-                  AND lease_token IS NULL
-                  AND installation_id > ?1
-                ORDER BY installation_id
-                LIMIT 1)
-        -- Nothing is due anywhere: no step at all.
-        WHERE EXISTS (SELECT 1
-                      FROM entry INDEXED BY entry_due
-                      WHERE state = 'waiting'
-                        AND lease_token IS NULL
-                        AND due_at <= ?3)
-           OR EXISTS (SELECT 1
-                      FROM entry INDEXED BY entry_due
-                      WHERE state = 'waiting'
-                        AND lease_token IS NULL
-                        AND due_at > ?4)
-        UNION ALL
-        SELECT (SELECT entry.installation_id
-                FROM entry INDEXED BY entry_due_by_installation
-                WHERE entry.state = 'waiting'
-                  AND entry.lease_token IS NULL
-                  AND entry.installation_id > turn.installation_id
-                ORDER BY entry.installation_id
-                LIMIT 1)
-        FROM turn
-        WHERE turn.installation_id IS NOT NULL
-          AND (?2 IS NULL OR turn.installation_id < ?2)
-    )
-    SELECT turn.installation_id
-    FROM turn
-    WHERE turn.installation_id IS NOT NULL
-      AND (?2 IS NULL OR turn.installation_id <= ?2)
-      AND (EXISTS (SELECT 1
-                   FROM entry INDEXED BY entry_due_by_installation
-                   WHERE entry.state = 'waiting'
-                     AND entry.lease_token IS NULL
-                     AND entry.installation_id = turn.installation_id
-                     AND entry.due_at <= ?3)
-           -- Too far ahead: the clock was set back.
-           OR EXISTS (SELECT 1
-                      FROM entry INDEXED BY entry_due_by_installation
-                      WHERE entry.state = 'waiting'
-                        AND entry.lease_token IS NULL
-                        AND entry.installation_id = turn.installation_id
-                        AND entry.due_at > ?4))
-      -- A manual pause may have ended by itself.
-      AND NOT EXISTS (SELECT 1
-                      FROM pause
-                      WHERE pause.installation_id = turn.installation_id
-                        AND (pause.ends_at IS NULL OR pause.ends_at > ?3))
-      -- A limit too far ahead is not believed.
-      AND NOT EXISTS (SELECT 1
-                      FROM installation
-                      WHERE installation.installation_id = turn.installation_id
-                        AND installation.limited_until > ?3
-                        AND installation.limited_until <= ?4)
-      AND turn.installation_id NOT IN (SELECT value FROM json_each(?5))
-    LIMIT ?6";
-
-/// The first entries of each installation in ?1 that are due from ?2 to ?3.
-const DUE_RESOURCES: &str = "
-    SELECT turn.key AS turn,
-           entry.installation_id,
-           entry.resource_id
-    FROM json_each(?1) AS turn
-    CROSS JOIN entry
-    WHERE entry.id IN (SELECT due.id
-                       FROM entry AS due INDEXED BY entry_due_by_installation
-                       WHERE due.state = 'waiting'
-                         AND due.lease_token IS NULL
-                         AND due.installation_id = turn.value
-                         AND due.due_at BETWEEN ?2 AND ?3
-                       ORDER BY due.due_at, due.id
-                       LIMIT ?4)
-    ORDER BY turn.key, entry.due_at, entry.id";

@@ -8,8 +8,8 @@ use crate::model::{Entry, EntryId, InFlight, Lease, Record, Timestamp};
 use crate::store::AttemptRecord;
 use crate::store::steps::{AttemptRow, Change};
 
-use super::codec::{json, name_of};
-use super::fault::Fault;
+use crate::store::codec::{json, name_of};
+use crate::store::fault::Fault;
 
 /// Writes what changed of the records, their entries and the entries that were closed.
 ///

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 
 use crate::store::StoreError;
 
-use super::fault::Fault;
 use super::file::DaemonLock;
 use super::rows::SqliteRows;
+use crate::store::fault::Fault;
 
 /// The most jobs in one transaction.
 const JOBS_MAX: usize = 256;
@@ -167,12 +167,12 @@ async fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Re
         // SQLite may have ended the transaction already; then there is nothing to undo.
         let _ = sqlx::query("ROLLBACK").execute(&mut rows.0).await;
     }
-    result.map_err(|error| match Fault::from(error) {
-        Fault::Database { problem, transient } => Failure { problem, transient },
-        Fault::Corrupt(problem) => Failure {
-            problem,
-            transient: false,
-        },
+    result.map_err(|error| {
+        let fault = Fault::from(error);
+        Failure {
+            transient: fault.is_transient(),
+            problem: fault.problem(),
+        }
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reconciled::app::{OnceOptions, OnceReport, Parts, once};
 use reconciled::config::Config;
 use reconciled::simulator::{Options, Remote, Simulator};
-use reconciled::store::sqlite::Access;
+use reconciled::store::Access;
 use secrecy::SecretString;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;

@@ -5,13 +5,16 @@ use std::time::Duration;
 use proptest::prelude::*;
 use reconciled::model::{ResourceKey, Snapshot, Timestamp};
 use reconciled::plan::{Claimed, Outcome};
-use reconciled::store::sqlite::Access;
+use reconciled::store::Access;
 use reconciled::store::{
-    Cutoffs, MemoryStore, Pause, PauseKind, SqliteStore, Store, SweepAccount, SweepProgress,
+    Cutoffs, MemoryStore, Pause, PauseKind, PostgresStore, SqliteStore, Store, SweepAccount,
+    SweepProgress,
 };
 use tempfile::TempDir;
 
 use super::fixture::*;
+use crate::support::database::TestDatabase;
+use crate::support::postgres::Postgres;
 
 const INSTALLATIONS: usize = 3;
 const RESOURCES: usize = 9;
@@ -106,37 +109,45 @@ fn resource(index: usize) -> ResourceKey {
     )
 }
 
-/// Both stores and what was given out to work on.
-struct Pair {
+/// The stores and what was given out to work on.
+struct Stores {
     memory: MemoryStore,
     sqlite: SqliteStore,
     directory: TempDir,
+    postgres: PostgresStore,
+    database: TestDatabase,
     claimed: Vec<Claimed>,
     now: Timestamp,
     sweeps: u64,
 }
 
-/// Asks both the same and compares the answers.
-macro_rules! both {
-    ($pair:expr, $store:ident => $ask:expr) => {{
-        let $store: &dyn Store = &$pair.memory;
+/// Asks all of them the same and compares the answers.
+macro_rules! all {
+    ($stores:expr, $store:ident => $ask:expr) => {{
+        let $store: &dyn Store = &$stores.memory;
         let memory = $ask.await.expect("memory answers");
-        let $store: &dyn Store = &$pair.sqlite;
+        let $store: &dyn Store = &$stores.sqlite;
         let sqlite = $ask.await.expect("SQLite answers");
         prop_assert_eq!(&memory, &sqlite);
+        let $store: &dyn Store = &$stores.postgres;
+        let postgres = $ask.await.expect("PostgreSQL answers");
+        prop_assert_eq!(&memory, &postgres);
         memory
     }};
 }
 
-impl Pair {
+impl Stores {
     async fn new() -> Self {
         let directory = TempDir::new().expect("a directory");
         let sqlite = SqliteStore::open(&directory.path().join("state.db"), Access::Daemon).await;
         let sqlite = sqlite.expect("a new state");
+        let database = Postgres::shared().database().await;
         Self {
             memory: MemoryStore::new(sqlite.fingerprint_key().await.expect("a key")),
             sqlite,
             directory,
+            postgres: open_postgres(&database.url).await,
+            database,
             claimed: Vec::new(),
             now: START,
             sweeps: 0,
@@ -181,7 +192,7 @@ impl Pair {
                 let mut request = request(now, *limit);
                 request.per_installation = *each;
                 request.after = after.map(|index| resource(index).installation_id);
-                let claimed = both!(self, store => store.claim(&request));
+                let claimed = all!(self, store => store.claim(&request));
                 self.claimed.extend(claimed);
             }
             Step::Settle {
@@ -201,21 +212,21 @@ impl Pair {
                         ..pause
                     };
                 }
-                both!(self, store => store.pause(&pause));
+                all!(self, store => store.pause(&pause));
             }
             Step::Resume(index, kind) => {
                 let id = resource(*index).installation_id;
-                both!(self, store => store.resume(&id, KINDS[*kind], now));
+                all!(self, store => store.resume(&id, KINDS[*kind], now));
             }
             Step::Recover(owner_gone) => {
-                both!(self, store => store.recover(now, LATE, *owner_gone));
+                all!(self, store => store.recover(now, LATE, *owner_gone));
             }
             Step::Prune(limit) => {
                 let cutoffs = Cutoffs {
                     entries: now.minus(Duration::from_secs(30)),
                     attempts: now.minus(Duration::from_secs(60)),
                 };
-                both!(self, store => store.prune(cutoffs, *limit));
+                all!(self, store => store.prune(cutoffs, *limit));
             }
             Step::Reopen => {
                 self.sqlite.close().await;
@@ -223,9 +234,11 @@ impl Pair {
                 self.sqlite = SqliteStore::open(&path, Access::Daemon)
                     .await
                     .expect("the same state");
+                self.postgres.close();
+                self.postgres = open_postgres(&self.database.url).await;
             }
         }
-        both!(self, store => store.reconcile(batch.clone()));
+        all!(self, store => store.reconcile(batch.clone()));
         self.compare().await
     }
 
@@ -250,20 +263,20 @@ impl Pair {
         if how.is_multiple_of(2) {
             self.claimed.retain(|other| other.token != claimed.token);
         }
-        both!(self, store => store.advance(settlement.clone()));
+        all!(self, store => store.advance(settlement.clone()));
         Ok(())
     }
 
     async fn compare(&self) -> Result<(), TestCaseError> {
         let keys: Vec<ResourceKey> = (0..RESOURCES).map(resource).collect();
-        both!(self, store => store.records(&keys));
-        both!(self, store => store.glance(&keys));
-        both!(self, store => store.counts(self.now));
-        both!(self, store => store.next_due());
-        both!(self, store => store.progress());
-        both!(self, store => store.rechecks(5));
-        both!(self, store => store.probes_due(self.now, 5));
-        both!(self, store => store.keys_after(Some(&keys[3]), 4));
+        all!(self, store => store.records(&keys));
+        all!(self, store => store.glance(&keys));
+        all!(self, store => store.counts(self.now));
+        all!(self, store => store.next_due());
+        all!(self, store => store.progress());
+        all!(self, store => store.rechecks(5));
+        all!(self, store => store.probes_due(self.now, 5));
+        all!(self, store => store.keys_after(Some(&keys[3]), 4));
         Ok(())
     }
 }
@@ -275,9 +288,9 @@ proptest! {
     fn all_stores_agree(steps in prop::collection::vec(step(), 1..50)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut pair = Pair::new().await;
+            let mut stores = Stores::new().await;
             for step in &steps {
-                pair.run(step).await?;
+                stores.run(step).await?;
             }
             Ok::<(), TestCaseError>(())
         })?;

@@ -1,16 +1,54 @@
 //! What people ask of a state and do to it.
 
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
 use reconciled::model::{EntryId, EntryState, Field, Reason};
 use reconciled::plan::Outcome;
 use reconciled::plan::manual::Refusal;
-use reconciled::store::console::{Act, Answer, Console as _, EntryFilter, Order};
-use reconciled::store::sqlite::Access;
-use reconciled::store::{Cutoffs, Drifted, PauseKind, Person, SqliteStore, Store as _};
+use reconciled::store::Access;
+use reconciled::store::console::{Act, Answer, Console, EntryFilter, Order};
+use reconciled::store::{Cutoffs, Drifted, PauseKind, Person, SqliteStore};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 
 use super::fixture::*;
+use crate::support::postgres::Postgres;
+
+/// Runs every law here over one kind of store.
+macro_rules! console_laws {
+    ($($store:ident: $open:path),+ => $laws:tt) => {
+        $(console_laws!(@store $store $open, $laws);)+
+    };
+    (@store $store:ident $open:path, [$($law:ident),+ $(,)?]) => {
+        mod $store {
+            $(
+                #[tokio::test]
+                async fn $law() {
+                    let fixture = $open().await;
+                    super::$law(fixture.store()).await;
+                }
+            )+
+        }
+    };
+}
+
+console_laws! {
+    sqlite_file: crate::store::fixture::sqlite, postgres: crate::store::fixture::postgres => [
+        discarded_value_stays_discarded_until_changed,
+        every_act_leaves_its_row,
+        what_is_done_to_a_whole_fleet_is_told_of_each_resource,
+        a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked,
+        the_history_of_a_delivery_outlives_its_entry,
+        orders_meet_each_entry_as_it_is,
+        retry_makes_a_dead_letter_due_at_once,
+        entries_are_listed_by_filter_and_what_was_cut_is_counted,
+        story_tells_attempts_oldest_first_and_the_newest_of_them,
+        installations_are_summed_up,
+        quarantined_rows_are_listed_as_they_were_reported,
+    ]
+}
 
 fn person(name: &str, reason: Option<&str>) -> Person {
     Person {
@@ -23,14 +61,11 @@ fn leaver(name: &str) -> Person {
     person(name, Some("the customer left"))
 }
 
-async fn open_entry(store: &SqliteStore, key: &reconciled::model::ResourceKey) -> EntryId {
+async fn open_entry(store: &dyn Console, key: &reconciled::model::ResourceKey) -> EntryId {
     record(store, key).await.entry.expect("open").id
 }
 
-#[tokio::test]
-async fn discarded_value_stays_discarded_until_changed() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn discarded_value_stays_discarded_until_changed(store: &dyn Console) {
     let key = key("icfg_1", "res_1");
     read(store, START, vec![row(&key, &status("ready"))]).await;
     let id = open_entry(store, &key).await;
@@ -53,10 +88,7 @@ async fn discarded_value_stays_discarded_until_changed() {
     assert_eq!(claim_one(store, seconds(4)).await.desired, status("ready"));
 }
 
-#[tokio::test]
-async fn every_act_leaves_its_row() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn every_act_leaves_its_row(store: &dyn Console) {
     let (one, two) = (key("icfg_1", "res_1"), key("icfg_1", "res_2"));
     read(
         store,
@@ -139,10 +171,7 @@ async fn every_act_leaves_its_row() {
     );
 }
 
-#[tokio::test]
-async fn what_is_done_to_a_whole_fleet_is_told_of_each_resource() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn what_is_done_to_a_whole_fleet_is_told_of_each_resource(store: &dyn Console) {
     let (one, two) = (key("icfg_1", "res_1"), key("icfg_2", "res_2"));
     let whole = Act::new("adopt", person("ana", Some("moving in")), START);
     let other = Act::new("compare", person("bo", None), seconds(1));
@@ -158,10 +187,7 @@ async fn what_is_done_to_a_whole_fleet_is_told_of_each_resource() {
     store.note(&nothing).await.expect_err("to which entry?");
 }
 
-#[tokio::test]
-async fn a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked(store: &dyn Console) {
     let keys = [key("icfg_1", "res_1"), key("icfg_1", "res_2")];
     for key in &keys {
         deliver(store, START, key, &status("ready")).await;
@@ -184,10 +210,7 @@ async fn a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked() {
     assert_eq!(acts(&keys[1]).await, []);
 }
 
-#[tokio::test]
-async fn the_history_of_a_delivery_outlives_its_entry() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn the_history_of_a_delivery_outlives_its_entry(store: &dyn Console) {
     let key = key("icfg_1", "res_1");
     deliver(
         store,
@@ -218,10 +241,7 @@ async fn the_history_of_a_delivery_outlives_its_entry() {
     assert_eq!(story.attempts, []);
 }
 
-#[tokio::test]
-async fn orders_meet_each_entry_as_it_is() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn orders_meet_each_entry_as_it_is(store: &dyn Console) {
     let keys = [key("a", "1"), key("a", "2"), key("a", "3")];
     read(
         store,
@@ -252,10 +272,7 @@ async fn orders_meet_each_entry_as_it_is() {
     assert_eq!(answers, expected);
 }
 
-#[tokio::test]
-async fn retry_makes_a_dead_letter_due_at_once() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn retry_makes_a_dead_letter_due_at_once(store: &dyn Console) {
     let key = key("icfg_1", "res_1");
     read(store, START, vec![row(&key, &status("ready"))]).await;
     let claimed = claim_one(store, START).await;
@@ -282,36 +299,60 @@ async fn retry_makes_a_dead_letter_due_at_once() {
     );
 }
 
+/// What a law needs to reach behind a store.
+type Behind<'a> = &'a dyn Fn(&'static str) -> BoxFuture<'static, ()>;
+
 #[tokio::test]
-async fn held_entry_is_released_by_a_person_only() {
+async fn held_entry_is_released_by_a_person_only_in_sqlite() {
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("state.db");
     let store = SqliteStore::open(&path, Access::Daemon)
         .await
         .expect("a state");
+    let behind = |sql: &'static str| -> BoxFuture<'static, ()> {
+        let path = path.clone();
+        Box::pin(async move {
+            let options = SqliteConnectOptions::new().filename(&path);
+            let mut connection = options.connect().await.expect("connected");
+            sqlx::raw_sql(sql)
+                .execute(&mut connection)
+                .await
+                .expect(sql);
+        })
+    };
+    held_entry_is_released_by_a_person_only(&store, &behind).await;
+}
+
+#[tokio::test]
+async fn held_entry_is_released_by_a_person_only_in_postgres() {
+    let database = Arc::new(Postgres::shared().database().await);
+    let store = open_postgres(&database.url).await;
+    let behind = |sql: &'static str| -> BoxFuture<'static, ()> {
+        let database = Arc::clone(&database);
+        Box::pin(async move {
+            database
+                .execute(&format!("SET search_path = reconciled; {sql}"))
+                .await
+        })
+    };
+    held_entry_is_released_by_a_person_only(&store, &behind).await;
+}
+
+async fn held_entry_is_released_by_a_person_only(store: &dyn Console, behind: Behind<'_>) {
     let key = key("icfg_1", "res_1");
-    read(&store, START, vec![row(&key, &status("suspended"))]).await;
-    let id = open_entry(&store, &key).await;
-    let mut guard = SqliteConnectOptions::new()
-        .filename(&path)
-        .connect()
-        .await
-        .expect("connected");
-    for statement in [
-        "INSERT INTO hold (id, state, origin, opened_at) VALUES (1, 'open', 'sweep', 0)",
-        "UPDATE entry SET state = 'held', reason = 'guard', hold_id = 1",
-    ] {
-        sqlx::query(statement)
-            .execute(&mut guard)
-            .await
-            .expect(statement);
-    }
-    let held = record(&store, &key).await.entry.expect("open");
+    read(store, START, vec![row(&key, &status("suspended"))]).await;
+    let id = open_entry(store, &key).await;
+    behind(
+        "INSERT INTO hold (id, state, origin, opened_at) VALUES (1, 'open', 'sweep', 0);
+         UPDATE entry SET state = 'held', reason = 'guard', hold_id = 1",
+    )
+    .await;
+    let held = record(store, &key).await.entry.expect("open");
     assert_eq!(
         (held.state, held.reason, held.hold),
         (EntryState::Held, Reason::Guard, Some(1))
     );
-    assert!(claim(&store, seconds(9)).await.is_empty());
+    assert!(claim(store, seconds(9)).await.is_empty());
     assert_eq!(store.next_due().await.expect("readable"), None);
     let refused = store
         .act(&[id], Order::Retry, &person("ana", None), seconds(9))
@@ -322,13 +363,10 @@ async fn held_entry_is_released_by_a_person_only() {
         .act(&[id], Order::Release, &person("ana", None), seconds(9))
         .await
         .expect("answered");
-    assert_eq!(claim_one(&store, seconds(9)).await.entry_id, id);
+    assert_eq!(claim_one(store, seconds(9)).await.entry_id, id);
 }
 
-#[tokio::test]
-async fn entries_are_listed_by_filter_and_what_was_cut_is_counted() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn entries_are_listed_by_filter_and_what_was_cut_is_counted(store: &dyn Console) {
     deliver(
         store,
         START,
@@ -427,10 +465,7 @@ async fn entries_are_listed_by_filter_and_what_was_cut_is_counted() {
     assert_eq!(list(ids).await, ("a/1".to_owned(), 0));
 }
 
-#[tokio::test]
-async fn story_tells_attempts_oldest_first_and_the_newest_of_them() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn story_tells_attempts_oldest_first_and_the_newest_of_them(store: &dyn Console) {
     let key = key("icfg_1", "res_1");
     read(
         store,
@@ -468,10 +503,7 @@ async fn story_tells_attempts_oldest_first_and_the_newest_of_them() {
     assert!(never.record.is_first_sight());
 }
 
-#[tokio::test]
-async fn installations_are_summed_up() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn installations_are_summed_up(store: &dyn Console) {
     deliver(store, START, &key("a", "1"), &status("ready")).await;
     read(
         store,
@@ -512,10 +544,7 @@ async fn installations_are_summed_up() {
     assert_eq!(store.pauses().await.expect("readable").len(), 2);
 }
 
-#[tokio::test]
-async fn quarantined_rows_are_listed_as_they_were_reported() {
-    let fixture = sqlite().await;
-    let store = fixture.store();
+async fn quarantined_rows_are_listed_as_they_were_reported(store: &dyn Console) {
     let rows = vec![
         unusable(&key("a", "1"), "x", seconds(1)),
         without_ids("y", START),

@@ -11,12 +11,16 @@ use reconciled::model::{
 use reconciled::plan::backoff::Backoff;
 use reconciled::plan::guard::Limits;
 use reconciled::plan::{Claimed, Outcome, Policy, RetryPolicy, SecretsWay};
-use reconciled::store::sqlite::Access;
+use reconciled::store::Access;
+use reconciled::store::postgres::Settings;
 use reconciled::store::{
     Advanced, AttemptRecord, Batch, ClaimRequest, MemoryStore, Observation, Pause, PauseKind,
-    Quarantined, Reconciled, Settlement, SqliteStore, Store,
+    PostgresStore, Quarantined, Reconciled, Settlement, SqliteStore, Store,
 };
 use tempfile::TempDir;
+
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::postgres::Postgres;
 
 /// When every test begins.
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -39,7 +43,14 @@ pub(super) const RETRY: RetryPolicy = RetryPolicy {
 /// A store and whatever has to live as long as it.
 pub(super) struct Fixture<S> {
     store: S,
-    _directory: Option<TempDir>,
+    _keeps: Keeps,
+}
+
+/// What a store needs for as long as it is used.
+pub(super) enum Keeps {
+    Nothing,
+    Directory { _directory: TempDir },
+    Pooler { _pooler: Box<PgBouncer> },
 }
 
 impl<S: Store> Fixture<S> {
@@ -52,7 +63,7 @@ impl<S: Store> Fixture<S> {
 pub(super) async fn memory() -> Fixture<MemoryStore> {
     Fixture {
         store: MemoryStore::new(FingerprintKey::new([7; 32])),
-        _directory: None,
+        _keeps: Keeps::Nothing,
     }
 }
 
@@ -62,7 +73,43 @@ pub(super) async fn sqlite() -> Fixture<SqliteStore> {
     let store = SqliteStore::open(&path, Access::Daemon).await;
     Fixture {
         store: store.expect("a new state"),
-        _directory: Some(directory),
+        _keeps: Keeps::Directory {
+            _directory: directory,
+        },
+    }
+}
+
+pub(super) async fn postgres() -> Fixture<PostgresStore> {
+    let database = Postgres::shared().database().await;
+    Fixture {
+        store: open_postgres(&database.url).await,
+        _keeps: Keeps::Nothing,
+    }
+}
+
+/// The same through a pooler in transaction mode.
+pub(super) async fn pooled_postgres() -> Fixture<PostgresStore> {
+    let database = Postgres::shared().database().await;
+    let pooler = PgBouncer::in_front_of(Postgres::shared(), &["postgres"]);
+    Fixture {
+        store: open_postgres(&pooler.url("postgres", &database.name)).await,
+        _keeps: Keeps::Pooler {
+            _pooler: Box::new(pooler),
+        },
+    }
+}
+
+pub(super) async fn open_postgres(url: &str) -> PostgresStore {
+    PostgresStore::open(&settings(url), Access::Daemon)
+        .await
+        .expect("a state")
+}
+
+pub(super) fn settings(url: &str) -> Settings {
+    Settings {
+        url: url.into(),
+        target: "the test's database".to_owned(),
+        max_connections: 4,
     }
 }
 
@@ -136,6 +183,7 @@ pub(super) fn batch(now: Timestamp, observations: Vec<Observation>) -> Batch {
         ends_pass: true,
         uninstall_missing_since: None,
         baseline: None,
+        watch: None,
     }
 }
 

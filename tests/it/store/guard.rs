@@ -7,8 +7,8 @@ use reconciled::plan::guard::{Found, Limits};
 use reconciled::plan::{Decision, Outcome};
 use reconciled::store::console::{Answer, Order, Person};
 use reconciled::store::{
-    Batch, Console as _, GuardEvent, HoldState, MemoryStore, Observation, Reconciled, SqliteStore,
-    Store,
+    Batch, Console, GuardEvent, HoldState, MemoryStore, Observation, PostgresStore, Reconciled,
+    SqliteStore, Store,
 };
 
 use super::fixture::{
@@ -38,7 +38,7 @@ macro_rules! guard_laws {
 }
 
 guard_laws! {
-    memory: crate::store::fixture::memory, sqlite_file: crate::store::fixture::sqlite => [
+    memory: crate::store::fixture::memory, sqlite_file: crate::store::fixture::sqlite, postgres: crate::store::fixture::postgres => [
         one_page_beyond_the_limit_is_held_whole,
         a_pass_within_the_limit_goes_through,
         a_pass_of_many_pages_is_one_pass,
@@ -82,18 +82,31 @@ impl Orders for MemoryStore {
 
 impl Orders for SqliteStore {
     async fn order(&self, keys: &[ResourceKey], order: Order, now: Timestamp) {
-        let mut ids = Vec::new();
-        for key in keys {
-            ids.push(record(self, key).await.entry.expect("an open entry").id);
-        }
-        let ana = Person {
-            name: "ana".to_owned(),
-            reason: Some("a bad migration".to_owned()),
-        };
-        let answers = self.act(&ids, order, &ana, now).await.expect("carried out");
-        let done = |answer: &Answer| matches!(answer, Answer::Done { .. });
-        assert!(answers.iter().all(done), "{answers:?}");
+        act(self, keys, order, now).await;
     }
+}
+
+impl Orders for PostgresStore {
+    async fn order(&self, keys: &[ResourceKey], order: Order, now: Timestamp) {
+        act(self, keys, order, now).await;
+    }
+}
+
+async fn act(store: &dyn Console, keys: &[ResourceKey], order: Order, now: Timestamp) {
+    let mut ids = Vec::new();
+    for key in keys {
+        let records = store.records(std::slice::from_ref(key)).await;
+        let record = records.expect("readable").pop().expect("one per key");
+        ids.push(record.entry.expect("an open entry").id);
+    }
+    let ana = Person {
+        name: "ana".to_owned(),
+        reason: Some("a bad migration".to_owned()),
+    };
+    let answers = store.act(&ids, order, &ana, now).await;
+    let answers = answers.expect("carried out");
+    let done = |answer: &Answer| matches!(answer, Answer::Done { .. });
+    assert!(answers.iter().all(done), "{answers:?}");
 }
 
 const LIMITS: Limits = Limits {

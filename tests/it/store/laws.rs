@@ -11,6 +11,10 @@ use reconciled::store::{
 };
 
 use super::fixture::*;
+pub(super) use super::watch::{
+    pass_under_a_lost_watch_commits_nothing,
+    requests_of_other_owners_count_against_their_installation, watch_belongs_to_one_at_a_time,
+};
 
 pub(super) async fn claim_records_doubt_before_returning(store: &dyn Store) {
     let key = key("icfg_1", "res_1");

@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use reconciled::model::EntryState;
+use reconciled::store::Access;
 use reconciled::store::console::Console as _;
-use reconciled::store::sqlite::Access;
 use reconciled::store::{Heartbeat, SqliteStore, Store as _, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, SqliteConnection};
@@ -117,6 +117,7 @@ async fn command_beside_a_daemon_reads_and_acts() {
 
 fn heartbeat() -> Heartbeat {
     Heartbeat {
+        owner: "812-1".to_owned(),
         pid: 812,
         version: "0.1.0".to_owned(),
         started_at: START,

@@ -1,0 +1,570 @@
+//! The command line's side of the PostgreSQL state.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+
+use crate::model::{
+    EntryId, EntryState, InstallationId, Record, ResourceId, ResourceKey, Timestamp,
+};
+use crate::plan::manual::Refusal;
+use crate::store::codec::{self, Cells as _, number, parsed, time};
+use crate::store::console::{
+    Act, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary, Order,
+    Person, Replica, Story,
+};
+use crate::store::fault::Fault;
+use crate::store::steps;
+use crate::store::{Pause, PauseKind, Quarantined, StoreError};
+
+use super::pool::{Purpose, Transaction};
+use super::rows::PgRows;
+use super::{PostgresStore, columns, read};
+
+/// After how long without a sign of life a daemon counts as gone, in seconds: it leaves one every few.
+const GONE_AFTER_SECONDS: i64 = 20;
+
+/// A listed entry: itself, its resource, and the fields of its attempts.
+macro_rules! listed {
+    ($conditions:literal) => {
+        concat!(
+            "SELECT entry.installation_id, entry.resource_id, entry.closed_at, ",
+            codec::entry_columns!(),
+            ", ",
+            codec::resource_columns!(),
+            ", (SELECT coalesce(json_agg(DISTINCT field.value), '[]')::text
+                FROM attempt
+                CROSS JOIN LATERAL json_array_elements_text(attempt.fields::json) AS field (value)
+                WHERE attempt.entry_id = entry.id) AS sent
+             FROM entry
+             JOIN resource USING (installation_id, resource_id)
+             WHERE ",
+            $conditions
+        )
+    };
+}
+
+const ATTEMPTS_BY_RESOURCE: &str = "
+    SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
+           vercel_id
+    FROM attempt
+    WHERE installation_id = $1
+      AND resource_id = $2
+    ORDER BY id DESC
+    LIMIT $3";
+const ATTEMPTS_BY_ENTRY: &str = "
+    SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
+           vercel_id
+    FROM attempt
+    WHERE entry_id = $1
+    ORDER BY id DESC
+    LIMIT $2";
+
+#[async_trait]
+impl Console for PostgresStore {
+    async fn entries(&self, filter: &EntryFilter) -> Result<EntryPage, StoreError> {
+        let filter = filter.clone();
+        self.read("list entries", Purpose::Survey, move |transaction| {
+            let filter = filter.clone();
+            Box::pin(async move { entries(transaction, &filter).await })
+        })
+        .await
+    }
+
+    async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError> {
+        self.read("read an entry", Purpose::Survey, move |transaction| {
+            Box::pin(entry(transaction, id, attempts))
+        })
+        .await
+    }
+
+    async fn story(&self, key: &ResourceKey, limit: u32) -> Result<Story, StoreError> {
+        let key = key.clone();
+        self.read("read a resource", Purpose::Survey, move |transaction| {
+            let key = key.clone();
+            Box::pin(async move { story(transaction, &key, limit).await })
+        })
+        .await
+    }
+
+    async fn quarantined(&self, limit: u32) -> Result<(Vec<Quarantined>, u64), StoreError> {
+        self.read(
+            "list quarantined rows",
+            Purpose::Survey,
+            move |transaction| Box::pin(quarantined(transaction, limit)),
+        )
+        .await
+    }
+
+    async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        self.read("list pauses", Purpose::Survey, |transaction| {
+            Box::pin(pauses(transaction, None))
+        })
+        .await
+    }
+
+    async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError> {
+        self.read("list installations", Purpose::Survey, |transaction| {
+            Box::pin(installations(transaction))
+        })
+        .await
+    }
+
+    async fn daemon(&self) -> Result<Daemon, StoreError> {
+        self.read(
+            "see whether a daemon runs",
+            Purpose::Survey,
+            |transaction| Box::pin(daemon(transaction)),
+        )
+        .await
+    }
+
+    async fn retries_since(&self, since: Timestamp) -> Result<u64, StoreError> {
+        self.read("count retries", Purpose::Survey, move |transaction| {
+            Box::pin(async move {
+                let row = transaction
+                    .query(
+                        "SELECT count(*) AS retries
+                         FROM attempt
+                         WHERE ended_at >= $1
+                           AND outcome IN ('lost', 'failed', 'unreachable', 'rate_limited', 'conflict', 'token_refused')",
+                    )
+                    .bind(since.as_millis())
+                    .fetch_one(transaction.connection())
+                    .await?;
+                number(row.integer("retries")?, "retries")
+            })
+        })
+        .await
+    }
+
+    async fn act(
+        &self,
+        ids: &[EntryId],
+        order: Order,
+        by: &Person,
+        now: Timestamp,
+    ) -> Result<Vec<Answer>, StoreError> {
+        let (ids, by) = (ids.to_vec(), by.clone());
+        self.write("carry out an order", move |rows| {
+            let (ids, by) = (ids.clone(), by.clone());
+            Box::pin(async move {
+                rows.take_guard().await?;
+                let mut answers = Vec::with_capacity(ids.len());
+                for id in ids {
+                    answers.push(carry_out(rows, id, order, &by, now).await?);
+                }
+                Ok(answers)
+            })
+        })
+        .await
+    }
+
+    async fn resume_manually(
+        &self,
+        installation_id: &InstallationId,
+        by: &Person,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let (installation_id, by) = (installation_id.clone(), by.clone());
+        self.write("resume an installation", move |rows| {
+            let (installation_id, by) = (installation_id.clone(), by.clone());
+            Box::pin(async move {
+                let resumed = steps::resume(rows, &installation_id, PauseKind::Manual, now).await?;
+                if resumed {
+                    let act = Act::new("resume", by, now).of_installation(installation_id);
+                    note(rows, &act).await?;
+                }
+                Ok(resumed)
+            })
+        })
+        .await
+    }
+
+    async fn note(&self, act: &Act) -> Result<(), StoreError> {
+        let act = act.clone();
+        self.write("keep what a person does", move |rows| {
+            let act = act.clone();
+            Box::pin(async move { note(rows, &act).await })
+        })
+        .await
+    }
+}
+
+/// Leaves the row that tells of a person's pause; automatic ones are no acts.
+pub(super) async fn note_pause(rows: &mut PgRows, pause: &Pause) -> Result<(), Fault> {
+    match Act::paused(pause) {
+        Some(act) => note(rows, &act).await,
+        None => Ok(()),
+    }
+}
+
+/// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
+pub(super) async fn note_fixes(
+    rows: &mut PgRows,
+    keys: &[ResourceKey],
+    by: &Person,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    for key in keys {
+        let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
+        note(rows, &act).await?;
+    }
+    Ok(())
+}
+
+async fn note(rows: &mut PgRows, act: &Act) -> Result<(), Fault> {
+    let Act {
+        at,
+        actor,
+        act,
+        installation_id,
+        resource_id,
+        entry_id,
+        reason,
+    } = act;
+    rows.transaction
+        .query(
+            "INSERT INTO act (at, actor, act, installation_id, resource_id, entry_id, reason)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(at.as_millis())
+        .bind(columns::text(actor))
+        .bind(act)
+        .bind(installation_id.as_ref().map(InstallationId::as_str))
+        .bind(resource_id.as_ref().map(ResourceId::as_str))
+        .bind(entry_id.map(|id| id.0))
+        .bind(reason.as_deref().map(columns::text))
+        .execute(rows.transaction.connection())
+        .await?;
+    Ok(())
+}
+
+async fn carry_out(
+    rows: &mut PgRows,
+    id: EntryId,
+    order: Order,
+    by: &Person,
+    now: Timestamp,
+) -> Result<Answer, Fault> {
+    rows.flush().await?;
+    let find = |rows: &PgRows| {
+        rows.transaction
+            .query(
+                "SELECT installation_id, resource_id, closed_at
+                 FROM entry
+                 WHERE id = $1",
+            )
+            .bind(id.0)
+    };
+    let query = find(rows);
+    let Some(row) = query.fetch_optional(rows.transaction.connection()).await? else {
+        return Ok(Answer::Unknown);
+    };
+    let key = codec::key(&row)?;
+    // Locked before it is looked at again: a daemon may be closing it.
+    rows.hold(std::slice::from_ref(&key)).await?;
+    let query = find(rows);
+    let row = query.fetch_one(rows.transaction.connection()).await?;
+    if time(&row, "closed_at")?.is_some() {
+        return Ok(Answer::Refused(Refusal::Closed));
+    }
+    let state = match steps::guard::order(rows, &key, order, now).await? {
+        Ok(state) => state,
+        Err(refusal) => return Ok(Answer::Refused(refusal)),
+    };
+    note(rows, &Act::ordered(&key, id, order, by, now)).await?;
+    Ok(Answer::Done { key, state })
+}
+
+async fn entries(transaction: &mut Transaction, filter: &EntryFilter) -> Result<EntryPage, Fault> {
+    let EntryFilter {
+        states,
+        installation_id,
+        field,
+        since,
+        ids,
+        limit,
+    } = filter;
+    let open_only = states.iter().all(|state| state.is_open());
+    let names: Vec<&str> = EntryState::ALL
+        .into_iter()
+        .filter(|state| match states.is_empty() {
+            true => state.is_open(),
+            false => states.contains(state),
+        })
+        .map(EntryState::name)
+        .collect();
+    let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
+    // The open ones have an index of their own, the closed ones may be many.
+    let query = if open_only {
+        listed!(
+            "entry.state = ANY ($1::text[])
+             AND ($2::text IS NULL OR entry.installation_id = $2)
+             AND ($3::bigint IS NULL OR entry.created_at >= $3)
+             AND ($4::bigint[] IS NULL OR entry.id = ANY ($4))
+             AND entry.closed_at IS NULL
+             ORDER BY entry.id"
+        )
+    } else {
+        listed!(
+            "entry.state = ANY ($1::text[])
+             AND ($2::text IS NULL OR entry.installation_id = $2)
+             AND ($3::bigint IS NULL OR entry.created_at >= $3)
+             AND ($4::bigint[] IS NULL OR entry.id = ANY ($4))
+             ORDER BY entry.id"
+        )
+    };
+    let mut rows = transaction
+        .query(query)
+        .bind(names)
+        .bind(installation_id.as_ref().map(InstallationId::as_str))
+        .bind(since.map(Timestamp::as_millis))
+        .bind(ids)
+        .fetch(transaction.connection());
+    let mut page = EntryPage {
+        entries: Vec::new(),
+        total: 0,
+    };
+    // The fields of an entry follow from its resource, so they are filtered here, row by row.
+    while let Some(row) = rows.try_next().await? {
+        page.consider(*limit, *field, || codec::listed(&row))?;
+    }
+    Ok(page)
+}
+
+async fn entry(
+    transaction: &mut Transaction,
+    id: EntryId,
+    attempts: u32,
+) -> Result<Option<EntryDetail>, Fault> {
+    let row = transaction
+        .query(listed!("entry.id = $1"))
+        .bind(id.0)
+        .fetch_optional(transaction.connection())
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let listed = codec::listed(&row)?;
+    let record = record(transaction, &listed.key).await?;
+    let rows = transaction
+        .query(ATTEMPTS_BY_ENTRY)
+        .bind(id.0)
+        .bind(i64::from(attempts))
+        .fetch_all(transaction.connection())
+        .await?;
+    Ok(Some(EntryDetail {
+        listed,
+        record,
+        attempts: codec::oldest_first(&rows, codec::attempt)?,
+    }))
+}
+
+async fn record(transaction: &mut Transaction, key: &ResourceKey) -> Result<Record, Fault> {
+    let mut records = read::records(transaction, std::slice::from_ref(key)).await?;
+    Ok(records.pop().unwrap_or_else(|| Record::new(key.clone())))
+}
+
+async fn story(
+    transaction: &mut Transaction,
+    key: &ResourceKey,
+    limit: u32,
+) -> Result<Story, Fault> {
+    let (installation_id, resource_id) = (key.installation_id.as_str(), key.resource_id.as_str());
+    let record = record(transaction, key).await?;
+    let unusable = transaction
+        .query(
+            "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
+             FROM quarantine
+             WHERE installation_id = $1
+               AND resource_id = $2
+               AND slot = ''::bytea",
+        )
+        .bind(installation_id)
+        .bind(resource_id)
+        .fetch_optional(transaction.connection())
+        .await?;
+    let closed = transaction
+        .query(listed!(
+            "entry.installation_id = $1
+             AND entry.resource_id = $2
+             AND entry.closed_at IS NOT NULL
+             ORDER BY entry.id DESC
+             LIMIT $3"
+        ))
+        .bind(installation_id)
+        .bind(resource_id)
+        .bind(i64::from(limit))
+        .fetch_all(transaction.connection())
+        .await?;
+    let attempts = transaction
+        .query(ATTEMPTS_BY_RESOURCE)
+        .bind(installation_id)
+        .bind(resource_id)
+        .bind(i64::from(limit))
+        .fetch_all(transaction.connection())
+        .await?;
+    let acts = transaction
+        .query(
+            "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
+             FROM act
+             WHERE (installation_id = $1 AND (resource_id = $2 OR resource_id IS NULL))
+                OR installation_id IS NULL
+             ORDER BY id DESC
+             LIMIT $3",
+        )
+        .bind(installation_id)
+        .bind(resource_id)
+        .bind(i64::from(limit))
+        .fetch_all(transaction.connection())
+        .await?;
+    let limited = transaction
+        .query(
+            "SELECT limited_until
+             FROM installation
+             WHERE installation_id = $1",
+        )
+        .bind(installation_id)
+        .fetch_optional(transaction.connection())
+        .await?;
+    let limited_until = limited.map(|row| time(&row, "limited_until")).transpose()?;
+    Ok(Story {
+        record,
+        quarantined: unusable.as_ref().map(codec::quarantined).transpose()?,
+        closed: codec::oldest_first(&closed, codec::listed)?,
+        attempts: codec::oldest_first(&attempts, codec::attempt)?,
+        acts: codec::oldest_first(&acts, codec::act)?,
+        pauses: pauses(transaction, Some(&key.installation_id)).await?,
+        limited_until: limited_until.flatten(),
+    })
+}
+
+async fn quarantined(
+    transaction: &mut Transaction,
+    limit: u32,
+) -> Result<(Vec<Quarantined>, u64), Fault> {
+    let total = transaction
+        .query("SELECT count(*) AS rows FROM quarantine")
+        .fetch_one(transaction.connection())
+        .await?;
+    let rows = transaction
+        .query(
+            "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
+             FROM quarantine
+             ORDER BY since, installation_id, resource_id, slot
+             LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(transaction.connection())
+        .await?;
+    let rows: Vec<Quarantined> = rows
+        .iter()
+        .map(codec::quarantined)
+        .collect::<Result<_, _>>()?;
+    Ok((rows, number(total.integer("rows")?, "quarantined")?))
+}
+
+async fn pauses(
+    transaction: &mut Transaction,
+    installation_id: Option<&InstallationId>,
+) -> Result<Vec<Pause>, Fault> {
+    let rows = transaction
+        .query(concat!(
+            "SELECT ",
+            codec::pause_columns!(),
+            " FROM pause
+             WHERE $1::text IS NULL OR installation_id = $1
+             ORDER BY installation_id, kind COLLATE \"C\""
+        ))
+        .bind(installation_id.map(InstallationId::as_str))
+        .fetch_all(transaction.connection())
+        .await?;
+    rows.iter().map(codec::pause).collect()
+}
+
+async fn installations(transaction: &mut Transaction) -> Result<Vec<InstallationSummary>, Fault> {
+    let mut by_installation: BTreeMap<InstallationId, Vec<Pause>> = BTreeMap::new();
+    for pause in pauses(transaction, None).await? {
+        let of_installation = by_installation.entry(pause.installation_id.clone());
+        of_installation.or_default().push(pause);
+    }
+    let rows = transaction
+        .query(
+            "SELECT known.installation_id,
+                    coalesce(resources.resources, 0) AS resources,
+                    coalesce(entries.waiting, 0) AS waiting,
+                    coalesce(entries.held, 0) AS held,
+                    coalesce(entries.dead, 0) AS dead,
+                    entries.oldest,
+                    installation.limited_until
+             FROM (SELECT installation_id FROM resource
+                   UNION
+                   SELECT installation_id FROM pause) AS known
+             LEFT JOIN (SELECT installation_id,
+                               count(*) AS resources
+                        FROM resource
+                        GROUP BY installation_id) AS resources
+               ON resources.installation_id = known.installation_id
+             LEFT JOIN (SELECT installation_id,
+                               count(*) FILTER (WHERE state = 'waiting') AS waiting,
+                               count(*) FILTER (WHERE state = 'held') AS held,
+                               count(*) FILTER (WHERE state = 'dead') AS dead,
+                               min(created_at) AS oldest
+                        FROM entry
+                        WHERE closed_at IS NULL
+                        GROUP BY installation_id) AS entries
+               ON entries.installation_id = known.installation_id
+             LEFT JOIN installation
+               ON installation.installation_id = known.installation_id
+             ORDER BY known.installation_id",
+        )
+        .fetch_all(transaction.connection())
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let pauses = by_installation.remove(&codec::installation_id(row)?);
+            codec::installation(row, pauses.unwrap_or_default())
+        })
+        .collect()
+}
+
+/// The daemons that left a sign of life; of those that are gone only the last.
+async fn daemon(transaction: &mut Transaction) -> Result<Daemon, Fault> {
+    let rows = transaction
+        .query(
+            "SELECT daemon.owner,
+                    daemon.heartbeat,
+                    daemon.seen_at > clock_timestamp() - make_interval(secs => $1) AS lives
+             FROM daemon
+             ORDER BY daemon.seen_at DESC, daemon.owner",
+        )
+        .bind(f64::from(
+            i32::try_from(GONE_AFTER_SECONDS).unwrap_or(i32::MAX),
+        ))
+        .fetch_all(transaction.connection())
+        .await?;
+    let watcher = read::watch(transaction).await?.map(|lease| lease.owner);
+    let mut daemon = Daemon {
+        running: false,
+        heartbeat: None,
+        replicas: Vec::new(),
+    };
+    for row in &rows {
+        let heartbeat: crate::store::Heartbeat = parsed(&row.text("heartbeat")?, "heartbeat")?;
+        if row.flag("lives")? {
+            daemon.running = true;
+            let watches = watcher.as_deref() == Some(&*row.text("owner")?);
+            if watches || daemon.heartbeat.is_none() {
+                daemon.heartbeat = Some(heartbeat.clone());
+            }
+            daemon.replicas.push(Replica { heartbeat, watches });
+        } else if daemon.heartbeat.is_none() {
+            daemon.heartbeat = Some(heartbeat);
+        }
+    }
+    let owner = |replica: &Replica| replica.heartbeat.owner.clone();
+    daemon.replicas.sort_by_key(owner);
+    Ok(daemon)
+}
