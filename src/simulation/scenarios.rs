@@ -252,6 +252,7 @@ fn calm() -> Climate {
             guard: guard::Limits::default(),
             on_missing: OnMissing::Ignore,
             page_rows: 500,
+            sweep_rows_per_second: None,
         },
         dispatch: dispatch::Settings {
             owner: String::new(),
