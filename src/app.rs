@@ -3,9 +3,13 @@
 mod build;
 mod drift;
 mod guard;
+mod health;
+mod http;
 mod listen;
 mod oauth;
+mod observe;
 mod once;
+mod reload;
 mod run;
 mod schedule;
 mod summary;
@@ -16,4 +20,5 @@ pub use build::{
 };
 pub use drift::{drift, tell_finding};
 pub use once::{OnceOptions, OnceReport, once};
-pub use run::run;
+pub use reload::Reload;
+pub use run::{Controls, run};

@@ -15,13 +15,15 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::clock::{Clock, Random};
+use crate::metrics::Metrics;
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
 use crate::plan::outage::Outage;
 use crate::plan::{RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
+use crate::progress::Mark;
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};
 use crate::vercel::Marketplace;
@@ -100,6 +102,10 @@ pub struct Signals {
     pub recheck: Arc<Notify>,
     /// Stop claiming; let requests in flight end.
     pub stop: tokio_util::sync::CancellationToken,
+    /// Left each time dispatch has looked for something to send.
+    pub progressed: Mark,
+    /// Where deliveries are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Sends what is due.
@@ -115,6 +121,8 @@ pub struct Dispatcher {
     probing: BTreeMap<InstallationId, ()>,
     last_served: Option<InstallationId>,
     state_failed: bool,
+    /// Settings to take over, if they may change.
+    followed: Option<watch::Receiver<Settings>>,
 }
 
 type Running<'a> = FuturesUnordered<BoxFuture<'a, Delivery>>;
@@ -133,11 +141,12 @@ impl Dispatcher {
         Self {
             outage: Outage::new(settings.retry.backoff.initial),
             pace: Pace::new(settings.requests_per_minute_per_installation),
-            report: Report::default(),
+            report: Report::new(Arc::clone(&signals.metrics)),
             in_flight: BTreeMap::new(),
             probing: BTreeMap::new(),
             last_served: None,
             state_failed: false,
+            followed: None,
             worker: Arc::new(worker),
             worlds,
             settings,
@@ -151,18 +160,39 @@ impl Dispatcher {
         self.report.shared()
     }
 
+    /// Takes over these settings whenever they change, from the next claim on; what is in flight ends under the old ones.
+    /// `owner`, `lease`, `request_timeout` and `secrets` belong to the process and must stay as they were.
+    pub fn follow(&mut self, settings: watch::Receiver<Settings>) {
+        self.followed = Some(settings);
+    }
+
+    fn configure(&mut self) {
+        let followed = self.followed.as_mut();
+        let Some(changed) = followed.filter(|f| f.has_changed().unwrap_or(false)) else {
+            return;
+        };
+        let settings = changed.borrow_and_update().clone();
+        self.worker = Arc::new(self.worker.configured(settings.clone()));
+        self.pace
+            .configure(settings.requests_per_minute_per_installation);
+        self.outage.configure(settings.retry.backoff.initial);
+        self.settings = settings;
+    }
+
     /// Sends until told to stop, or until idle; requests in flight always end first.
     ///
     /// Returns what was done.
     pub async fn run(&mut self, until: Until) -> Totals {
         let mut running: Running<'_> = FuturesUnordered::new();
         loop {
+            self.configure();
             let stopping = self.signals.stop.is_cancelled();
             let wait = if stopping {
                 LOOK_AGAIN
             } else {
                 self.fill(&mut running).await
             };
+            self.signals.progressed.leave();
             if running.is_empty() && (stopping || self.is_idle(until).await) {
                 return *self.totals().lock().unwrap_or_else(PoisonError::into_inner);
             }
@@ -201,6 +231,7 @@ impl Dispatcher {
             }
             Err(error) => {
                 // If the state cannot be written nothing is sent.
+                self.signals.metrics.state_failures.add(1);
                 if !std::mem::replace(&mut self.state_failed, true) {
                     self.report.state_failed(&error);
                 }

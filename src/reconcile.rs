@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::clock::Clock;
 use crate::model::{Field, FieldSet, FingerprintKey, Origin};
 use crate::plan::{Policy, guard};
+use crate::progress::Mark;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
@@ -83,6 +84,7 @@ pub struct Reconciler {
     guard_events: Mutex<Vec<GuardEvent>>,
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
+    mark: Mark,
 }
 
 impl Reconciler {
@@ -103,6 +105,7 @@ impl Reconciler {
             settings,
             guard_events: Mutex::default(),
             poll_undecided: AtomicBool::new(true),
+            mark: Mark::default(),
         }
     }
 
@@ -121,6 +124,7 @@ impl Reconciler {
     async fn commit(&self, batch: Batch) -> Result<Reconciled, StoreError> {
         let (is_poll, ends_pass) = (batch.origin == Origin::Poll, batch.ends_pass);
         let reconciled = self.store.reconcile(batch).await?;
+        self.mark.leave();
         if is_poll && (ends_pass || reconciled.undecided) {
             self.poll_undecided
                 .store(reconciled.undecided, Ordering::Relaxed);
@@ -132,6 +136,11 @@ impl Reconciler {
         events.extend(&reconciled.guard);
         drop(events);
         Ok(reconciled)
+    }
+
+    /// Leaves a mark for each page: a pass may take long.
+    pub fn mark_progress(&mut self, mark: Mark) {
+        self.mark = mark;
     }
 
     /// Changes what rows mean from the next pass on.

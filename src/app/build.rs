@@ -46,6 +46,15 @@ pub enum AppError {
         /// Which part.
         part: &'static str,
     },
+    /// Health and metrics cannot be served where they are configured.
+    #[error("cannot listen on {address} for health and metrics")]
+    Listen {
+        /// `[http] listen`.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// What is configured is not there yet.
     #[error("{what} is not supported by this version")]
     Unsupported {
@@ -128,6 +137,15 @@ impl Parts {
             token_source,
             access,
         })
+    }
+
+    /// The same parts under another configuration; what was built from the old one stays as it is.
+    #[must_use]
+    pub fn with_config(&self, config: Arc<Config>) -> Self {
+        Self {
+            config,
+            ..self.clone()
+        }
     }
 
     /// A reconciler over these parts.
@@ -246,13 +264,10 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
 /// # Errors
 /// A query is not one statement, or a feature is configured that is not there.
 pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
-    let feed = &config.source.feed;
-    let missing = [
-        ("[source] feed", feed.is_some()),
-        ("[http] listen", config.http.listen.is_some()),
-    ];
-    if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
-        return Err(AppError::Unsupported { what });
+    if config.source.feed.is_some() {
+        return Err(AppError::Unsupported {
+            what: "[source] feed",
+        });
     }
     Ok(source::connect(&source_settings(config))?)
 }

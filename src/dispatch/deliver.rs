@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(doc)]
+use crate::metrics::family;
 use crate::model::{
-    AccessToken, FingerprintKey, InstallationId, Mode, Observed, Patch, ResourceId, ResourceKey,
-    Row, SecretSet, SecretsPatch, Timestamp,
+    AccessToken, EntryState, FingerprintKey, InstallationId, Mode, Observed, Patch, ResourceId,
+    ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
@@ -87,6 +89,32 @@ impl Delivery {
         self.claimed.is_none()
     }
 
+    /// What came of it: a value of the label of [`family::DELIVERIES`] or, for a probe, of [`family::PROBES`].
+    pub(super) fn outcome(&self) -> &'static str {
+        match &self.effect {
+            Effect::Settled { outcome, advanced } => match (outcome, advanced) {
+                (Outcome::Acknowledged { .. }, _) => "acknowledged",
+                (_, None) => "lease_lost",
+                (Outcome::Compared { .. }, _) => "compared",
+                (Outcome::Released | Outcome::SourceMoved, _) => "released",
+                (_, Some(advanced)) if advanced.state == EntryState::Dead => "dead",
+                _ => "retrying",
+            },
+            Effect::Unrecorded => "unrecorded",
+            Effect::Paused { .. } => "paused",
+            Effect::Resumed { .. } => "resumed",
+            Effect::StillPaused => "still_paused",
+        }
+    }
+
+    /// How its request ended: a value of the label of [`family::ATTEMPTS`].
+    pub(super) fn verdict(&self) -> &'static str {
+        match &self.effect {
+            Effect::Settled { outcome, .. } | Effect::Paused { outcome, .. } => outcome.name(),
+            Effect::Unrecorded | Effect::Resumed { .. } | Effect::StillPaused => "unrecorded",
+        }
+    }
+
     pub(super) const fn wants_recheck(&self) -> bool {
         matches!(
             &self.effect,
@@ -133,7 +161,7 @@ impl Attempted {
 pub(super) struct Worker {
     worlds: Worlds,
     key: FingerprintKey,
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
     settings: Settings,
 }
 
@@ -147,7 +175,17 @@ impl Worker {
         Self {
             worlds,
             key,
-            tokens,
+            tokens: Arc::new(tokens),
+            settings,
+        }
+    }
+
+    /// The same worker under other settings; both know the same tokens.
+    pub(super) fn configured(&self, settings: Settings) -> Self {
+        Self {
+            worlds: self.worlds.clone(),
+            key: self.key.clone(),
+            tokens: Arc::clone(&self.tokens),
             settings,
         }
     }

@@ -195,6 +195,7 @@ impl Reconciler {
                 return Ok(found);
             };
             after = Some(last);
+            self.mark.leave();
             let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
                 continue;
             };
