@@ -5,6 +5,7 @@
 //! that an older reading is never committed after a newer one.
 
 mod baseline;
+mod feed;
 mod page;
 mod poll;
 mod sweep;

@@ -8,6 +8,7 @@ mod connect;
 mod connections;
 mod dialect;
 mod error;
+mod feed;
 mod horizon;
 mod inspect;
 mod listen;
@@ -36,6 +37,17 @@ pub trait Source: Send + Sync {
 
     /// The rows at and after `from` in the order of (cursor, installation_id, resource_id), at most `limit` of them.
     async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError>;
+
+    /// What was added to the change feed after `from`, the place that the last page gave, at most `limit` entries; `None`: nothing
+    /// was ever read. Only where [`Shape::feed`] says that there is one.
+    async fn feed_page(&self, from: Option<&str>, limit: u32) -> Result<FeedPage, SourceError> {
+        let _ = (from, limit);
+        Err(SourceError::Shape {
+            statement: feed::CHANGE_FEED,
+            problem: "is not configured".to_owned(),
+            help: "[source] feed names its table".to_owned(),
+        })
+    }
 
     /// The rows after `after` in the database's own order of (installation_id, resource_id), at most `limit` of them.
     ///
@@ -71,8 +83,10 @@ pub trait Inspect: Source {
 pub struct Shape {
     /// The fields that the query has a column for.
     pub managed: FieldSet,
-    /// What kind of cursor it has; `None`: every poll is a sweep.
+    /// What kind of cursor it has; `None`: every poll is a sweep, unless there is a change feed.
     pub cursor: Option<CursorKind>,
+    /// Whether polls follow a change feed; the cursor is then read and not followed.
+    pub feed: bool,
 }
 
 /// What a cursor column holds.
@@ -132,6 +146,19 @@ pub struct PollPage {
     /// It is never later than the last row's cursor, and it is taken before the pass's first page is read, so that it holds for
     /// every page of the pass, also when the pass is not finished.
     pub horizon: Option<String>,
+}
+
+/// One page of a change feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedPage {
+    /// The rows of the resources that the entries name, as they are now, in any order; a resource may have none, or more than one.
+    pub rows: Vec<RawRow>,
+    /// Where the next page starts. Only the source that gave it reads it.
+    pub position: String,
+    /// Whether there is more now.
+    pub more: bool,
+    /// Why changes since `from` may not be among the rows: every row has to be read.
+    pub lost: Option<&'static str>,
 }
 
 /// One page of a sweep.

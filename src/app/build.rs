@@ -262,13 +262,8 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
 /// The source of this configuration; nothing is connected yet.
 ///
 /// # Errors
-/// A query is not one statement, or a feature is configured that is not there.
+/// A query is not one statement.
 pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
-    if config.source.feed.is_some() {
-        return Err(AppError::Unsupported {
-            what: "[source] feed",
-        });
-    }
     Ok(source::connect(&source_settings(config))?)
 }
 
@@ -302,7 +297,7 @@ fn source_settings(config: &Config) -> source::Settings {
         statement_timeout,
         max_connections,
         listen: _,
-        feed: _,
+        feed,
         allow_replica,
     } = &config.source;
     let overlap = match *overlap {
@@ -314,6 +309,7 @@ fn source_settings(config: &Config) -> source::Settings {
         url: url.expose().into(),
         query: query.clone(),
         installations_query: installations_query.clone(),
+        feed: feed.clone(),
         overlap,
         statement_timeout: *statement_timeout,
         max_connections: max_connections.get(),

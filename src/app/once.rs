@@ -101,11 +101,13 @@ async fn read(
     sweep: bool,
 ) -> Result<(u64, Option<SweepReport>), PassError> {
     reconciler.recheck(RECHECKS_MAX).await?;
+    let mut owes_sweep = false;
     if !sweep && let Some(report) = reconciler.poll().await? {
         tell_quarantined(&report.notices);
         if report.needs_sweep.is_none() {
             return Ok((report.counts.rows, None));
         }
+        owes_sweep = true;
     }
     let mut sweep = reconciler.begin_sweep().await?;
     loop {
@@ -114,6 +116,11 @@ async fn read(
             SweepStep::Complete { notices, report } => {
                 tell_quarantined(&notices);
                 tell_sweep(&report);
+                if std::mem::take(&mut owes_sweep) && sweep.is_resumed() {
+                    // It went on from an interrupted one; every row has to be read.
+                    sweep = reconciler.begin_sweep().await?;
+                    continue;
+                }
                 return Ok((report.account.rows, Some(*report)));
             }
         }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -16,7 +16,7 @@ use crate::telemetry::{JsonList, LogHandle};
 
 use super::build::{Parts, reconcile_settings};
 use super::schedule::Jobs;
-use super::watch::{Wake, WatchSettings};
+use super::watch::WatchSettings;
 
 /// Where reloaded settings enter the daemon.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ pub(super) async fn spread(
     mut settings: watch::Receiver<Arc<Config>>,
     followed: Followed,
     mut jobs: Jobs,
-    wake: Wake,
+    work: Arc<Notify>,
     stop: CancellationToken,
 ) {
     let mut before = Arc::clone(&parts.config);
@@ -144,7 +144,7 @@ pub(super) async fn spread(
         let parts = parts.with_config(Arc::clone(&config));
         followed.dispatch.send_replace(parts.dispatch_settings());
         followed.watch.send_replace(watch_settings(&config));
-        wake.work.notify_one();
+        work.notify_one();
         if config.schedule != before.schedule {
             if let Err(problem) = jobs.replace(&config.schedule).await {
                 error!(
@@ -152,12 +152,6 @@ pub(super) async fn spread(
                     "Kept the old schedule; the new one begins with the next restart: {problem}"
                 );
             }
-            // The loop waits for a signal of the old schedule otherwise.
-            wake.poll.notify_one();
-        }
-        if config.reconcile != before.reconcile {
-            // What rows mean has changed: every row is looked at again.
-            wake.sweep.notify_one();
         }
         before = config;
     }
@@ -167,6 +161,7 @@ pub(super) async fn spread(
 fn watch_settings(config: &Config) -> WatchSettings {
     WatchSettings {
         reconcile: reconcile_settings(config),
+        rules: config.reconcile.clone(),
         poll: config.schedule.poll.clone(),
     }
 }

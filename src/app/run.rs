@@ -127,7 +127,7 @@ pub async fn run(parts: Parts, controls: Controls) -> Result<(), AppError> {
         settings.clone(),
         followed,
         jobs,
-        wake.clone(),
+        Arc::clone(&wake.work),
         stop.clone(),
     ));
     let (store, clock) = (&parts.worlds.store, &parts.worlds.clock);
@@ -240,7 +240,8 @@ fn watcher(
         stop: stop.clone(),
         progressed,
         metrics: Arc::clone(metrics),
-        settings: followed.watch.subscribe(),
+        settings: followed.watch.borrow().clone(),
+        followed: followed.watch.subscribe(),
         heartbeat: Heartbeat {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -250,6 +251,7 @@ fn watcher(
             source_problem: None,
             outage_since: None,
         },
+        owes_sweep: false,
     }
 }
 

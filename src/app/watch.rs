@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::clock::{Clock, Random};
-use crate::config::Cron;
+use crate::config::{Cron, ReconcileConfig};
 use crate::metrics::{Contact, Metrics};
 use crate::model::Timestamp;
 use crate::plan::backoff::Backoff;
@@ -55,19 +55,26 @@ pub(super) struct Watcher {
     /// Left after each step.
     pub(super) progressed: Mark,
     pub(super) metrics: Arc<Metrics>,
-    /// The settings in force, taken over between two steps.
-    pub(super) settings: watch::Receiver<WatchSettings>,
+    /// The settings in force.
+    pub(super) settings: WatchSettings,
+    /// Other settings, taken over between two steps.
+    pub(super) followed: watch::Receiver<WatchSettings>,
     pub(super) heartbeat: Heartbeat,
+    /// Whether every row has to be read from the first one on: a sweep under way, or one that was interrupted, will not do.
+    pub(super) owes_sweep: bool,
 }
 
 /// What the loop depends on and may change while it runs.
 #[derive(Debug, Clone)]
 pub(super) struct WatchSettings {
     pub(super) reconcile: reconcile::Settings,
+    /// What `reconcile` was made from, besides the guard: another one means that rows mean something else.
+    pub(super) rules: ReconcileConfig,
     pub(super) poll: Option<Cron>,
 }
 
 enum Step {
+    Configure,
     Poll,
     Sweep,
     SweepPage,
@@ -99,13 +106,10 @@ impl Watcher {
         self.wake.sweep.notify_one();
         loop {
             let step = self.next(sweep.is_some(), &trouble).await;
-            if self.settings.has_changed().unwrap_or(false) {
-                let settings = self.settings.borrow_and_update().reconcile;
-                self.reconciler.configure(settings);
-            }
             let result = match step {
                 Step::Stop => return Ok(()),
                 Step::Idle => Ok(false),
+                Step::Configure => self.configure(),
                 Step::Poll => self.poll(&mut sweep).await,
                 Step::Recheck => self.recheck().await,
                 Step::Sweep => self.begin(&mut sweep).await,
@@ -114,7 +118,7 @@ impl Watcher {
             self.progressed.leave();
             tell_guard(&self.reconciler, &*self.store).await;
             match result {
-                Ok(_) if matches!(step, Step::Idle) => {}
+                Ok(_) if matches!(step, Step::Idle | Step::Configure) => {}
                 Ok(read) => {
                     ever_read |= read;
                     self.recovered(&mut trouble, read);
@@ -133,7 +137,7 @@ impl Watcher {
     }
 
     /// Waits for the next thing to do. Polls go before re-reads, those before pages of a sweep.
-    async fn next(&self, sweeping: bool, trouble: &Trouble) -> Step {
+    async fn next(&mut self, sweeping: bool, trouble: &Trouble) -> Step {
         if trouble.failures > 0 {
             let wait = SOURCE_BACKOFF.interval(trouble.failures, self.random.fraction());
             tokio::select! {
@@ -142,11 +146,11 @@ impl Watcher {
                 () = self.clock.sleep(wait) => {}
             }
         }
-        let patience =
-            Expected::of(self.settings.borrow().poll.as_ref()).patience(self.clock.now());
+        let patience = Expected::of(self.settings.poll.as_ref()).patience(self.clock.now());
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Step::Stop,
+            Ok(()) = self.followed.changed() => Step::Configure,
             () = self.wake.poll.notified() => Step::Poll,
             () = self.wake.recheck.notified() => Step::Recheck,
             () = std::future::ready(()), if sweeping => Step::SweepPage,
@@ -161,9 +165,21 @@ impl Watcher {
             Step::Recheck => self.wake.recheck.notify_one(),
             Step::Sweep => self.wake.sweep.notify_one(),
             // The page is tried again since the sweep is still under way.
-            Step::SweepPage | Step::Idle | Step::Stop => {}
+            Step::SweepPage | Step::Configure | Step::Idle | Step::Stop => {}
             Step::Poll => self.wake.poll.notify_one(),
         }
+    }
+
+    /// Takes over other settings. If rows mean something else, every row is looked at again.
+    fn configure(&mut self) -> Result<bool, PassError> {
+        let settings = self.followed.borrow_and_update().clone();
+        self.reconciler.configure(settings.reconcile);
+        if settings.rules != self.settings.rules {
+            self.owes_sweep = true;
+            self.wake.sweep.notify_one();
+        }
+        self.settings = settings;
+        Ok(false)
     }
 
     /// This and the other steps return whether rows of the source were read: only that ends an outage of it.
@@ -187,6 +203,7 @@ impl Watcher {
                 reason = why,
                 "Reading every row: {why}"
             );
+            self.owes_sweep = true;
             self.wake.sweep.notify_one();
         }
         Ok(true)
@@ -205,9 +222,11 @@ impl Watcher {
         Ok(read)
     }
 
-    async fn begin(&self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
+    async fn begin(&mut self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
         if sweep.is_none() {
-            *sweep = Some(self.reconciler.begin_sweep().await?);
+            let begun = self.reconciler.begin_sweep().await?;
+            self.owes_sweep &= begun.is_resumed();
+            *sweep = Some(begun);
             debug!(event = "sweep.started", "Started to read every row");
         }
         Ok(false)
@@ -224,6 +243,9 @@ impl Watcher {
                 tell_sweep(&report);
                 self.metrics.swept(report.duration);
                 *sweep = None;
+                if self.owes_sweep {
+                    self.wake.sweep.notify_one();
+                }
             }
         }
         self.wake.work.notify_one();

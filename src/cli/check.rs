@@ -127,6 +127,7 @@ fn describe(description: &Description, report: &mut Report) {
         columns: _,
         shape,
         cursor_type,
+        feed,
         rows,
         is_poll_indexed,
         is_sweep_indexed,
@@ -161,9 +162,10 @@ fn describe(description: &Description, report: &mut Report) {
         || "too many rows to count in time".to_owned(),
         |rows| counted(rows, "row"),
     );
-    let cursor = match (shape.cursor, cursor_type) {
-        (None, _) => "no cursor: every poll reads every row".to_owned(),
-        (Some(_), kind) => {
+    let cursor = match (feed, shape.cursor, cursor_type) {
+        (Some(feed), ..) => format!("polls follow the change feed {feed}"),
+        (None, None, _) => "no cursor: every poll reads every row".to_owned(),
+        (None, Some(_), kind) => {
             let kind = kind
                 .as_deref()
                 .map(|kind| format!(" ({kind})"))
@@ -204,6 +206,12 @@ fn describe(description: &Description, report: &mut Report) {
         }
     }
     let promise = match guarantee {
+        Guarantee::Exact if feed.is_some() => {
+            "exact, by the change feed: polls miss nothing that its triggers record, however late it commits"
+        }
+        Guarantee::BoundedByOverlap if feed.is_some() => {
+            "bounded, by the change feed: polls miss what commits later than the overlap after a later change; sweeps find it"
+        }
         Guarantee::Exact => "exact: polls miss no committed row, however late it commits",
         Guarantee::BoundedByOverlap => {
             "bounded: polls miss rows that commit later than the overlap; sweeps find those"

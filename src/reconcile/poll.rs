@@ -25,13 +25,18 @@ pub struct PollReport {
 }
 
 impl Reconciler {
-    /// Reads what changed since the cursor; `None` when the source query has no cursor and every poll is a sweep.
+    /// Reads what changed since the cursor; `None` when there is neither a cursor nor a change feed and every poll
+    /// is a sweep.
     ///
     /// # Errors
     /// The source or the state failed; what was committed stays, and the next poll goes on from there.
     pub async fn poll(&self) -> Result<Option<PollReport>, PassError> {
         let started_at = self.clock.now();
-        if self.source.shape().await?.cursor.is_none() {
+        let shape = self.source.shape().await?;
+        if shape.feed {
+            return self.poll_feed().await.map(Some);
+        }
+        if shape.cursor.is_none() {
             return Ok(None);
         }
         let identity = self.source.identity().await?.id;

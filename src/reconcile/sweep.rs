@@ -71,6 +71,14 @@ pub struct Sweep {
     started_at: Timestamp,
 }
 
+impl Sweep {
+    /// Whether it goes on from an interrupted one: what changed in the rows before that place is not found by it.
+    #[must_use]
+    pub const fn is_resumed(&self) -> bool {
+        self.known.is_none()
+    }
+}
+
 impl Reconciler {
     /// Starts a sweep, or takes up the one that was interrupted.
     ///

@@ -58,7 +58,11 @@ impl Source for SimSource {
         let world = self.world.lock();
         let managed: FieldSet = world.climate.managed;
         let cursor = world.climate.has_cursor.then_some(CursorKind::Integer);
-        Ok(Shape { managed, cursor })
+        Ok(Shape {
+            managed,
+            cursor,
+            feed: false,
+        })
     }
 
     async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError> {

@@ -91,6 +91,7 @@ impl Layout {
                 .map(|(field, _)| *field)
                 .collect::<FieldSet>(),
             cursor: self.cursor.as_ref().map(|cursor| cursor.kind),
+            feed: false,
         }
     }
 

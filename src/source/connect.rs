@@ -9,9 +9,10 @@ use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 
-use super::columns::{INSTALLATIONS_QUERY, Overlap, SOURCE_QUERY};
+use super::columns::{DEFAULT_OVERLAP, INSTALLATIONS_QUERY, Overlap, SOURCE_QUERY};
 use super::connections::Connections;
 use super::dialect::Dialect;
+use super::feed::{CHANGE_FEED, Feed};
 use super::listen::{Keepalive, Listen, PostgresListener};
 use super::mysql::MySqlDialect;
 use super::postgres::PostgresDialect;
@@ -29,6 +30,8 @@ pub struct Settings {
     pub query: String,
     /// The query for access tokens, if they come from the source.
     pub installations_query: Option<String>,
+    /// The change feed that polls follow instead of the cursor: `table` or `schema.table`.
+    pub feed: Option<String>,
     /// How far behind the cursor a poll reads.
     pub overlap: Overlap,
     /// How long one statement may take.
@@ -122,6 +125,16 @@ fn reader<D: Dialect>(settings: &Settings, dialect: D) -> Result<Arc<dyn Inspect
         .as_deref()
         .map(|text| Query::new(INSTALLATIONS_QUERY, text, D::LEXIS))
         .transpose()?;
+    let feed = settings
+        .feed
+        .as_deref()
+        .map(|name| Feed::new(name, patience(settings.overlap)?))
+        .transpose()?;
+    // Along a feed the cursor is not followed, and needs no overlap.
+    let overlap = match feed {
+        Some(_) => Overlap::Unset,
+        None => settings.overlap,
+    };
     let connections = Connections::new(
         dialect,
         settings.statement_timeout,
@@ -131,9 +144,23 @@ fn reader<D: Dialect>(settings: &Settings, dialect: D) -> Result<Arc<dyn Inspect
         connections,
         query,
         installations_query,
-        settings.overlap,
+        feed,
+        overlap,
         settings.allow_replica,
     )))
+}
+
+/// How long a change feed waits for what is left out.
+fn patience(overlap: Overlap) -> Result<Duration, SourceError> {
+    match overlap {
+        Overlap::Unset => Ok(DEFAULT_OVERLAP),
+        Overlap::Duration(duration) => Ok(duration),
+        Overlap::Units(_) => Err(SourceError::Shape {
+            statement: CHANGE_FEED,
+            problem: "is read, and the overlap is a plain number".to_owned(),
+            help: "overlap = a duration, for instance \"30s\"".to_owned(),
+        }),
+    }
 }
 
 /// The driver's own words may quote the URL, password included: they are not repeated.
@@ -198,6 +225,7 @@ mod tests {
                 url: url.into(),
                 query: "SELECT 1".into(),
                 installations_query: None,
+                feed: None,
                 overlap: Overlap::Unset,
                 statement_timeout: Duration::from_secs(1),
                 max_connections: 1,

@@ -180,6 +180,17 @@ impl<D: Dialect> Session<D> {
         self.statement = statement;
     }
 
+    /// Goes on in a new transaction on a new connection, in place of one that must not be used any more.
+    pub(super) async fn renew(&mut self) -> Result<(), SourceError> {
+        let connections = Arc::clone(&self.connections);
+        let opened = timeout(CONNECT_TIMEOUT, connections.dialect.open()).await;
+        let connection = connections.settle(opened, self.statement)?;
+        let fresh = connections.begin_on(connection, self.statement).await?;
+        self.connection = fresh.connection;
+        self.is_spent = false;
+        Ok(())
+    }
+
     /// Ends the transaction and keeps the connection if that went well.
     pub(super) async fn end(self) {
         let Self {

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Described};
+use super::feed;
 use super::inspect::Inspection;
 use super::query::{Lexis, Query};
 use super::statement::{Comparison, Param, Placeholders, Statement};
@@ -82,6 +83,14 @@ pub(super) trait Dialect: Send + Sync + 'static {
         cursor: &CursorColumn,
         from: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error>;
+    /// What the change feed has after a place.
+    async fn feed(
+        &self,
+        connection: &mut Self::Connection,
+        wanted: feed::Wanted<'_>,
+    ) -> Result<feed::Found, sqlx::Error>;
+    /// What a poll of the change feed guarantees, and how to get more.
+    fn feed_guarantee(&self) -> (Guarantee, Option<String>);
     /// Who the database is.
     async fn identity(&self, connection: &mut Self::Connection) -> Result<String, sqlx::Error>;
     /// What `check` tells of the server and the role.

@@ -19,6 +19,8 @@ pub struct Description {
     pub shape: Shape,
     /// The cursor's type in the database's own words.
     pub cursor_type: Option<String>,
+    /// The table of the change feed that polls follow.
+    pub feed: Option<String>,
     /// How many rows the query has; `None`: counting took longer than the statement timeout.
     pub rows: Option<u64>,
     /// Whether an index serves a poll; `None`: there is no cursor, or the plan does not say.

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::columns::{Column, CursorColumn, Described, Reach};
 use super::dialect::{Began, Cell, Dialect, Key, Limits, MAX_ORDERED_BYTES, Rows};
 use super::error::{self, Failure};
+use super::feed;
 use super::inspect::{Inspection, bounded};
 use super::pages::hex;
 use super::query::{Lexis, Query};
@@ -333,6 +334,19 @@ impl Dialect for MySqlDialect {
     ) -> Result<Option<String>, sqlx::Error> {
         // The server does not show when a transaction's first statement took its time.
         Ok(None)
+    }
+
+    async fn feed(
+        &self,
+        connection: &mut MySqlConnection,
+        wanted: feed::Wanted<'_>,
+    ) -> Result<feed::Found, sqlx::Error> {
+        feed::mysql::page(connection, wanted).await
+    }
+
+    fn feed_guarantee(&self) -> (Guarantee, Option<String>) {
+        let advice = "keep `overlap` above the longest transaction that writes";
+        (Guarantee::BoundedByOverlap, Some(advice.to_owned()))
     }
 
     async fn identity(&self, connection: &mut MySqlConnection) -> Result<String, sqlx::Error> {

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::columns::{Column, CursorColumn, Described, Reach};
 use super::dialect::{Began, Cell, Dialect, Key, Limits, MAX_ORDERED_BYTES, Rows};
 use super::error::{self, Failure};
+use super::feed;
 use super::horizon;
 use super::inspect::{Inspection, bounded};
 use super::query::{Lexis, Query};
@@ -276,6 +277,18 @@ impl Dialect for PostgresDialect {
         from: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error> {
         horizon::horizon(connection, cursor, from).await
+    }
+
+    async fn feed(
+        &self,
+        connection: &mut PgConnection,
+        wanted: feed::Wanted<'_>,
+    ) -> Result<feed::Found, sqlx::Error> {
+        feed::postgres::page(connection, wanted).await
+    }
+
+    fn feed_guarantee(&self) -> (Guarantee, Option<String>) {
+        (Guarantee::Exact, None)
     }
 
     async fn identity(&self, connection: &mut PgConnection) -> Result<String, sqlx::Error> {

@@ -3,6 +3,7 @@
 //! Every call is one read-only transaction in a task of its own, which runs to its end even when the caller stops waiting: a
 //! connection is never left in the middle of something.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -16,14 +17,18 @@ use super::columns::{
 };
 use super::connections::{Connections, Session};
 use super::dialect::{Dialect, text};
+use super::feed::{self, CHANGE_FEED, Feed};
 use super::inspect::{Description, Guarantee};
 use super::pages::{
-    self, Keys, MAX_FETCH_KEYS, Pages, PlacedRow, PollStart, poll_params, raw_text, sweep_params,
+    self, Keys, MAX_FETCH_KEYS, MAX_FETCHED_ROWS, Pages, PlacedRow, PollStart, poll_params,
+    raw_text, sweep_params,
 };
 use super::query::Query;
 use super::statement::Param;
-use super::{Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Source, SourceError, SweepPage};
-use crate::model::{AccessToken, InstallationId, RawRow, RawText, ResourceKey};
+use super::{
+    FeedPage, Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Source, SourceError, SweepPage,
+};
+use crate::model::{AccessToken, InstallationId, RawRow, RawText, ResourceId, ResourceKey};
 
 /// A source over one dialect.
 pub(super) struct Reader<D: Dialect>(Arc<Inner<D>>);
@@ -32,6 +37,7 @@ struct Inner<D: Dialect> {
     connections: Arc<Connections<D>>,
     query: Query,
     installations_query: Option<Query>,
+    feed: Option<Feed>,
     overlap: Overlap,
     allow_replica: bool,
     layouts: Mutex<Option<Arc<Layouts>>>,
@@ -49,6 +55,7 @@ impl<D: Dialect> Reader<D> {
         connections: Connections<D>,
         query: Query,
         installations_query: Option<Query>,
+        feed: Option<Feed>,
         overlap: Overlap,
         allow_replica: bool,
     ) -> Self {
@@ -56,6 +63,7 @@ impl<D: Dialect> Reader<D> {
             connections: Arc::new(connections),
             query,
             installations_query,
+            feed,
             overlap,
             allow_replica,
             layouts: Mutex::default(),
@@ -83,13 +91,13 @@ impl<D: Dialect> Reader<D> {
 impl<D: Dialect> Source for Reader<D> {
     async fn shape(&self) -> Result<Shape, SourceError> {
         if let Some(layouts) = self.0.remembered() {
-            return Ok(layouts.source.shape());
+            return Ok(self.0.shape(&layouts));
         }
         self.detached(|inner| async move {
             let mut session = inner.begin(SOURCE_QUERY).await?;
             let layouts = inner.layouts(&mut session).await;
             session.end().await;
-            Ok(layouts?.source.shape())
+            Ok(inner.shape(&*layouts?))
         })
         .await
     }
@@ -99,6 +107,18 @@ impl<D: Dialect> Source for Reader<D> {
         self.detached(move |inner| async move {
             let mut session = inner.begin(SOURCE_QUERY).await?;
             let page = inner.poll(&mut session, &from, limit.max(1)).await;
+            inner.finish(session, page).await
+        })
+        .await
+    }
+
+    async fn feed_page(&self, from: Option<&str>, limit: u32) -> Result<FeedPage, SourceError> {
+        let from = from.map(str::to_owned);
+        self.detached(move |inner| async move {
+            let mut session = inner.begin(CHANGE_FEED).await?;
+            let page = inner
+                .feed(&mut session, from.as_deref(), limit.max(1))
+                .await;
             inner.finish(session, page).await
         })
         .await
@@ -157,7 +177,12 @@ impl<D: Dialect> Source for Reader<D> {
             let asked = timeout(limit, connections.dialect.identity(connection)).await;
             let id = session.judge(asked);
             session.end().await;
-            Ok(Identity { id: id? })
+            let mut id = id?;
+            if let Some(feed) = &inner.feed {
+                // A place in a feed is none in a cursor's order, nor in another feed.
+                id = format!("{id} feed={}", feed.name());
+            }
+            Ok(Identity { id })
         })
         .await
     }
@@ -327,6 +352,60 @@ impl<D: Dialect> Inner<D> {
         })
     }
 
+    fn shape(&self, layouts: &Layouts) -> Shape {
+        Shape {
+            feed: self.feed.is_some(),
+            ..layouts.source.shape()
+        }
+    }
+
+    async fn feed(
+        &self,
+        session: &mut Session<D>,
+        from: Option<&str>,
+        limit: u32,
+    ) -> Result<FeedPage, SourceError> {
+        let Some(feed) = &self.feed else {
+            return Err(SourceError::Shape {
+                statement: CHANGE_FEED,
+                problem: "is not configured".to_owned(),
+                help: "[source] feed names its table".to_owned(),
+            });
+        };
+        let wanted = feed::Wanted { feed, from, limit };
+        let time = session.limit();
+        let (connections, connection) = session.parts();
+        let asked = timeout(time, connections.dialect.feed(connection, wanted)).await;
+        let feed::Found {
+            ids,
+            position,
+            more,
+            lost,
+        } = session.judge(asked)?;
+        session.reading(SOURCE_QUERY);
+        // What is no usable id names no resource that could be looked up.
+        let usable = |(installation_id, resource_id): (Option<String>, Option<String>)| {
+            let installation_id = InstallationId::new(&installation_id?).ok()?;
+            let resource_id = ResourceId::new(&resource_id?).ok()?;
+            Some(ResourceKey {
+                installation_id,
+                resource_id,
+            })
+        };
+        let keys: BTreeSet<ResourceKey> = ids.into_iter().filter_map(usable).collect();
+        let keys: Vec<ResourceKey> = keys.into_iter().collect();
+        let rows = match keys.is_empty() {
+            true => Vec::new(),
+            false => self.fetch(session, &keys).await?,
+        };
+        Ok(FeedPage {
+            rows,
+            position,
+            more,
+            lost,
+        })
+    }
+
     async fn sweep(
         &self,
         session: &mut Session<D>,
@@ -391,11 +470,22 @@ impl<D: Dialect> Inner<D> {
         let layout = &layouts.source;
         let pages = self.pages(layout);
         let mut rows = Vec::new();
-        for chunk in keys.chunks(MAX_FETCH_KEYS) {
+        let mut chunks: Vec<&[ResourceKey]> = keys.chunks(MAX_FETCH_KEYS).rev().collect();
+        while let Some(chunk) = chunks.pop() {
             let Some(statement) = pages.fetch(chunk) else {
                 continue;
             };
             let found = session.rows(&statement).await?;
+            // A look-up that was cut short says nothing of the rows that it did not come to: each half is looked up by itself.
+            let is_partial = found.is_cut || found.rows.len() >= size(MAX_FETCHED_ROWS);
+            if found.is_cut {
+                session.renew().await?;
+            }
+            if is_partial && chunk.len() > 1 {
+                let (first, second) = chunk.split_at(chunk.len() / 2);
+                chunks.extend([second, first]);
+                continue;
+            }
             let found = pages::decode(layout, found).into_iter();
             // The database may take other ids for equal; only these were asked for.
             let is_asked = |row: &RawRow| row.key().is_ok_and(|key| chunk.contains(&key));
@@ -474,7 +564,20 @@ impl<D: Dialect> Inner<D> {
             Guarantee::SweepOnly,
             Some("add a column `cursor` that grows with every change".to_owned()),
         );
-        if let Some(cursor) = &layout.cursor {
+        if let Some(feed) = &self.feed {
+            // It is there, and may be read.
+            let wanted = feed::Wanted {
+                feed,
+                from: None,
+                limit: 1,
+            };
+            session.reading(CHANGE_FEED);
+            let (_, connection) = session.parts();
+            let asked = timeout(limit, dialect.feed(connection, wanted)).await;
+            session.judge(asked)?;
+            session.reading(SOURCE_QUERY);
+            (guarantee, improvement) = dialect.feed_guarantee();
+        } else if let Some(cursor) = &layout.cursor {
             let (_, connection) = session.parts();
             let asked = timeout(limit, dialect.guarantee(connection, cursor)).await;
             (guarantee, improvement) = session.judge(asked)?;
@@ -493,7 +596,8 @@ impl<D: Dialect> Inner<D> {
                 .iter()
                 .map(|column| (column.name.clone(), column.type_name.to_lowercase()))
                 .collect(),
-            shape: layout.shape(),
+            shape: self.shape(&layouts),
+            feed: self.feed.as_ref().map(Feed::name),
             cursor_type: layout
                 .cursor
                 .as_ref()

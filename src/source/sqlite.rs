@@ -19,6 +19,7 @@ use super::columns::{CURSOR, Column, CursorColumn, Described, Reach};
 use super::connections::CONNECT_TIMEOUT;
 use super::dialect::{Began, Cell, Dialect, Key, Limits, MAX_ORDERED_BYTES, Rows};
 use super::error::{self, Failure};
+use super::feed;
 use super::inspect::Inspection;
 use super::pages::hex;
 use super::query::{Lexis, Query};
@@ -277,6 +278,19 @@ impl Dialect for SqliteDialect {
     ) -> Result<Option<String>, sqlx::Error> {
         // Writers exclude each other: none is open that could commit before what was read.
         Ok(None)
+    }
+
+    async fn feed(
+        &self,
+        connection: &mut SqliteConnection,
+        wanted: feed::Wanted<'_>,
+    ) -> Result<feed::Found, sqlx::Error> {
+        set_deadline(connection, self.statement_timeout).await?;
+        feed::sqlite::page(connection, wanted).await
+    }
+
+    fn feed_guarantee(&self) -> (Guarantee, Option<String>) {
+        (Guarantee::Exact, None)
     }
 
     /// The file itself: another file under the same name is another database.

@@ -51,8 +51,12 @@ impl World {
     }
 
     fn run(&self, url: &str, poll: &str) -> Process {
+        self.run_with(url, poll, "listen = \"reconciled\"")
+    }
+
+    fn run_with(&self, url: &str, poll: &str, source: &str) -> Process {
         self.installation.configure(&format!(
-            "[source]\nurl = \"{url}\"\nlisten = \"reconciled\"\n\
+            "[source]\nurl = \"{url}\"\n{source}\n\
              query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name FROM resources\"\n\
              installations_query = \"SELECT id AS installation_id, vercel_access_token AS access_token FROM installations\"\n\
              [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n\
@@ -162,6 +166,7 @@ async fn every_kind_of_change_notifies_and_a_transaction_that_is_undone_does_not
         url: world.provider.url.as_str().into(),
         query: "SELECT 1".to_owned(),
         installations_query: None,
+        feed: None,
         overlap: Overlap::Unset,
         statement_timeout: Duration::from_secs(10),
         max_connections: 1,
@@ -189,4 +194,48 @@ async fn every_kind_of_change_notifies_and_a_transaction_that_is_undone_does_not
         .execute("BEGIN; UPDATE resources SET name = 'z'; ROLLBACK; NOTIFY reconciled")
         .await;
     listener.heard().await.expect("the one by hand");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_feed_without_a_cursor_is_followed_over_restarts() {
+    let world = World::new().await;
+    world
+        .provider
+        .execute(include_str!("../../deploy/source/postgres-feed.sql"))
+        .await;
+    let feed = "listen = \"reconciled\"\nfeed = \"public.reconciled_feed\"";
+    let url = world.provider.url.as_str();
+    let mut daemon = world.run_with(url, NO_SCHEDULE, feed);
+    // Nothing was read before the feed: every row is.
+    daemon.wait_for_event("poll.needs_sweep").await;
+    world.shows("orders").await;
+    world.rename("by the feed").await;
+    world.shows("by the feed").await;
+    daemon.end_with(Signal::KILL).await;
+    world.rename("meanwhile").await;
+    let mut daemon = world.run_with(url, NO_SCHEDULE, feed);
+    world.shows("meanwhile").await;
+    daemon.wait_for_event("sweep.completed").await;
+    assert_eq!(
+        daemon.events("poll.needs_sweep").len(),
+        0,
+        "the place was kept"
+    );
+    // Another feed is another order: every row is read again.
+    assert!(daemon.end_with(Signal::TERM).await.success());
+    let mut daemon = world.run(url, NO_SCHEDULE);
+    daemon.wait_for_event("poll.needs_sweep").await;
+    let check = world.installation.output(&["check"]).await;
+    let said = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(said.contains("listen   notifications arrive"), "{said}");
+    world.end(daemon).await;
+    let _ = world.run_with(url, NO_SCHEDULE, feed);
+    let check = world.installation.output(&["check"]).await;
+    let said = String::from_utf8_lossy(&check.stdout).into_owned();
+    for part in [
+        "polls follow the change feed public.reconciled_feed",
+        "exact, by the change feed",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }

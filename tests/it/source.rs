@@ -1,6 +1,7 @@
 //! The sources against real servers: one suite that every database passes, and what only one of them can show.
 
 mod bed;
+mod feed;
 mod hostile;
 mod late;
 mod listen;

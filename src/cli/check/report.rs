@@ -317,6 +317,7 @@ fn source_json(description: &Description) -> Value {
         "columns": description.columns.iter().map(|(name, kind)| json!({"name": name, "type": kind})).collect::<Vec<_>>(),
         "manages": description.shape.managed.iter().map(|field| field.wire_name()).collect::<Vec<_>>(),
         "cursor_type": description.cursor_type,
+        "feed": description.feed,
         "rows": description.rows,
         "poll_indexed": description.is_poll_indexed,
         "sweep_indexed": description.is_sweep_indexed,

@@ -116,6 +116,7 @@ impl Bed {
             url: self.database.url.as_str().into(),
             query: query.to_owned(),
             installations_query: None,
+            feed: None,
             overlap: Overlap::Unset,
             statement_timeout: STATEMENT_TIMEOUT,
             max_connections: 2,

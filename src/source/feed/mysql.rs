@@ -1,0 +1,255 @@
+//! The change feed on MySQL and MariaDB: numbers of InnoDB become visible out of order, so those left out are waited for.
+//!
+//! A number that is missing below the highest one belongs to a transaction that is still open, or was rolled back, or was trimmed. It is
+//! looked for at every poll until it has been missing for as long as `[source] overlap`; each entry is read once.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
+
+use super::{FIRST_TIME, Found, LOST, Wanted};
+
+/// The most ranges of missing numbers that are kept; beyond it neighbours become one, and what lies between is read again.
+const RANGES_MAX: usize = 200;
+/// How many marks share the time that a number is waited for.
+const MARKS: u32 = 16;
+
+/// Which entries have been read: all up to `top` but those in `missing`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct Place {
+    top: u64,
+    /// Ranges, both ends in them, in order.
+    missing: Vec<(u64, u64)>,
+    /// How high the numbers were at some times of the server (milliseconds), in order.
+    marks: Vec<(u64, i64)>,
+    /// The highest entry and when it was written: while it is there, the feed was not trimmed past us.
+    newest: Option<(u64, String)>,
+}
+
+impl Place {
+    /// Takes the entries of these numbers as read. They are in order, and all that were asked for up to the last of them.
+    fn take(&mut self, numbers: &[u64]) {
+        for &number in numbers {
+            if number > self.top {
+                if number > self.top + 1 {
+                    self.missing.push((self.top + 1, number - 1));
+                }
+                self.top = number;
+            } else {
+                self.found(number);
+            }
+        }
+        while self.missing.len() > RANGES_MAX {
+            self.join();
+        }
+    }
+
+    /// A missing number was there after all.
+    fn found(&mut self, number: u64) {
+        let Some(index) = self
+            .missing
+            .iter()
+            .position(|(low, high)| (*low..=*high).contains(&number))
+        else {
+            return;
+        };
+        let (low, high) = self.missing.remove(index);
+        if number < high {
+            self.missing.insert(index, (number + 1, high));
+        }
+        if low < number {
+            self.missing.insert(index, (low, number - 1));
+        }
+    }
+
+    /// Makes one range of the two neighbours that are nearest to each other.
+    fn join(&mut self) {
+        let distance = |pair: &[(u64, u64)]| pair[1].0 - pair[0].1;
+        let nearest = (0..self.missing.len() - 1)
+            .min_by_key(|index| distance(&self.missing[*index..index + 2]))
+            .unwrap_or(0);
+        let (_, high) = self.missing.remove(nearest + 1);
+        self.missing[nearest].1 = high;
+    }
+
+    /// Gives up numbers that have been missing for `patience`, and remembers how high the numbers are at `now`.
+    fn watch(&mut self, now: i64, patience: Duration) {
+        let patience = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+        let mut settled = 0;
+        self.marks.retain(|(top, at)| {
+            let is_old = now.saturating_sub(*at) >= patience;
+            if is_old {
+                settled = settled.max(*top);
+            }
+            // A mark in the future was made before the clock was set back: another one takes its place.
+            !is_old && *at <= now
+        });
+        self.missing.retain_mut(|(low, high)| {
+            *low = (*low).max(settled + 1);
+            low <= high
+        });
+        if self.missing.is_empty() {
+            self.marks.clear();
+            return;
+        }
+        let step = patience / i64::from(MARKS);
+        let is_due = self
+            .marks
+            .last()
+            .is_none_or(|(top, at)| *top < self.top && now - at >= step);
+        if is_due {
+            self.marks.push((self.top, now));
+        }
+    }
+}
+
+/// The entries after a place.
+pub(in super::super) async fn page(
+    connection: &mut MySqlConnection,
+    wanted: Wanted<'_>,
+) -> Result<Found, sqlx::Error> {
+    let mut found = Found::default();
+    // Before anything is read: what is missing then was missing at this time.
+    let row = sqlx::query("SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)")
+        .fetch_one(&mut *connection)
+        .await?;
+    let now: i64 = row.try_get_unchecked(0)?;
+    let mut place = match super::read::<Place>(wanted.from) {
+        Some(place) if is_there(connection, wanted, &place).await? => place,
+        place => {
+            // Entries of transactions that are open now may have any number: so the whole feed is read, missing numbers and all.
+            found.lost = Some(if place.is_some() { LOST } else { FIRST_TIME });
+            Place::default()
+        }
+    };
+    let ranges = " OR sequence BETWEEN ? AND ?".repeat(place.missing.len());
+    let sql = format!(
+        "SELECT CAST(sequence AS UNSIGNED), CAST(changed_at AS CHAR), CAST(installation_id AS CHAR), CAST(resource_id AS CHAR)
+         FROM {}
+         WHERE sequence > ?{ranges}
+         ORDER BY sequence
+         LIMIT {}",
+        wanted.feed.quoted('`'),
+        wanted.limit
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql)).bind(place.top);
+    for (low, high) in &place.missing {
+        query = query.bind(*low).bind(*high);
+    }
+    let rows = query.fetch_all(&mut *connection).await?;
+    let mut numbers = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let number: u64 = row.try_get_unchecked(0)?;
+        numbers.push(number);
+        let is_newest = place
+            .newest
+            .as_ref()
+            .is_none_or(|(newest, _)| number > *newest);
+        if is_newest {
+            place.newest = Some((number, text(row, 1)?.unwrap_or_default()));
+        }
+        found.ids.push((text(row, 2)?, text(row, 3)?));
+    }
+    found.more = u32::try_from(rows.len()).is_ok_and(|count| count >= wanted.limit);
+    place.take(&numbers);
+    if !found.more {
+        place.watch(now, wanted.feed.patience);
+    }
+    found.position = super::write(&place);
+    Ok(found)
+}
+
+/// Whether the feed still has the newest entry that was read.
+async fn is_there(
+    connection: &mut MySqlConnection,
+    wanted: Wanted<'_>,
+    place: &Place,
+) -> Result<bool, sqlx::Error> {
+    let Some((number, written_at)) = &place.newest else {
+        return Ok(true);
+    };
+    let sql = format!(
+        "SELECT CAST(changed_at AS CHAR) FROM {} WHERE sequence = ?",
+        wanted.feed.quoted('`')
+    );
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(*number)
+        .fetch_optional(&mut *connection)
+        .await?;
+    match row {
+        Some(row) => Ok(text(&row, 0)?.as_ref() == Some(written_at)),
+        None => Ok(false),
+    }
+}
+
+fn text(row: &sqlx::mysql::MySqlRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    let bytes: Option<Vec<u8>> = row.try_get_unchecked(index)?;
+    Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(16);
+
+    fn place(numbers: &[u64]) -> Place {
+        let mut place = Place::default();
+        place.take(numbers);
+        place
+    }
+
+    #[test]
+    fn numbers_that_are_left_out_are_missing_until_they_come() {
+        let mut place = place(&[1, 2, 5, 9]);
+        assert_eq!(place.missing, [(3, 4), (6, 8)]);
+        place.take(&[4, 7, 10]);
+        assert_eq!(place.missing, [(3, 3), (6, 6), (8, 8)]);
+        place.take(&[3, 6, 8]);
+        assert_eq!(place.missing, []);
+        assert_eq!(place.top, 10);
+    }
+
+    #[test]
+    fn a_number_is_given_up_when_it_was_missing_for_long_enough_and_not_before() {
+        let mut place = place(&[1, 3]);
+        place.watch(1_000_000, PATIENCE);
+        place.take(&[5]);
+        place.watch(1_008_000, PATIENCE);
+        place.watch(1_015_999, PATIENCE);
+        assert_eq!(place.missing, [(2, 2), (4, 4)]);
+        place.watch(1_016_000, PATIENCE);
+        assert_eq!(place.missing, [(4, 4)]);
+        place.watch(1_024_000, PATIENCE);
+        assert_eq!(place.missing, []);
+        assert_eq!(place.marks, []);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_makes_the_wait_longer_never_shorter() {
+        let mut place = place(&[1, 3]);
+        place.watch(1_000_000, PATIENCE);
+        place.watch(900_000, PATIENCE);
+        place.watch(915_999, PATIENCE);
+        assert_eq!(place.missing, [(2, 2)]);
+        place.watch(916_000, PATIENCE);
+        assert_eq!(place.missing, []);
+    }
+
+    #[test]
+    fn a_place_stays_small_and_loses_nothing_when_most_numbers_are_missing() {
+        let numbers: Vec<u64> = (1..=1_000).map(|n| 2 * n).collect();
+        let mut place = place(&numbers);
+        assert_eq!(place.missing.len(), RANGES_MAX);
+        for number in (1..2_000).step_by(2) {
+            let is_missing = |(low, high): &(u64, u64)| (*low..=*high).contains(&number);
+            assert!(place.missing.iter().any(is_missing), "{number}");
+        }
+        for second in 0..1_000 {
+            place.take(&[2_002 + 2 * second]);
+            place.watch(i64::try_from(second).expect("small") * 100, PATIENCE);
+        }
+        assert!(place.marks.len() <= 1 + MARKS as usize, "{:?}", place.marks);
+    }
+}
