@@ -6,6 +6,7 @@
 mod deliver;
 pub mod drift;
 mod pace;
+mod places;
 mod report;
 mod token;
 
@@ -13,15 +14,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{Clock, Random};
 use crate::metrics::Metrics;
-use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, Timestamp};
+use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, ResourceKey, Timestamp};
 use crate::plan::outage::Outage;
-use crate::plan::{RetryPolicy, SecretsWay};
+use crate::plan::{Claimed, RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
 use crate::progress::Mark;
 use crate::source::Source;
@@ -34,12 +36,14 @@ use report::Report;
 pub use report::{SharedTotals, Totals};
 pub use token::{InstallationsQuery, TokenError, TokenSource, Tokens};
 
-use deliver::Worker;
+use deliver::{Answered, Supply, Worker};
 
 /// How often a person's acts beside the daemon (a retry, a release) are looked for when nothing else is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long dispatch waits after the state could not be read or written.
 const STATE_RETRY: Duration = Duration::from_secs(1);
+/// How many answers per place may wait to be recorded before nothing more is claimed.
+const UNRECORDED_PER_PLACE_MAX: usize = 4;
 /// The most probes of paused installations that run at once.
 const PROBES_MAX: usize = 4;
 
@@ -117,15 +121,53 @@ pub struct Dispatcher {
     outage: Outage,
     pace: Pace,
     report: Report,
+    /// Claimed and not answered yet, by installation.
     in_flight: BTreeMap<InstallationId, u32>,
     probing: BTreeMap<InstallationId, ()>,
     last_served: Option<InstallationId>,
     state_failed: bool,
+    claims: Claims,
+    /// Answered, and waiting for the batch before to be recorded.
+    unrecorded: Vec<Answered>,
+    is_recording: bool,
+    /// Whether claiming and recording have got on since the last mark.
+    moved: (bool, bool),
+    probes_looked_for: Option<Timestamp>,
     /// Settings to take over, if they may change.
     followed: Option<watch::Receiver<Settings>>,
 }
 
-type Running<'a> = FuturesUnordered<BoxFuture<'a, Delivery>>;
+/// Claims are made one after another, beside the requests.
+#[derive(Debug, Default)]
+struct Claims {
+    /// How many entries the claim under way asked for, and when.
+    asked: Option<(usize, Timestamp)>,
+    /// A claim of that time found less than it asked for, or failed: what it found is waited upon before the next.
+    found: Option<(Timestamp, Result<usize, StoreError>)>,
+    /// Requests answered since the last claim began.
+    answered: usize,
+    /// Entries that are claimed beyond the places, so that a place is taken again while a claim is being committed: as many as
+    /// were answered during the last one.
+    ahead: usize,
+}
+
+type Running<'a> = FuturesUnordered<BoxFuture<'a, Ended>>;
+
+/// Something that ended in the dispatcher's task.
+enum Ended {
+    /// A claim.
+    Claim(Result<Vec<Claimed>, StoreError>),
+    /// What several deliveries need from the source was read together.
+    Supplied(Vec<(Claimed, Supply)>),
+    /// A request was answered, or came to nothing.
+    Answer(Box<Answered>),
+    /// Outcomes were recorded; those that could not be, together, are tried one by one.
+    Record(Vec<Delivery>, Vec<Answered>),
+    /// The outcome of one that was tried by itself.
+    Single(Box<Delivery>),
+    /// A probe of a paused installation.
+    Probe(Box<Delivery>),
+}
 
 impl Dispatcher {
     /// A dispatcher between a state and Vercel.
@@ -137,7 +179,8 @@ impl Dispatcher {
         settings: Settings,
         signals: Signals,
     ) -> Self {
-        let worker = Worker::new(worlds.clone(), key, tokens, settings.clone());
+        let stop = signals.stop.clone();
+        let worker = Worker::new(worlds.clone(), key, tokens, settings.clone(), stop);
         Self {
             outage: Outage::new(settings.retry.backoff.initial),
             pace: Pace::new(settings.requests_per_minute_per_installation),
@@ -146,6 +189,11 @@ impl Dispatcher {
             probing: BTreeMap::new(),
             last_served: None,
             state_failed: false,
+            claims: Claims::default(),
+            unrecorded: Vec::new(),
+            is_recording: false,
+            moved: (false, false),
+            probes_looked_for: None,
             followed: None,
             worker: Arc::new(worker),
             worlds,
@@ -187,23 +235,138 @@ impl Dispatcher {
         loop {
             self.configure();
             let stopping = self.signals.stop.is_cancelled();
+            self.record(&running);
             let wait = if stopping {
                 LOOK_AGAIN
             } else {
                 self.fill(&mut running).await
             };
-            self.signals.progressed.leave();
+            self.mark();
             if running.is_empty() && (stopping || self.is_idle(until).await) {
                 return *self.totals().lock().unwrap_or_else(PoisonError::into_inner);
             }
             tokio::select! {
                 biased;
-                Some(delivery) = running.next(), if !running.is_empty() => self.finish(delivery),
+                Some(ended) = running.next(), if !running.is_empty() => {
+                    self.take(&running, ended);
+                    // What has ended by now is recorded together, and its places are filled by one claim.
+                    while let Some(Some(ended)) = running.next().now_or_never() {
+                        self.take(&running, ended);
+                    }
+                }
                 () = self.signals.stop.cancelled(), if !stopping => {}
                 () = self.signals.work.notified() => {}
                 () = self.worlds.clock.sleep(wait) => {}
             }
         }
+    }
+
+    /// Leaves a mark once both claiming and recording have got on since the last one, or had nothing to do: either may hang
+    /// while the loop turns.
+    fn mark(&mut self) {
+        self.moved.0 |= self.claims.asked.is_none();
+        self.moved.1 |= !self.is_recording;
+        if self.moved == (true, true) {
+            self.moved = (false, false);
+            self.signals.progressed.leave();
+        }
+    }
+
+    /// Takes note of what ended, and starts what follows from it.
+    fn take(&mut self, running: &Running<'_>, ended: Ended) {
+        match ended {
+            Ended::Claim(claimed) => {
+                self.moved.0 = true;
+                self.claimed(running, claimed);
+            }
+            Ended::Supplied(supplied) => {
+                for (claimed, supply) in supplied {
+                    self.deliver(running, claimed, supply);
+                }
+            }
+            Ended::Answer(answered) => {
+                self.answered(&answered);
+                self.unrecorded.push(*answered);
+            }
+            Ended::Record(deliveries, failed) => {
+                self.is_recording = false;
+                self.moved.1 = true;
+                deliveries.iter().for_each(|delivery| self.finish(delivery));
+                for answered in failed {
+                    let worker = Arc::clone(&self.worker);
+                    running.push(Box::pin(async move {
+                        Ended::Single(Box::new(worker.record_one(answered).await))
+                    }));
+                }
+            }
+            Ended::Single(delivery) => self.finish(&delivery),
+            Ended::Probe(delivery) => {
+                self.probing.remove(&delivery.key.installation_id);
+                self.reached(&delivery.key, delivery.reached);
+                self.finish(&delivery);
+            }
+        }
+    }
+
+    fn claimed(&mut self, running: &Running<'_>, claimed: Result<Vec<Claimed>, StoreError>) {
+        let now = self.worlds.clock.now();
+        let (asked, asked_at) = self.claims.asked.take().unwrap_or((0, now));
+        self.claims.ahead = self.claims.answered;
+        let claimed = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                self.claims.found = Some((asked_at, Err(error)));
+                return;
+            }
+        };
+        if claimed.len() < asked {
+            self.claims.found = Some((asked_at, Ok(claimed.len())));
+        }
+        let mut needy = Vec::new();
+        for claim in claimed {
+            let installation_id = claim.key.installation_id.clone();
+            self.pace.spent(&installation_id, now);
+            *self.in_flight.entry(installation_id.clone()).or_default() += 1;
+            self.last_served = Some(installation_id);
+            if claim.patch.secrets.is_some() {
+                needy.push(claim);
+            } else {
+                self.deliver(running, claim, Supply::None);
+            }
+        }
+        if needy.len() > 1 {
+            let worker = Arc::clone(&self.worker);
+            running.push(Box::pin(async move {
+                Ended::Supplied(worker.supply(needy).await)
+            }));
+        } else {
+            for claim in needy {
+                self.deliver(running, claim, Supply::None);
+            }
+        }
+    }
+
+    fn deliver(&self, running: &Running<'_>, claimed: Claimed, supply: Supply) {
+        let worker = Arc::clone(&self.worker);
+        running.push(Box::pin(async move {
+            Ended::Answer(Box::new(worker.deliver(claimed, supply).await))
+        }));
+    }
+
+    /// Has what was answered recorded, all of it in one transaction.
+    fn record(&mut self, running: &Running<'_>) {
+        if self.is_recording || self.unrecorded.is_empty() {
+            return;
+        }
+        self.is_recording = true;
+        let (worker, batch) = (
+            Arc::clone(&self.worker),
+            std::mem::take(&mut self.unrecorded),
+        );
+        running.push(Box::pin(async move {
+            let (deliveries, failed) = worker.record_all(batch).await;
+            Ended::Record(deliveries, failed)
+        }));
     }
 
     /// Whether nothing waits that could be sent before the deadline.
@@ -241,51 +404,69 @@ impl Dispatcher {
     }
 
     async fn start_due(&mut self, running: &mut Running<'_>) -> Result<Duration, StoreError> {
-        if self.outage.since().is_none() {
+        let now = self.worlds.clock.now();
+        if self.outage.since().is_none() && self.may_look_for_probes(now) {
             self.start_probes(running, PROBES_MAX).await?;
         }
-        let now = self.worlds.clock.now();
-        let busy: u32 = self.in_flight.values().sum();
-        let free = self.settings.max_in_flight.saturating_sub(busy);
-        let under_way = busy as usize + self.probing.len();
-        let allowed = self.outage.allowance(now, under_way, free as usize);
-        if allowed > 0 {
-            let claimed = self
-                .claim(now, u32::try_from(allowed).unwrap_or(u32::MAX))
-                .await?;
-            let count = claimed.len();
-            for claim in claimed {
-                let installation_id = claim.key.installation_id.clone();
-                self.pace.spent(&installation_id, now);
-                *self.in_flight.entry(installation_id.clone()).or_default() += 1;
-                self.last_served = Some(installation_id);
-                let worker = Arc::clone(&self.worker);
-                running.push(Box::pin(async move { worker.deliver(claim).await }));
-            }
-            if count == 0 && self.outage.since().is_some() {
-                // All that waits may belong to paused installations: then one of their probes finds out whether the API
-                // answers again, or nothing ever would.
-                self.start_probes(running, 1).await?;
-            }
-            if count == allowed && count < free as usize {
-                return Ok(LOOK_AGAIN);
-            }
+        if self.claims.asked.is_some() {
+            // Its end wakes this loop.
+            return Ok(LOOK_AGAIN);
         }
-        self.until_next(now).await
+        match self.claims.found.take() {
+            Some((_, Err(error))) => return Err(error),
+            Some((asked_at, Ok(count))) => {
+                if count == 0 && self.outage.since().is_some() {
+                    // All that waits may belong to paused installations: then one of their probes finds out whether the API
+                    // answers again, or nothing ever would.
+                    self.start_probes(running, 1).await?;
+                }
+                return self.until_next(asked_at).await;
+            }
+            None => {}
+        }
+        let asked = self.room(now);
+        if asked > 0 {
+            self.claims.asked = Some((asked, now));
+            self.claims.answered = 0;
+            let limit = u32::try_from(asked).unwrap_or(u32::MAX);
+            let (store, request) = (Arc::clone(&self.worlds.store), self.request(now, limit));
+            running.push(Box::pin(async move {
+                Ended::Claim(store.claim(&request).await)
+            }));
+            return Ok(LOOK_AGAIN);
+        }
+        match self.outage.since() {
+            Some(_) => self.until_next(now).await,
+            // A place that becomes free wakes this loop.
+            None => Ok(LOOK_AGAIN),
+        }
     }
 
-    async fn claim(
-        &self,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<crate::plan::Claimed>, StoreError> {
+    /// How many entries are to be claimed now.
+    fn room(&self, now: Timestamp) -> usize {
+        let busy: u32 = self.in_flight.values().sum();
+        let places = self.settings.max_in_flight as usize;
+        let ahead = self.claims.ahead.min(places);
+        let free = (places + ahead).saturating_sub(busy as usize);
+        let recordable = (places * UNRECORDED_PER_PLACE_MAX).saturating_sub(self.unrecorded.len());
+        // A claim for each single place would be a transaction for each delivery.
+        let free = if free > ahead / 2 {
+            free.min(recordable)
+        } else {
+            0
+        };
+        let under_way = busy as usize + self.probing.len();
+        self.outage.allowance(now, under_way, free)
+    }
+
+    fn request(&self, now: Timestamp, limit: u32) -> ClaimRequest {
         let tokens = (0..limit)
             .map(|_| match is_planted(Bug::LeaseTokenReused) {
                 true => LeaseToken(1),
                 false => LeaseToken(self.worlds.random.unique()),
             })
             .collect();
-        let request = ClaimRequest {
+        ClaimRequest {
             now,
             owner: self.settings.owner.clone(),
             lease_expires_at: now.plus(self.settings.lease),
@@ -297,21 +478,28 @@ impl Dispatcher {
             excluded: self.pace.exhausted(now),
             late_apply: self.settings.retry.late_apply,
             secrets: self.settings.secrets,
-        };
-        self.worlds.store.claim(&request).await
+        }
     }
 
-    /// How long nothing will be due.
-    async fn until_next(&self, now: Timestamp) -> Result<Duration, StoreError> {
+    /// How long nothing will be due that was not due at `asked_at`.
+    async fn until_next(&self, asked_at: Timestamp) -> Result<Duration, StoreError> {
         let due = self.worlds.store.next_due().await?;
+        let now = self.worlds.clock.now();
         let mut wait = due
+            // What was due already but was not claimed waits for a place, which wakes this loop by itself.
+            .filter(|due_at| *due_at > asked_at)
             .map_or(LOOK_AGAIN, |due_at| due_at.since(now))
             .min(LOOK_AGAIN);
         if let Some(probe_at) = self.outage.next_probe_at() {
             wait = wait.max(probe_at.since(now).min(LOOK_AGAIN));
         }
-        // What is due already but was not claimed waits for a place, which wakes this loop by itself.
-        Ok(if wait.is_zero() { LOOK_AGAIN } else { wait })
+        Ok(wait)
+    }
+
+    /// Whether it is time to look for probes: they are seconds apart, requests are not.
+    fn may_look_for_probes(&self, now: Timestamp) -> bool {
+        self.probes_looked_for
+            .is_none_or(|last| now < last || now.since(last) >= LOOK_AGAIN)
     }
 
     /// Starts probes of paused installations, so that at most `limit` are under way.
@@ -325,6 +513,7 @@ impl Dispatcher {
             return Ok(());
         }
         let now = self.worlds.clock.now();
+        self.probes_looked_for = Some(now);
         let due = self
             .worlds
             .store
@@ -335,36 +524,44 @@ impl Dispatcher {
         for pause in due {
             self.probing.insert(pause.installation_id.clone(), ());
             let worker = Arc::clone(&self.worker);
-            running.push(Box::pin(async move { worker.probe(pause).await }));
+            running.push(Box::pin(async move {
+                Ended::Probe(Box::new(worker.probe(pause).await))
+            }));
         }
         Ok(())
     }
 
-    /// Takes note of a delivery or probe that ended.
-    fn finish(&mut self, delivery: Delivery) {
-        let now = self.worlds.clock.now();
-        let installation_id = &delivery.key.installation_id;
-        if delivery.is_probe() {
-            self.probing.remove(installation_id);
-        } else if let Some(count) = self.in_flight.get_mut(installation_id) {
+    /// Takes note of an answer: its place is free, whatever it takes to record it.
+    fn answered(&mut self, answered: &Answered) {
+        self.claims.answered += 1;
+        let key = answered.key();
+        if let Some(count) = self.in_flight.get_mut(&key.installation_id) {
             *count -= 1;
             if *count == 0 {
-                self.in_flight.remove(installation_id);
+                self.in_flight.remove(&key.installation_id);
             }
         }
-        let transition = match delivery.reached {
+        self.reached(key, answered.reached());
+    }
+
+    /// Takes note of whether Vercel answered.
+    fn reached(&mut self, key: &ResourceKey, reached: deliver::Reached) {
+        let now = self.worlds.clock.now();
+        let transition = match reached {
             deliver::Reached::Answered => self.outage.answered(now),
-            deliver::Reached::Failed => {
-                self.outage
-                    .failed(&delivery.key, now, self.worlds.random.fraction())
-            }
-            deliver::Reached::NotTried => None,
+            deliver::Reached::Failed => self.outage.failed(key, now, self.worlds.random.fraction()),
+            deliver::Reached::NotTried => return,
         };
+        self.report.transition(transition, self.outage.since());
+    }
+
+    /// Takes note of a delivery that was recorded, or a probe that ended.
+    fn finish(&mut self, delivery: &Delivery) {
+        let now = self.worlds.clock.now();
         if delivery.wants_recheck() {
             self.signals.recheck.notify_one();
         }
-        self.report.transition(transition, self.outage.since());
         self.report
-            .delivery(&delivery, self.outage.since().is_some(), now);
+            .delivery(delivery, self.outage.since().is_some(), now);
     }
 }

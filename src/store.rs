@@ -58,6 +58,18 @@ pub trait Store: Send + Sync {
     /// Records how an attempt ended. `None`: the lease's token no longer matched, and nothing was changed.
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError>;
 
+    /// Records how several attempts ended, one answer each, in order. A failure may have kept some of them.
+    async fn advance_all(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Option<Advanced>>, StoreError> {
+        let mut answers = Vec::with_capacity(settlements.len());
+        for settlement in settlements {
+            answers.push(self.advance(settlement).await?);
+        }
+        Ok(answers)
+    }
+
     /// Ends the leases that have expired; with `owner_gone`, also every other lease (the caller holds the state alone).
     /// Returns how many there were.
     async fn recover(

@@ -56,7 +56,7 @@ fn tell_held(report: &HoldReport) {
         towards = %JsonList::new(towards.iter().map(String::as_str)),
         examples = %JsonList::new(examples.iter().map(String::as_str)),
         "Held {entries} resources, more than [guard] allows: {sentence}; nothing of it is sent until a person decides: \
-         `reconciled plan --held` shows all of it, `reconciled outbox release` lets it go, `reconciled outbox discard` drops it"
+         `reconciled plan --held` shows all of it, `reconciled outbox release --state held` lets it go, `reconciled outbox discard --state held` drops it"
     );
 }
 

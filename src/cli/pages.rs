@@ -73,3 +73,99 @@ fn files(folder: &Path) -> Files {
     // A folder that is not there holds nothing.
     entries.into_iter().flatten().map(read).collect()
 }
+
+/// The pages that people read.
+const DOCUMENTATION: [(&str, &str); 11] = [
+    ("README.md", include_str!("../../README.md")),
+    ("docs/errors.md", include_str!("../../docs/errors.md")),
+    (
+        "docs/guarantees.md",
+        include_str!("../../docs/guarantees.md"),
+    ),
+    ("docs/install.md", include_str!("../../docs/install.md")),
+    ("docs/logs.md", include_str!("../../docs/logs.md")),
+    ("docs/mapping.md", include_str!("../../docs/mapping.md")),
+    ("docs/on-call.md", include_str!("../../docs/on-call.md")),
+    ("docs/running.md", include_str!("../../docs/running.md")),
+    ("docs/security.md", include_str!("../../docs/security.md")),
+    ("docs/simulator.md", include_str!("../../docs/simulator.md")),
+    ("docs/testing.md", include_str!("../../docs/testing.md")),
+];
+
+#[test]
+fn every_command_in_the_documentation_is_one() {
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for (page, text) in DOCUMENTATION {
+        for words in commands(text) {
+            let parsed = Cli::command().try_get_matches_from(&words);
+            let is_sound = parsed.is_ok()
+                || Cli::command()
+                    .try_get_matches_from(words.iter().cloned().chain(["--help".to_owned()]))
+                    .is_err_and(|error| {
+                        error.kind() == clap::error::ErrorKind::DisplayHelp
+                            && words.iter().all(|word| !word.starts_with('-'))
+                    });
+            if !is_sound {
+                wrong.push(format!("{page}: {}", words.join(" ")));
+            }
+            seen += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 40, "only {seen} commands were found");
+}
+
+/// The program's commands in code spans and blocks, as words, with something in the place of placeholders.
+fn commands(text: &str) -> Vec<Vec<String>> {
+    let mut in_block = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_block = !in_block;
+        } else if in_block {
+            found.push(line.trim().trim_start_matches("$ "));
+        } else {
+            found.extend(line.split('`').skip(1).step_by(2));
+        }
+    }
+    let is_command = |code: &&str| {
+        let code = code.trim_start_matches("sudo ");
+        // The first line of `check` begins with the version.
+        code.strip_prefix("reconciled ")
+            .is_some_and(|rest| !rest.starts_with(char::is_numeric))
+            && !code.contains(" / ")
+    };
+    found
+        .into_iter()
+        .filter(is_command)
+        .map(|code| words(code.trim_start_matches("sudo ")))
+        .filter(|words| words.len() > 1)
+        .collect()
+}
+
+/// The words of the first command of a line of shell.
+fn words(code: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut in_quotes = false;
+    for c in code.chars() {
+        match c {
+            '"' => in_quotes = !in_quotes,
+            ' ' if !in_quotes => words.extend(Some(std::mem::take(&mut word))),
+            '…' if in_quotes => word.push_str("text"),
+            c => word.push(c),
+        }
+    }
+    words.push(word);
+    let ends = |word: &String| {
+        matches!(word.as_str(), "#" | "|" | "&&" | "&" | ";" | "…" | "or") || word.starts_with('>')
+    };
+    let words = words.into_iter().filter(|word| !word.is_empty());
+    words
+        .take_while(|word| !ends(word))
+        .map(|word| match word.as_str() {
+            "ENTRY" | "ID" => "1".to_owned(),
+            _ => word,
+        })
+        .collect()
+}

@@ -1,13 +1,16 @@
 //! One claimed entry, from its claim to its recorded outcome; and one probe of a paused installation.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 #[cfg(doc)]
 use crate::metrics::family;
 use crate::model::{
-    AccessToken, EntryState, FingerprintKey, InstallationId, Mode, Observed, Patch, ResourceId,
-    ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
+    AccessToken, EntryState, FingerprintKey, InstallationId, Mode, Observed, Patch, RawRow,
+    ResourceId, ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
@@ -15,6 +18,7 @@ use crate::plan::{Answer, AnswerKind, Claimed, Outcome, SecretsWay, Verdict, cla
 use crate::planted::{Bug, is_planted};
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind, Settlement, StoreError};
 
+use super::places::Places;
 use super::token::{Renewed, TokenError, Tokens};
 use super::{Settings, Worlds};
 
@@ -126,6 +130,30 @@ impl Delivery {
     }
 }
 
+/// A claim and what came of it, before it is recorded.
+pub(super) struct Answered {
+    claimed: Claimed,
+    attempted: Attempted,
+}
+
+impl Answered {
+    pub(super) const fn key(&self) -> &ResourceKey {
+        &self.claimed.key
+    }
+
+    pub(super) const fn reached(&self) -> Reached {
+        self.attempted.reached
+    }
+}
+
+/// What a delivery needs from the source, as far as it was read beforehand; in memory only.
+pub(super) enum Supply {
+    /// Nothing was read.
+    None,
+    /// The resource's row as it was when the claim had been made.
+    Row(Box<RawRow>),
+}
+
 /// What an attempt came to, before it is recorded.
 struct Attempted {
     outcome: Outcome,
@@ -134,6 +162,26 @@ struct Attempted {
     limit_until: Option<Timestamp>,
     problem: Option<String>,
     reached: Reached,
+}
+
+impl Answered {
+    fn ended(self, effect: Effect) -> Delivery {
+        let Self { claimed, attempted } = self;
+        let Attempted {
+            attempt,
+            problem,
+            reached,
+            ..
+        } = attempted;
+        Delivery {
+            key: claimed.key.clone(),
+            claimed: Some(Box::new(claimed)),
+            attempt,
+            effect,
+            problem,
+            reached,
+        }
+    }
 }
 
 impl Settings {
@@ -163,6 +211,9 @@ pub(super) struct Worker {
     key: FingerprintKey,
     tokens: Arc<Tokens>,
     settings: Settings,
+    /// One for each request at once.
+    places: Arc<Places>,
+    stop: CancellationToken,
 }
 
 impl Worker {
@@ -171,45 +222,69 @@ impl Worker {
         key: FingerprintKey,
         tokens: Tokens,
         settings: Settings,
+        stop: CancellationToken,
     ) -> Self {
+        let places = Arc::new(Places::new(settings.max_in_flight));
         Self {
             worlds,
             key,
             tokens: Arc::new(tokens),
             settings,
+            places,
+            stop,
         }
     }
 
-    /// The same worker under other settings; both know the same tokens.
+    /// The same worker under other settings; both know the same tokens and share the places.
     pub(super) fn configured(&self, settings: Settings) -> Self {
+        self.places
+            .resize(self.settings.max_in_flight, settings.max_in_flight);
         Self {
             worlds: self.worlds.clone(),
             key: self.key.clone(),
             tokens: Arc::clone(&self.tokens),
             settings,
+            places: Arc::clone(&self.places),
+            stop: self.stop.clone(),
         }
     }
 
-    pub(super) async fn deliver(self: Arc<Self>, claimed: Claimed) -> Delivery {
-        let attempted = self.attempt(&claimed).await;
-        let effect = self.record(&claimed, &attempted).await;
-        let Attempted {
-            attempt,
-            problem,
-            reached,
-            ..
-        } = attempted;
-        Delivery {
-            key: claimed.key.clone(),
-            claimed: Some(Box::new(claimed)),
-            attempt,
-            effect,
-            problem,
-            reached,
-        }
+    /// Sends a claim once there is a place for it.
+    pub(super) async fn deliver(self: Arc<Self>, claimed: Claimed, supply: Supply) -> Answered {
+        let place = tokio::select! {
+            biased;
+            place = self.places.take() => place,
+            () = self.stop.cancelled() => None,
+        };
+        let attempted = match place {
+            Some(_place) => self.attempt(&claimed, supply).await,
+            // Claimed ahead, and not to be sent any more.
+            None => Attempted::unsent(Outcome::Released, None),
+        };
+        Answered { claimed, attempted }
     }
 
-    async fn attempt(&self, claimed: &Claimed) -> Attempted {
+    /// Reads the rows of several claims at once; a claim whose row did not come reads it again by itself.
+    pub(super) async fn supply(self: Arc<Self>, claims: Vec<Claimed>) -> Vec<(Claimed, Supply)> {
+        let keys: Vec<ResourceKey> = claims.iter().map(|claimed| claimed.key.clone()).collect();
+        let mut rows: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
+        for row in self.worlds.source.fetch(&keys).await.unwrap_or_default() {
+            if let Ok(key) = row.key() {
+                rows.entry(key).or_default().push(row);
+            }
+        }
+        let supply = |claimed: Claimed| {
+            let mut of_claim = rows.remove(&claimed.key).unwrap_or_default();
+            let supply = match (of_claim.pop(), of_claim.is_empty()) {
+                (Some(row), true) => Supply::Row(Box::new(row)),
+                _ => Supply::None,
+            };
+            (claimed, supply)
+        };
+        claims.into_iter().map(supply).collect()
+    }
+
+    async fn attempt(&self, claimed: &Claimed, supply: Supply) -> Attempted {
         let token = match self.tokens.get(&claimed.key.installation_id).await {
             Ok(Some(token)) => token,
             Ok(None) => {
@@ -227,7 +302,7 @@ impl Worker {
             }
             Err(error) => return source_unavailable(&error),
         };
-        let secrets = match self.secrets(claimed).await {
+        let secrets = match self.secrets(claimed, supply).await {
             Ok(secrets) => secrets,
             Err(attempted) => return attempted,
         };
@@ -267,25 +342,40 @@ impl Worker {
         }
     }
 
-    /// The values of the patch's secrets, read now; an outcome instead if the row is no longer what the claim was made from.
-    async fn secrets(&self, claimed: &Claimed) -> Result<Option<SecretSet>, Attempted> {
+    /// The values of the patch's secrets, read since it was claimed; an outcome instead if the row is no longer what the claim was
+    /// made from.
+    async fn secrets(
+        &self,
+        claimed: &Claimed,
+        supply: Supply,
+    ) -> Result<Option<SecretSet>, Attempted> {
         let Some(wanted) = &claimed.patch.secrets else {
             return Ok(None);
         };
+        if let Supply::Row(row) = supply
+            && let Some(held) = row.decode().ok().and_then(|row| row.secrets)
+            && self.are_held(wanted, &held)
+        {
+            return Ok(Some(held));
+        }
         let row = self.read_row(&claimed.key).await?;
         let held = row.and_then(|row| row.secrets).unwrap_or_default();
+        if self.are_held(wanted, &held) || is_planted(Bug::MovedSecretsSent) {
+            Ok(Some(held))
+        } else {
+            Err(Attempted::unsent(Outcome::SourceMoved, None))
+        }
+    }
+
+    /// Whether the values that a patch names are these.
+    fn are_held(&self, wanted: &SecretsPatch, held: &SecretSet) -> bool {
         let fingerprints = held.fingerprints(&self.key);
         let named = wanted.named();
-        let same = match wanted {
+        match wanted {
             SecretsPatch::Complete(_) => fingerprints == *named,
             SecretsPatch::Partial(_) => named
                 .iter()
                 .all(|(name, print)| fingerprints.get(name) == Some(print)),
-        };
-        if same || is_planted(Bug::MovedSecretsSent) {
-            Ok(Some(held))
-        } else {
-            Err(Attempted::unsent(Outcome::SourceMoved, None))
         }
     }
 
@@ -432,6 +522,43 @@ impl Worker {
         attempted
     }
 
+    /// Records outcomes in one transaction; returns what could not be recorded so, which is to be tried one by one.
+    pub(super) async fn record_all(
+        self: Arc<Self>,
+        batch: Vec<Answered>,
+    ) -> (Vec<Delivery>, Vec<Answered>) {
+        // A pause is another transaction, and comes before its outcome.
+        let (mut alone, together): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|answered| answered.attempted.pause.is_some());
+        let settlements = together
+            .iter()
+            .map(|Answered { claimed, attempted }| {
+                self.settlement(claimed, attempted, self.worlds.random.fraction())
+            })
+            .collect();
+        match self.worlds.store.advance_all(settlements).await {
+            Ok(advanced) => {
+                let deliveries = together.into_iter().zip(advanced);
+                let deliveries = deliveries.map(|(answered, advanced)| {
+                    let outcome = answered.attempted.outcome.clone();
+                    answered.ended(Effect::Settled { outcome, advanced })
+                });
+                (deliveries.collect(), alone)
+            }
+            Err(_) => {
+                alone.extend(together);
+                (Vec::new(), alone)
+            }
+        }
+    }
+
+    /// Records one outcome.
+    pub(super) async fn record_one(self: Arc<Self>, answered: Answered) -> Delivery {
+        let effect = self.record(&answered.claimed, &answered.attempted).await;
+        answered.ended(effect)
+    }
+
     async fn record(&self, claimed: &Claimed, attempted: &Attempted) -> Effect {
         if let Some((kind, reason)) = &attempted.pause {
             let pause = self.pause(&claimed.key.installation_id, *kind, reason, 0);
@@ -461,24 +588,28 @@ impl Worker {
     ) -> Result<Option<Advanced>, StoreError> {
         let jitter = self.worlds.random.fraction();
         loop {
-            let now = self.worlds.clock.now();
-            let settlement = Settlement {
-                entry_id: claimed.entry_id,
-                key: claimed.key.clone(),
-                token: claimed.token,
-                outcome: attempted.outcome.clone(),
-                now,
-                jitter,
-                retry: self.settings.retry,
-                attempt: attempted.attempt.clone(),
-                limit_installation_until: attempted.limit_until,
-                recheck: attempted.outcome == Outcome::SourceMoved,
-            };
+            let settlement = self.settlement(claimed, attempted, jitter);
+            let now = settlement.now;
             match self.worlds.store.advance(settlement).await {
                 Ok(advanced) => return Ok(advanced),
                 Err(error) if now >= claimed.lease_expires_at => return Err(error),
                 Err(_) => self.worlds.clock.sleep(SETTLE_RETRY).await,
             }
+        }
+    }
+
+    fn settlement(&self, claimed: &Claimed, attempted: &Attempted, jitter: f64) -> Settlement {
+        Settlement {
+            entry_id: claimed.entry_id,
+            key: claimed.key.clone(),
+            token: claimed.token,
+            outcome: attempted.outcome.clone(),
+            now: self.worlds.clock.now(),
+            jitter,
+            retry: self.settings.retry,
+            attempt: attempted.attempt.clone(),
+            limit_installation_until: attempted.limit_until,
+            recheck: attempted.outcome == Outcome::SourceMoved,
         }
     }
 

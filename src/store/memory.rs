@@ -551,7 +551,8 @@ impl Store for MemoryStore {
 
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
         let mut state = self.state.lock().await;
-        Ok(sure(steps::advance(&mut *state, &settlement).await))
+        let mut answers = sure(steps::advance(&mut *state, &[settlement]).await);
+        Ok(answers.pop().flatten())
     }
 
     async fn recover(

@@ -34,6 +34,7 @@ mod file;
 mod guard;
 mod read;
 mod rows;
+mod save;
 mod writer;
 
 /// Earlier versions can corrupt a database in WAL mode (sqlite.org/wal.html, "The WAL-reset bug").
@@ -93,6 +94,8 @@ impl SqliteStore {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(0)
+            // A file does not hang up.
+            .test_before_acquire(false)
             .connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self {
             path: path.to_owned(),
@@ -306,9 +309,17 @@ impl Store for SqliteStore {
     }
 
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
+        let mut answers = self.advance_all(vec![settlement]).await?;
+        Ok(answers.pop().flatten())
+    }
+
+    async fn advance_all(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Option<Advanced>>, StoreError> {
         self.writer
             .write("record an outcome", move |rows| {
-                Box::pin(async move { steps::advance(rows, &settlement).await })
+                Box::pin(async move { steps::advance(rows, &settlements).await })
             })
             .await
     }

@@ -11,18 +11,20 @@ use crate::model::{
     Entry, EntryId, InstallationId, Lease, LeaseToken, Origin, Record, ResourceKey, Timestamp,
 };
 use crate::plan::claim::{Claim, abandon};
-use crate::plan::{self, Claimed, Decision, Outcome, decide};
-use crate::planted::{Bug, is_planted};
+use crate::plan::{self, Claimed, Decision, decide};
 
 use guard::{GuardRows, Watch};
 
-use super::rules::{later_limit, merge_pause, pause_holds};
+pub(super) use settle::advance;
+
+use super::rules::{merge_pause, pause_holds};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Drifted, HoldState, Observation, Pause,
-    PauseKind, PollProgress, Quarantined, Reconciled, Settlement, SweepProgress,
+    AttemptRecord, Batch, ClaimRequest, Drifted, Observation, Pause, PauseKind, PollProgress,
+    Quarantined, Reconciled, SweepProgress,
 };
 
 pub(super) mod guard;
+mod settle;
 
 /// How many leases are ended per round.
 const LEASES_PER_ROUND: u32 = 500;
@@ -75,7 +77,36 @@ impl Change<'_> {
     }
 }
 
+/// A record before and after a step that is not written yet.
+struct Step {
+    before: Record,
+    after: Record,
+    closed: Option<Entry>,
+    now: Timestamp,
+}
+
+/// Writes the steps, no two of one resource, and forgets them.
+async fn save_steps<R: Rows>(rows: &mut R, steps: &mut Vec<Step>) -> Result<(), R::Error> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let mut changes: Vec<Change<'_>> = steps
+        .iter_mut()
+        .map(|step| Change {
+            before: &step.before,
+            after: &mut step.after,
+            closed: step.closed.as_ref(),
+            now: step.now,
+        })
+        .collect();
+    rows.save_all(&mut changes).await?;
+    drop(changes);
+    steps.clear();
+    Ok(())
+}
+
 /// One request in the history, with what the store adds to it.
+#[derive(Clone, Copy)]
 pub(super) struct AttemptRow<'a> {
     pub(super) entry_id: EntryId,
     /// The number of the attempt within its entry, from 1.
@@ -111,6 +142,31 @@ pub(super) trait Rows: Send {
     /// Writes what changed of a record, its entry and the entry that was closed.
     fn save(&mut self, change: Change<'_>) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
+    /// Writes several changes, no two of one resource, as [`Rows::save`] writes one.
+    fn save_all(
+        &mut self,
+        changes: &mut [Change<'_>],
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        async move {
+            for change in changes {
+                let Change {
+                    before,
+                    after,
+                    closed,
+                    now,
+                } = change;
+                self.save(Change {
+                    before,
+                    after,
+                    closed: *closed,
+                    now: *now,
+                })
+                .await?;
+            }
+            Ok(())
+        }
+    }
+
     /// Installations with entries that are due and unleased, in byte order, without those that are paused or limited.
     fn due_installations(
         &mut self,
@@ -138,6 +194,19 @@ pub(super) trait Rows: Send {
         &mut self,
         attempt: AttemptRow<'_>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Keeps several attempts in the history.
+    fn add_attempts(
+        &mut self,
+        attempts: &[AttemptRow<'_>],
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        async move {
+            for attempt in attempts {
+                self.add_attempt(*attempt).await?;
+            }
+            Ok(())
+        }
+    }
 
     /// Until when an installation is limited, as far as is known.
     fn limited_until(
@@ -279,16 +348,24 @@ async fn observe<R: GuardRows>(
         .map(|record| (record.key.clone(), record))
         .collect();
     let mut decisions = Vec::with_capacity(keys.len());
+    let mut steps = Vec::with_capacity(keys.len());
     for observation in &batch.observations {
         let Observation {
             key,
             desired,
             row_hash,
         } = observation;
-        let record = records
-            .entry(key.clone())
-            .or_insert_with(|| Record::new(key.clone()));
-        let before = record.clone();
+        let before = match records.remove(key) {
+            Some(before) => before,
+            None => {
+                // The same resource once more: what was decided on it first comes before.
+                save_steps(rows, &mut steps).await?;
+                let again = rows.records(std::slice::from_ref(key)).await?.pop();
+                again.unwrap_or_else(|| Record::new(key.clone()))
+            }
+        };
+        let mut after = before.clone();
+        let record = &mut after;
         // Doubt without an entry was left by a drift check.
         let is_drift =
             batch.origin == Origin::Reread && before.entry.is_none() && !before.doubt.is_empty();
@@ -305,14 +382,14 @@ async fn observe<R: GuardRows>(
         };
         decisions.push(decided.decision);
         watch.weigh(rows, &before, record, &decided).await?;
-        rows.save(Change {
-            before: &before,
-            after: record,
-            closed: decided.closed.as_ref(),
+        steps.push(Step {
+            before,
+            after,
+            closed: decided.closed,
             now: batch.now,
-        })
-        .await?;
+        });
     }
+    save_steps(rows, &mut steps).await?;
     Ok(decisions)
 }
 
@@ -480,9 +557,10 @@ impl Round<'_> {
             .due_resources(&installations, each, self.request.now)
             .await?;
         let mut turns = turns(&installations, rows.records(&keys).await?);
+        let mut steps = Vec::with_capacity(room.min(keys.len()));
         while let Some((installation_id, mut records)) = turns.pop_front() {
             if self.room() == 0 {
-                return Ok(false);
+                break;
             }
             let Some(record) = records.pop_front() else {
                 continue;
@@ -491,10 +569,11 @@ impl Round<'_> {
                 continue;
             }
             self.last = Some(installation_id.clone());
-            self.take(rows, record).await?;
+            steps.extend(self.take(record));
             turns.push_back((installation_id, records));
         }
-        Ok(true)
+        save_steps(rows, &mut steps).await?;
+        Ok(self.room() > 0)
     }
 
     /// The next installations in turn, from after the last one around to it.
@@ -533,7 +612,8 @@ impl Round<'_> {
         Ok(found)
     }
 
-    async fn take<R: Rows>(&mut self, rows: &mut R, before: Record) -> Result<(), R::Error> {
+    /// Claims one record; `None` when there is no place left for it.
+    fn take(&mut self, before: Record) -> Option<Step> {
         let ClaimRequest {
             now,
             owner,
@@ -542,9 +622,7 @@ impl Round<'_> {
             secrets,
             ..
         } = self.request;
-        let Some(token) = self.tokens.clone().next() else {
-            return Ok(());
-        };
+        let token = self.tokens.clone().next()?;
         let lease = Lease {
             owner: owner.clone(),
             token,
@@ -552,24 +630,23 @@ impl Round<'_> {
         };
         let mut after = before.clone();
         let claim = plan::claim_with(&mut after, *now, &lease, *late_apply, *secrets);
-        let closed = match &claim {
-            Claim::Closed(entry) => Some(&**entry),
-            Claim::Claimed(_) | Claim::NotNow => None,
-        };
-        rows.save(Change {
-            before: &before,
-            after: &mut after,
+        let mut closed = None;
+        match claim {
+            Claim::Claimed(claimed) => {
+                self.tokens.next();
+                let installation_id = claimed.key.installation_id.clone();
+                *self.in_flight.entry(installation_id).or_default() += 1;
+                self.claimed.push(*claimed);
+            }
+            Claim::Closed(entry) => closed = Some(*entry),
+            Claim::NotNow => {}
+        }
+        Some(Step {
+            before,
+            after,
             closed,
             now: *now,
         })
-        .await?;
-        if let Claim::Claimed(claimed) = claim {
-            self.tokens.next();
-            let installation_id = claimed.key.installation_id.clone();
-            *self.in_flight.entry(installation_id).or_default() += 1;
-            self.claimed.push(*claimed);
-        }
-        Ok(())
     }
 }
 
@@ -588,77 +665,6 @@ fn turns(
         .iter()
         .filter_map(|installation_id| by_installation.remove_entry(installation_id))
         .collect()
-}
-
-/// [`super::Store::advance`].
-pub(super) async fn advance<R: GuardRows>(
-    rows: &mut R,
-    settlement: &Settlement,
-) -> Result<Option<Advanced>, R::Error> {
-    let Settlement {
-        entry_id,
-        key,
-        token,
-        outcome,
-        now,
-        jitter,
-        retry,
-        attempt,
-        limit_installation_until,
-        recheck,
-    } = settlement;
-    let Some(before) = rows.records(std::slice::from_ref(key)).await?.pop() else {
-        return Ok(None);
-    };
-    let Some(entry) = &before.entry else {
-        return Ok(None);
-    };
-    let holds = entry
-        .lease
-        .as_ref()
-        .is_some_and(|lease| lease.token == *token);
-    if entry.id != *entry_id || !(holds || is_planted(Bug::LeaseTokenNotChecked)) {
-        return Ok(None);
-    }
-    let number = entry.attempts.saturating_add(1);
-    let mut after = before.clone();
-    let Some(advance) = plan::advance(&mut after, outcome, retry, *now, *jitter) else {
-        return Ok(None);
-    };
-    rows.save(Change {
-        before: &before,
-        after: &mut after,
-        closed: advance.closed.as_ref(),
-        now: *now,
-    })
-    .await?;
-    if entry.hold.is_some() && after.entry.as_ref().and_then(|entry| entry.hold).is_none() {
-        guard::close_empty(rows, HoldState::Dissolved, *now).await?;
-    }
-    if let Some(record) = attempt {
-        let outcome = Outcome::name(outcome);
-        rows.add_attempt(AttemptRow {
-            entry_id: *entry_id,
-            number,
-            key,
-            outcome,
-            record,
-        })
-        .await?;
-    }
-    if let Some(until) = limit_installation_until {
-        let old = rows.limited_until(&key.installation_id).await?;
-        rows.set_limited_until(&key.installation_id, later_limit(old, *until, *now))
-            .await?;
-    }
-    if *recheck {
-        rows.add_recheck(key).await?;
-    }
-    Ok(Some(Advanced {
-        state: advance.state,
-        reason: advance.reason,
-        due_at: advance.due_at,
-    }))
 }
 
 /// [`super::Store::recover`].
@@ -687,17 +693,18 @@ async fn end_leases<R: Rows>(
     late_apply: Duration,
 ) -> Result<u64, R::Error> {
     let mut ended = 0;
+    let mut steps = Vec::with_capacity(keys.len());
     for before in rows.records(keys).await? {
         let mut after = before.clone();
         ended += u64::from(abandon(&mut after, now, late_apply));
-        rows.save(Change {
-            before: &before,
-            after: &mut after,
+        steps.push(Step {
+            before,
+            after,
             closed: None,
             now,
-        })
-        .await?;
+        });
     }
+    save_steps(rows, &mut steps).await?;
     Ok(ended)
 }
 

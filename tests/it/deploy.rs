@@ -1,5 +1,6 @@
 //! Proves that the files under `deploy/` do what they say, on real servers.
 
+mod links;
 mod mapping;
 
 use std::process::Command;

@@ -51,7 +51,7 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
         let _ = writeln!(
             text,
             "{} {} changes, {} of them destructive: more than [guard] lets one pass make.\n     \
-             The daemon would hold all of them until: reconciled outbox release\n",
+             The daemon would hold all of them until: reconciled outbox release --state held\n",
             styled(WARN, "held"),
             count(found.changes.into()),
             count(found.destructive.into())

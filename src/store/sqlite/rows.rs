@@ -2,19 +2,15 @@
 
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::model::{
-    Entry, EntryId, InFlight, InstallationId, Lease, Record, ResourceKey, Timestamp,
-};
+use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::claim::DUE_HORIZON;
 use crate::store::rules::quarantine_slot;
 use crate::store::steps::{AttemptRow, Change, DueRequest, Rows};
-use crate::store::{
-    AttemptRecord, Cutoffs, Pause, PauseKind, PollProgress, Quarantined, SweepProgress,
-};
+use crate::store::{Cutoffs, Pause, PauseKind, PollProgress, Quarantined, SweepProgress};
 
-use super::codec::{self, json, key_pairs, name_of};
+use super::codec::{self, json, key_pairs};
 use super::fault::Fault;
-use super::read;
+use super::{read, save};
 
 /// The connection that writes, inside a transaction.
 #[derive(Debug)]
@@ -30,23 +26,11 @@ impl Rows for SqliteRows {
     }
 
     async fn save(&mut self, change: Change<'_>) -> Kept<()> {
-        if let Some(entry) = change.closed {
-            self.update_entry(entry, Some(change.now)).await?;
-        }
-        if change.changes_resource() {
-            self.put_resource(change.after).await?;
-        }
-        let Record { key, entry, .. } = change.after;
-        match entry {
-            Some(entry) if entry.id == EntryId(0) => {
-                entry.id = self.insert_entry(key, entry).await?;
-            }
-            Some(entry) if change.before.entry.as_ref() != Some(&*entry) => {
-                self.update_entry(entry, None).await?;
-            }
-            Some(_) | None => {}
-        }
-        Ok(())
+        save::save_all(&mut self.0, &mut [change]).await
+    }
+
+    async fn save_all(&mut self, changes: &mut [Change<'_>]) -> Kept<()> {
+        save::save_all(&mut self.0, changes).await
     }
 
     async fn due_installations(&mut self, request: DueRequest<'_>) -> Kept<Vec<InstallationId>> {
@@ -129,47 +113,11 @@ impl Rows for SqliteRows {
     }
 
     async fn add_attempt(&mut self, attempt: AttemptRow<'_>) -> Kept<()> {
-        let AttemptRow {
-            entry_id,
-            number,
-            key,
-            outcome,
-            record,
-        } = attempt;
-        let AttemptRecord {
-            started_at,
-            ended_at,
-            method,
-            fields,
-            secret_names,
-            status,
-            error_code,
-            message,
-            vercel_id,
-        } = record;
-        sqlx::query(
-            "INSERT INTO attempt
-                 (entry_id, number, installation_id, resource_id, started_at, ended_at, method, fields, secret_names,
-                  outcome, status, error_code, message, vercel_id)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
-        )
-        .bind(entry_id.0)
-        .bind(i64::from(number))
-        .bind(key.installation_id.as_str())
-        .bind(key.resource_id.as_str())
-        .bind(started_at.as_millis())
-        .bind(ended_at.as_millis())
-        .bind(*method)
-        .bind(json(fields))
-        .bind(json(secret_names))
-        .bind(outcome)
-        .bind(status.map(i64::from))
-        .bind(error_code)
-        .bind(message)
-        .bind(vercel_id)
-        .execute(&mut self.0)
-        .await?;
-        Ok(())
+        save::add_attempts(&mut self.0, &[attempt]).await
+    }
+
+    async fn add_attempts(&mut self, attempts: &[AttemptRow<'_>]) -> Kept<()> {
+        save::add_attempts(&mut self.0, attempts).await
     }
 
     async fn limited_until(&mut self, installation_id: &InstallationId) -> Kept<Option<Timestamp>> {
@@ -430,138 +378,6 @@ impl SqliteRows {
         .execute(&mut self.0)
         .await?;
         Ok(())
-    }
-
-    async fn put_resource(&mut self, record: &Record) -> Kept<()> {
-        let Record {
-            key,
-            acknowledged,
-            doubt,
-            dismissed,
-            row_hash,
-            missing,
-            acknowledged_at,
-            entry: _,
-        } = record;
-        sqlx::query(
-            "INSERT INTO resource
-                 (installation_id, resource_id, acknowledged, doubt, dismissed, row_hash, missing_since, missing_sweeps,
-                  acknowledged_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-             ON CONFLICT (installation_id, resource_id) DO UPDATE
-             SET acknowledged = excluded.acknowledged,
-                 doubt = excluded.doubt,
-                 dismissed = excluded.dismissed,
-                 row_hash = excluded.row_hash,
-                 missing_since = excluded.missing_since,
-                 missing_sweeps = excluded.missing_sweeps,
-                 acknowledged_at = excluded.acknowledged_at",
-        )
-        .bind(key.installation_id.as_str())
-        .bind(key.resource_id.as_str())
-        .bind(json(acknowledged))
-        .bind(json(doubt))
-        .bind(json(dismissed))
-        .bind(row_hash.map(|hash| hash.as_bytes().to_vec()))
-        .bind(missing.map(|missing| missing.since.as_millis()))
-        .bind(missing.map(|missing| i64::from(missing.sweeps)))
-        .bind(acknowledged_at.map(Timestamp::as_millis))
-        .execute(&mut self.0)
-        .await?;
-        Ok(())
-    }
-
-    async fn insert_entry(&mut self, key: &ResourceKey, entry: &Entry) -> Kept<EntryId> {
-        let inserted = sqlx::query(
-            "INSERT INTO entry
-                 (installation_id, resource_id, state, desired, generation, origin, mode, reason, created_at, due_at,
-                  attempts, failures, conflicts, rejected, hold_id)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-        )
-        .bind(key.installation_id.as_str())
-        .bind(key.resource_id.as_str())
-        .bind(entry.state.name())
-        .bind(json(&entry.desired))
-        .bind(i64::from(entry.generation))
-        .bind(entry.origin.name())
-        .bind(name_of(&entry.mode))
-        .bind(entry.reason.code())
-        .bind(entry.created_at.as_millis())
-        .bind(entry.due_at.as_millis())
-        .bind(i64::from(entry.attempts))
-        .bind(i64::from(entry.failures))
-        .bind(i64::from(entry.conflicts))
-        .bind(json(&entry.rejected))
-        .bind(entry.hold)
-        .execute(&mut self.0)
-        .await?;
-        Ok(EntryId(inserted.last_insert_rowid()))
-    }
-
-    async fn update_entry(&mut self, entry: &Entry, closed_at: Option<Timestamp>) -> Kept<()> {
-        let Entry {
-            id,
-            state,
-            desired,
-            generation,
-            origin: _,
-            mode,
-            reason,
-            created_at: _,
-            due_at,
-            attempts,
-            failures,
-            conflicts,
-            rejected,
-            hold,
-            lease,
-            in_flight,
-        } = entry;
-        let lease = lease.as_ref();
-        let updated = sqlx::query(
-            "UPDATE entry
-             SET state = ?2,
-                 desired = ?3,
-                 generation = ?4,
-                 mode = ?5,
-                 reason = ?6,
-                 due_at = ?7,
-                 attempts = ?8,
-                 failures = ?9,
-                 conflicts = ?10,
-                 rejected = ?11,
-                 hold_id = ?12,
-                 lease_owner = ?13,
-                 lease_token = ?14,
-                 lease_expires_at = ?15,
-                 in_flight = ?16,
-                 closed_at = ?17
-             WHERE id = ?1
-               AND closed_at IS NULL",
-        )
-        .bind(id.0)
-        .bind(state.name())
-        .bind(json(desired))
-        .bind(i64::from(*generation))
-        .bind(name_of(mode))
-        .bind(reason.code())
-        .bind(due_at.as_millis())
-        .bind(i64::from(*attempts))
-        .bind(i64::from(*failures))
-        .bind(i64::from(*conflicts))
-        .bind(json(rejected))
-        .bind(*hold)
-        .bind(lease.map(|lease| lease.owner.as_str()))
-        .bind(lease.map(|lease: &Lease| lease.token.0))
-        .bind(lease.map(|lease| lease.expires_at.as_millis()))
-        .bind(in_flight.as_ref().map(json::<InFlight>))
-        .bind(closed_at.map(Timestamp::as_millis))
-        .execute(&mut self.0)
-        .await?;
-        match updated.rows_affected() {
-            1 => Ok(()),
-            rows => Err(Fault::affected("an entry", rows)),
-        }
     }
 }
 

@@ -178,6 +178,16 @@ async fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Re
 
 async fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), sqlx::Error> {
     sqlx::query("BEGIN IMMEDIATE").execute(&mut rows.0).await?;
+    if let [job] = jobs {
+        // Alone it spoils no other.
+        if job.run(rows).await {
+            sqlx::query("COMMIT").execute(&mut rows.0).await?;
+        } else {
+            // SQLite may have undone it already.
+            let _ = sqlx::query("ROLLBACK").execute(&mut rows.0).await;
+        }
+        return Ok(());
+    }
     for job in jobs {
         sqlx::query("SAVEPOINT job").execute(&mut rows.0).await?;
         if !job.run(rows).await {

@@ -1,0 +1,113 @@
+//! What the daemon is compared with: the same requests, or the same rows, by the bare libraries and nothing else.
+//!
+//! Each runs in a process of its own, like the daemon, and prints one line of JSON.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt as _;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection};
+
+use crate::process::Usage;
+use crate::provider;
+
+/// What a bare process used.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) items: u64,
+    pub(crate) seconds: f64,
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak_bytes: u64,
+}
+
+fn report(items: u64, elapsed: Duration) -> Report {
+    let usage = Usage::of(std::process::id());
+    Report {
+        items,
+        seconds: elapsed.as_secs_f64(),
+        cpu_seconds: usage.cpu.as_secs_f64(),
+        peak_bytes: usage.peak_bytes,
+    }
+}
+
+/// Sends `count` PATCHes, `in_flight` at a time, and reads each answer to its end.
+pub(crate) async fn send(base: &str, in_flight: u64, count: u64) -> Report {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("nothing else did");
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .pool_max_idle_per_host(usize::try_from(in_flight).expect("a small number"))
+        .tcp_nodelay(true)
+        .build()
+        .expect("a client without files");
+    let next = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    let senders = (0..in_flight).map(|_| {
+        let (client, next, base) = (client.clone(), Arc::clone(&next), base.to_owned());
+        tokio::spawn(async move {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= count {
+                    return;
+                }
+                let (installation, resource) = provider::ids(n, provider::INSTALLATIONS);
+                let answer = client
+                    .patch(format!(
+                        "{base}/v1/installations/{installation}/resources/{resource}"
+                    ))
+                    .header(AUTHORIZATION, format!("Bearer token-of-{installation}"))
+                    .header(CONTENT_TYPE, "application/json")
+                    .body(provider::body(n))
+                    .send()
+                    .await
+                    .expect("the mock answers");
+                assert!(answer.status().is_success());
+                answer.bytes().await.expect("a whole answer");
+            }
+        })
+    });
+    for sender in senders.collect::<Vec<_>>() {
+        sender.await.expect("no sender panics");
+    }
+    report(count, started.elapsed())
+}
+
+/// Reads every row of the source query in the order of its key with one statement, and looks at every byte of it.
+pub(crate) async fn scan(url: &str) -> Report {
+    let query = format!(
+        "{} ORDER BY installation_id, resource_id",
+        provider::scan_query(url)
+    );
+    let started = Instant::now();
+    let mut rows = 0;
+    let mut bytes = 0_u64;
+    if url.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(url).await.expect("a file");
+        let mut stream = sqlx::query(AssertSqlSafe(query)).fetch(&mut connection);
+        while let Some(row) = stream.try_next().await.expect("a row") {
+            rows += 1;
+            for index in 0..row.len() {
+                let text: Option<&str> = row.try_get_unchecked(index).expect("text");
+                bytes += text.map_or(0, |text| text.len() as u64);
+            }
+        }
+    } else {
+        let mut connection = PgConnection::connect(url).await.expect("a server");
+        let mut stream = sqlx::query(AssertSqlSafe(query)).fetch(&mut connection);
+        while let Some(row) = stream.try_next().await.expect("a row") {
+            rows += 1;
+            for index in 0..row.len() {
+                let value = row.try_get_raw(index).expect("a column");
+                bytes += value.as_bytes().map_or(0, |text| text.len() as u64);
+            }
+        }
+    }
+    assert!(bytes > 0 || rows == 0);
+    report(rows, started.elapsed())
+}

@@ -1,0 +1,192 @@
+//! The provider's database: so many resources in so many installations, in PostgreSQL or SQLite, and a daemon's configuration.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::process;
+use crate::support::database::{Engine, TestDatabase};
+use crate::support::directory::Directory;
+use crate::support::postgres::Postgres;
+use crate::support::sqlite;
+
+/// How many installations the resources belong to, so that a limit per installation does not decide a measurement.
+pub(crate) const INSTALLATIONS: u64 = 250;
+
+/// The installation and id of the resource with this number.
+pub(crate) fn ids(n: u64, installations: u64) -> (String, String) {
+    (
+        format!("icfg_{:06}", n % installations),
+        format!("res_{n:07}"),
+    )
+}
+
+/// A body of the size that a change of [`Provider::change`] has.
+pub(crate) fn body(n: u64) -> String {
+    format!(r#"{{"name":"database-{n}-of-round-0","metadata":{{"region":"iad1","round":0}}}}"#)
+}
+
+/// The columns that the daemon reads, each as text, for a scan without it.
+pub(crate) fn scan_query(url: &str) -> &'static str {
+    if url.starts_with("sqlite") {
+        "SELECT installation_id, id AS resource_id, cast(updated_at AS TEXT), name, status, metadata, billing_plan, secrets FROM resource"
+    } else {
+        "SELECT installation_id, id AS resource_id, updated_at::text, name, status, metadata::text, billing_plan::text, secrets::text FROM resource"
+    }
+}
+
+/// A database with resources, and a directory with a configuration and a state.
+pub(crate) struct Provider {
+    pub(crate) database: TestDatabase,
+    directory: Directory,
+    pub(crate) resources: u64,
+}
+
+/// What a daemon is configured with.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    pub(crate) vercel: String,
+    pub(crate) max_in_flight: u64,
+}
+
+impl Provider {
+    /// A database of that kind with `resources` rows whose last changes lie a second apart, the newest now.
+    pub(crate) async fn new(engine: Engine, resources: u64) -> Self {
+        let database = match engine {
+            Engine::Postgres => Postgres::shared().database().await,
+            Engine::Sqlite => sqlite::database(),
+            Engine::MariaDb => unreachable!("nothing is measured over MariaDB"),
+        };
+        let provider = Self {
+            database,
+            directory: Directory::new(None),
+            resources,
+        };
+        provider.fill().await;
+        provider
+    }
+
+    async fn fill(&self) {
+        let Self { resources, .. } = self;
+        let sql = match self.database.engine {
+            Engine::Sqlite => format!(
+                "PRAGMA journal_mode = WAL;
+                 CREATE TABLE installation (id TEXT PRIMARY KEY, token TEXT NOT NULL);
+                 CREATE TABLE resource (
+                     installation_id TEXT NOT NULL, id TEXT NOT NULL, updated_at INTEGER NOT NULL, name TEXT NOT NULL,
+                     status TEXT NOT NULL, metadata TEXT NOT NULL, billing_plan TEXT NOT NULL, secrets TEXT NOT NULL,
+                     PRIMARY KEY (installation_id, id));
+                 CREATE INDEX resource_updated_at ON resource (updated_at);
+                 WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < {INSTALLATIONS})
+                 INSERT INTO installation SELECT printf('icfg_%06d', n), printf('token-of-icfg_%06d', n) FROM number;
+                 WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < {resources})
+                 INSERT INTO resource
+                 SELECT printf('icfg_%06d', n % {INSTALLATIONS}), printf('res_%07d', n), n, 'database-' || n, 'ready',
+                        '{{\"region\":\"iad1\",\"round\":0}}',
+                        '{{\"id\":\"pro\",\"type\":\"subscription\",\"name\":\"Pro\",\"cost\":\"$10.00/month\"}}',
+                        printf('{{\"DATABASE_URL\":\"postgres://user:password-%d@db.internal/app\"}}', n)
+                 FROM number;
+                 ANALYZE;"
+            ),
+            _ => format!(
+                "CREATE TABLE installation (id text PRIMARY KEY, token text NOT NULL);
+                 CREATE TABLE resource (
+                     installation_id text COLLATE \"C\" NOT NULL, id text COLLATE \"C\" NOT NULL, updated_at timestamptz NOT NULL,
+                     name text NOT NULL, status text NOT NULL, metadata jsonb NOT NULL, billing_plan jsonb NOT NULL,
+                     secrets jsonb NOT NULL, PRIMARY KEY (installation_id, id));
+                 INSERT INTO installation
+                 SELECT format('icfg_%s', lpad(n::text, 6, '0')), format('token-of-icfg_%s', lpad(n::text, 6, '0'))
+                 FROM generate_series(0, {INSTALLATIONS} - 1) AS n;
+                 INSERT INTO resource
+                 SELECT format('icfg_%s', lpad((n % {INSTALLATIONS})::text, 6, '0')), format('res_%s', lpad(n::text, 7, '0')),
+                        now() - ({resources} - n) * interval '1 second', 'database-' || n, 'ready',
+                        '{{\"region\":\"iad1\",\"round\":0}}',
+                        '{{\"id\":\"pro\",\"type\":\"subscription\",\"name\":\"Pro\",\"cost\":\"$10.00/month\"}}',
+                        jsonb_build_object('DATABASE_URL', format('postgres://user:password-%s@db.internal/app', n))
+                 FROM generate_series(0, {resources} - 1) AS n
+                 ORDER BY 1, 2;
+                 CREATE INDEX resource_updated_at ON resource (updated_at);"
+            ),
+        };
+        self.database.execute(&sql).await;
+        self.vacuum().await;
+    }
+
+    /// Tidies up after changes, so that a round does not pay for the one before.
+    pub(crate) async fn vacuum(&self) {
+        if self.database.engine == Engine::Postgres {
+            self.database.execute("VACUUM ANALYZE resource").await;
+            self.database.execute("CHECKPOINT").await;
+        }
+    }
+
+    /// Writes the configuration of a daemon over this database and returns its path.
+    pub(crate) fn configure(&self, setting: &Setting) -> PathBuf {
+        let Setting {
+            vercel,
+            max_in_flight,
+        } = setting;
+        let (url, state) = (&self.database.url, self.state());
+        let text = format!(
+            "[source]\nurl = \"{url}\"\n\
+             query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name, status, metadata, billing_plan, secrets FROM resource\"\n\
+             installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
+             {overlap}\n\
+             [state]\nurl = \"sqlite://{}\"\n\
+             [vercel]\nbase_url = \"{vercel}\"\nmax_in_flight = {max_in_flight}\n\
+             [schedule]\npoll = \"* * * * * *\"\nsweep = \"\"\n\
+             [log]\nfilter = \"info,reconciled::app::watch=debug\"\n",
+            state.display(),
+            overlap = match self.database.engine {
+                Engine::Sqlite => "overlap = 0",
+                _ => "",
+            },
+        );
+        let path = self.directory.path().join("reconciled.toml");
+        std::fs::write(&path, text).expect("the directory is writable");
+        path
+    }
+
+    /// Where the daemon's state is.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("state.db")
+    }
+
+    /// Takes every row as acknowledged, so that only changes are to be sent.
+    pub(crate) async fn adopt(&self, config: &Path) {
+        process::command(config, &["baseline", "adopt", "--json"]).await;
+    }
+
+    /// Changes the name and metadata of the first `count` resources in one transaction.
+    pub(crate) async fn change(&self, round: u64, count: u64) {
+        let set = match self.database.engine {
+            Engine::Sqlite => format!(
+                "updated_at = {} + rowid, name = 'database-' || rowid || '-of-round-{round}',
+                 metadata = '{{\"region\":\"iad1\",\"round\":{round}}}' WHERE rowid <= {count}",
+                self.resources * (round + 1)
+            ),
+            _ => format!(
+                "updated_at = clock_timestamp(), name = id || '-of-round-{round}',
+                 metadata = '{{\"region\":\"iad1\",\"round\":{round}}}' WHERE id < 'res_{count:07}'"
+            ),
+        };
+        self.database
+            .execute(&format!("UPDATE resource SET {set}"))
+            .await;
+    }
+
+    /// Rotates the secret of the first `count` resources in one transaction.
+    pub(crate) async fn rotate(&self, round: u64, count: u64) {
+        assert_eq!(self.database.engine, Engine::Postgres);
+        self.database
+            .execute(&format!(
+                "UPDATE resource
+                 SET updated_at = clock_timestamp(),
+                     secrets = jsonb_build_object('DATABASE_URL', format('postgres://user:password-{round}-%s@db.internal/app', id))
+                 WHERE id < 'res_{count:07}'"
+            ))
+            .await;
+    }
+}
+
+/// Long enough for anything on a slow machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);

@@ -1,0 +1,73 @@
+//! What is measured, one file for each kind.
+
+pub(crate) mod backlog;
+pub(crate) mod delivery;
+pub(crate) mod poll;
+pub(crate) mod size;
+pub(crate) mod sweep;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale {
+    /// How often each pair of measurements is repeated.
+    pub(crate) rounds: u64,
+    /// Resources that change where answers take no time.
+    pub(crate) changes: u64,
+    /// Resources that change where an answer takes 50 ms, for each place in flight.
+    pub(crate) slow_changes_each: u64,
+    /// Resources of a small and of a large fleet.
+    pub(crate) few: u64,
+    pub(crate) many: u64,
+    /// Resources that change at once in a backlog.
+    pub(crate) backlog: u64,
+    /// Seconds during which an idle daemon is watched.
+    pub(crate) idle_seconds: u64,
+    /// Changes made one at a time.
+    pub(crate) singles: u64,
+}
+
+impl Scale {
+    pub(crate) const FULL: Self = Self {
+        rounds: 3,
+        changes: 20_000,
+        slow_changes_each: 80,
+        few: 10_000,
+        many: 1_000_000,
+        backlog: 500_000,
+        idle_seconds: 30,
+        singles: 40,
+    };
+
+    /// Enough to see that everything still works.
+    pub(crate) const SHORT: Self = Self {
+        rounds: 1,
+        changes: 300,
+        slow_changes_each: 1,
+        few: 100,
+        many: 1_200,
+        backlog: 600,
+        idle_seconds: 2,
+        singles: 3,
+    };
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts and bytes of a measurement"
+)]
+pub(crate) fn float(count: u64) -> f64 {
+    count as f64
+}
+
+pub(crate) fn megabytes(bytes: u64) -> f64 {
+    float(bytes) / 1e6
+}
+
+/// Nothing is left to send: what was measured is what a daemon is for.
+pub(crate) async fn assert_agrees(config: &std::path::Path) {
+    let status = crate::process::command(config, &["status", "--json"]).await;
+    let status: serde_json::Value = serde_json::from_slice(&status).expect("it is JSON");
+    for state in ["waiting", "held", "dead"] {
+        assert_eq!(status["outbox"][state], 0, "{status}");
+    }
+}

@@ -1,0 +1,173 @@
+//! Deliveries per second and what one costs, against the same requests sent by the bare client.
+
+use std::time::Duration;
+
+use crate::bare;
+use crate::figure::{Bar, Figure};
+use crate::mock::Mock;
+use crate::process::{self, Daemon};
+use crate::provider::{PATIENCE, Provider, Setting};
+use crate::support::database::Engine;
+
+use super::Scale;
+
+/// How requests are sent and answered.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    in_flight: u64,
+    answer: Duration,
+    changes: u64,
+    rotates: bool,
+}
+
+/// What one side did.
+struct Side {
+    per_second: f64,
+    cpu_micros_each: f64,
+    peak_bytes: u64,
+}
+
+/// Answers at once, 64 in flight.
+pub(crate) async fn at_once(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let load = Load {
+        in_flight: 64,
+        answer: Duration::ZERO,
+        changes: scale.changes,
+        rotates: false,
+    };
+    compare(scale, mock, load, "0 ms, 64 in flight", (0.60, Some(2.0))).await
+}
+
+/// The same where every change is a rotated secret, whose value has to come from the source.
+pub(crate) async fn secrets(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let load = Load {
+        in_flight: 64,
+        answer: Duration::ZERO,
+        changes: scale.changes,
+        rotates: true,
+    };
+    compare(
+        scale,
+        mock,
+        load,
+        "0 ms, 64 in flight, rotated secrets",
+        (0.60, None),
+    )
+    .await
+}
+
+/// Answers after 50 ms.
+pub(crate) async fn answered_late(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for in_flight in [64, 256] {
+        let load = Load {
+            in_flight,
+            answer: Duration::from_millis(50),
+            changes: in_flight * scale.slow_changes_each,
+            rotates: false,
+        };
+        let name = format!("50 ms, {in_flight} in flight");
+        figures.extend(compare(scale, mock, load, &name, (0.97, None)).await);
+    }
+    figures
+}
+
+async fn compare(
+    scale: Scale,
+    mock: &Mock,
+    load: Load,
+    name: &str,
+    (rate_bar, cpu_bar): (f64, Option<f64>),
+) -> Vec<Figure> {
+    let provider = Provider::new(Engine::Postgres, load.changes).await;
+    let config = provider.configure(&Setting {
+        vercel: mock.url(),
+        max_in_flight: load.in_flight,
+    });
+    provider.adopt(&config).await;
+    let cpu_bar = cpu_bar.map_or(Bar::None, Bar::AtMost);
+    let mut rate = Figure::new(
+        format!("deliveries/s of the bare client's, {name}"),
+        "x",
+        Bar::AtLeast(rate_bar),
+    );
+    let mut cpu = Figure::new(
+        format!("processor time each, of the bare client's, {name}"),
+        "x",
+        cpu_bar,
+    );
+    let mut absolute = [
+        Figure::plain(format!("  bare client, {name}"), "/s"),
+        Figure::plain(format!("  daemon, {name}"), "/s"),
+        Figure::plain("  processor time of the bare client", "us"),
+        Figure::plain("  processor time of the daemon", "us"),
+        Figure::plain("  peak memory of the daemon", "MB"),
+    ];
+    mock.answer_after(load.answer);
+    for round in 1..=scale.rounds {
+        let bare = bare(mock, load).await;
+        let daemon = daemon(mock, load, &provider, &config, round).await;
+        rate.push(daemon.per_second / bare.per_second);
+        cpu.push(daemon.cpu_micros_each / bare.cpu_micros_each);
+        let values = [
+            bare.per_second,
+            daemon.per_second,
+            bare.cpu_micros_each,
+            daemon.cpu_micros_each,
+            super::megabytes(daemon.peak_bytes),
+        ];
+        absolute
+            .iter_mut()
+            .zip(values)
+            .for_each(|(figure, value)| figure.push(value));
+    }
+    mock.answer_after(Duration::ZERO);
+    [rate, cpu].into_iter().chain(absolute).collect()
+}
+
+async fn bare(mock: &Mock, load: Load) -> Side {
+    mock.expect(load.changes);
+    let (in_flight, changes) = (load.in_flight.to_string(), load.changes.to_string());
+    let report: bare::Report =
+        process::role(&["bare-send", &mock.url(), &in_flight, &changes]).await;
+    assert_eq!(report.items, load.changes);
+    Side {
+        per_second: mock.arrived(PATIENCE).await.rate(),
+        cpu_micros_each: report.cpu_seconds * 1e6 / super::float(load.changes),
+        peak_bytes: report.peak_bytes,
+    }
+}
+
+/// From a running, idle daemon: the change of every resource in one transaction, until the last answer is recorded.
+async fn daemon(
+    mock: &Mock,
+    load: Load,
+    provider: &Provider,
+    config: &std::path::Path,
+    round: u64,
+) -> Side {
+    provider.vacuum().await;
+    let mut daemon = Daemon::start(config);
+    daemon.event("sweep.completed", 0, PATIENCE).await;
+    daemon.event("poll.completed", 0, PATIENCE).await;
+    mock.expect(load.changes);
+    let (before, mark) = (daemon.usage(), daemon.mark());
+    if load.rotates {
+        provider.rotate(round, load.changes).await;
+    } else {
+        provider.change(round, load.changes).await;
+    }
+    let arrivals = mock.arrived(PATIENCE).await;
+    daemon
+        .events("delivery.acknowledged", load.changes, mark, PATIENCE)
+        .await;
+    let after = daemon.usage();
+    daemon.stop().await;
+    super::assert_agrees(config).await;
+    assert_eq!(mock.arrivals().count, load.changes, "each was sent once");
+    Side {
+        per_second: arrivals.rate(),
+        cpu_micros_each: (after.cpu - before.cpu).as_secs_f64() * 1e6 / super::float(load.changes),
+        peak_bytes: after.peak_bytes,
+    }
+}
