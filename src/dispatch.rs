@@ -18,6 +18,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Random};
 use crate::metrics::Metrics;
@@ -105,7 +106,7 @@ pub struct Signals {
     /// A row is to be read again.
     pub recheck: Arc<Notify>,
     /// Stop claiming; let requests in flight end.
-    pub stop: tokio_util::sync::CancellationToken,
+    pub stop: CancellationToken,
     /// Left each time dispatch has looked for something to send.
     pub progressed: Mark,
     /// Where deliveries are counted.
@@ -123,6 +124,8 @@ pub struct Dispatcher {
     report: Report,
     /// Claimed and not answered yet, by installation.
     in_flight: BTreeMap<InstallationId, u32>,
+    /// Those of claims whose outcome is not recorded yet.
+    leases: BTreeMap<LeaseToken, Lease>,
     probing: BTreeMap<InstallationId, ()>,
     last_served: Option<InstallationId>,
     state_failed: bool,
@@ -135,6 +138,13 @@ pub struct Dispatcher {
     probes_looked_for: Option<Timestamp>,
     /// Settings to take over, if they may change.
     followed: Option<watch::Receiver<Settings>>,
+}
+
+/// The lease of a delivery under way.
+struct Lease {
+    expires_at: Timestamp,
+    /// Told to the delivery when it must end.
+    over: CancellationToken,
 }
 
 /// Claims are made one after another, beside the requests.
@@ -186,6 +196,7 @@ impl Dispatcher {
             pace: Pace::new(settings.requests_per_minute_per_installation),
             report: Report::new(Arc::clone(&signals.metrics)),
             in_flight: BTreeMap::new(),
+            leases: BTreeMap::new(),
             probing: BTreeMap::new(),
             last_served: None,
             state_failed: false,
@@ -328,6 +339,11 @@ impl Dispatcher {
             self.pace.spent(&installation_id, now);
             *self.in_flight.entry(installation_id.clone()).or_default() += 1;
             self.last_served = Some(installation_id);
+            let lease = Lease {
+                expires_at: claim.lease_expires_at,
+                over: CancellationToken::new(),
+            };
+            self.leases.insert(claim.token, lease);
             if claim.patch.secrets.is_some() {
                 needy.push(claim);
             } else {
@@ -348,8 +364,10 @@ impl Dispatcher {
 
     fn deliver(&self, running: &Running<'_>, claimed: Claimed, supply: Supply) {
         let worker = Arc::clone(&self.worker);
+        let lease = self.leases.get(&claimed.token);
+        let over = lease.map_or_else(CancellationToken::new, |lease| lease.over.clone());
         running.push(Box::pin(async move {
-            Ended::Answer(Box::new(worker.deliver(claimed, supply).await))
+            Ended::Answer(Box::new(worker.deliver(claimed, supply, over).await))
         }));
     }
 
@@ -408,6 +426,10 @@ impl Dispatcher {
         if self.outage.since().is_none() && self.may_look_for_probes(now) {
             self.start_probes(running, PROBES_MAX).await?;
         }
+        if self.end_leases(now) {
+            // Their ends wake this loop.
+            return Ok(LOOK_AGAIN);
+        }
         if self.claims.asked.is_some() {
             // Its end wakes this loop.
             return Ok(LOOK_AGAIN);
@@ -440,6 +462,19 @@ impl Dispatcher {
             // A place that becomes free wakes this loop.
             None => Ok(LOOK_AGAIN),
         }
+    }
+
+    /// Ends deliveries whose lease is over, before their entries can be claimed again: a request takes less time than a lease
+    /// lasts, so the clock was set forward, or the process stood still. Returns whether there are any.
+    fn end_leases(&self, now: Timestamp) -> bool {
+        let mut any = false;
+        for lease in self.leases.values() {
+            if lease.expires_at <= now {
+                lease.over.cancel();
+                any = true;
+            }
+        }
+        any
     }
 
     /// How many entries are to be claimed now.
@@ -558,6 +593,9 @@ impl Dispatcher {
     /// Takes note of a delivery that was recorded, or a probe that ended.
     fn finish(&mut self, delivery: &Delivery) {
         let now = self.worlds.clock.now();
+        if let Some(claimed) = &delivery.claimed {
+            self.leases.remove(&claimed.token);
+        }
         if delivery.wants_recheck() {
             self.signals.recheck.notify_one();
         }

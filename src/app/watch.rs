@@ -329,8 +329,12 @@ impl Watcher {
 
     /// A step went well: the state works, and so does the source if it was read.
     fn recovered(&mut self, trouble: &mut Trouble, read: bool) {
-        if trouble.state.take().is_some() {
-            warn!(event = "state.outage_ended", "The state works again");
+        if let Some(since) = trouble.state.take() {
+            let duration_ms = millis(self.clock.now().since(since));
+            warn!(
+                event = "state.outage_ended",
+                duration_ms, "What passes find can be recorded again"
+            );
         }
         if read {
             self.metrics.contacted(Contact::Made);

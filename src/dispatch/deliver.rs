@@ -249,15 +249,29 @@ impl Worker {
         }
     }
 
-    /// Sends a claim once there is a place for it.
-    pub(super) async fn deliver(self: Arc<Self>, claimed: Claimed, supply: Supply) -> Answered {
+    /// Sends a claim once there is a place for it, until its lease is said to be over: a request that is still out then counts
+    /// as lost.
+    pub(super) async fn deliver(
+        self: Arc<Self>,
+        claimed: Claimed,
+        supply: Supply,
+        over: CancellationToken,
+    ) -> Answered {
         let place = tokio::select! {
             biased;
             place = self.places.take() => place,
             () = self.stop.cancelled() => None,
+            () = over.cancelled() => None,
         };
         let attempted = match place {
-            Some(_place) => self.attempt(&claimed, supply).await,
+            Some(_place) => tokio::select! {
+                biased;
+                attempted = self.attempt(&claimed, supply) => attempted,
+                () = over.cancelled() => {
+                    let problem = "its claim ended while it was out: the clock was set forward, or the process stood still";
+                    Attempted::unsent(Outcome::Lost, Some(problem.to_owned()))
+                }
+            },
             // Claimed ahead, and not to be sent any more.
             None => Attempted::unsent(Outcome::Released, None),
         };

@@ -2,156 +2,140 @@
 //!
 //! Nothing here waits for time to pass: each step waits for a log line or for what the simulated Vercel was sent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use reconciled::simulator::{Fault, Matcher, Options, Remote, Simulator};
+use reconciled::simulator::{Entry, Fault, Matcher, Options, Simulator};
 use rustix::process::Signal;
-use secrecy::SecretString;
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
 
-use crate::support::{
-    database::TestDatabase,
-    mariadb::MariaDb,
-    postgres::Postgres,
-    process::{Installation, Process, holds},
-    sqlite,
+use crate::{
+    support::{
+        HUNG, database::TestDatabase, mariadb::MariaDb, postgres::Postgres, process::Process,
+        sqlite,
+    },
+    world::{World, rotation},
 };
 
 /// How often the daemon is killed on each database in the ordinary run; `RECONCILED_KILLS` sets another number.
 const KILLS: usize = 4;
-const RESOURCES: usize = 40;
+/// Resources under the stream of changes.
+const RESOURCES: usize = 400;
+/// Resources that change at once, and how often some do: a thousand rows change in a second.
+const CHANGED: usize = 40;
+/// Rounds with the same secrets: one that changes faster than it can be read and sent is never sent.
+const ROUNDS_PER_SECRET: usize = 5;
+const CHANGES_EVERY: Duration = Duration::from_millis(40);
 
-struct World {
-    installation: Installation,
-    provider: TestDatabase,
-    simulator: Simulator,
+/// The provider, changing all its rows again and again until it is told to stop.
+struct Stream {
+    stop: CancellationToken,
+    rounds: JoinHandle<usize>,
 }
 
-impl World {
-    async fn new(provider: TestDatabase) -> Self {
-        for statement in [
-            "CREATE TABLE resource (installation_id VARCHAR(40), id VARCHAR(40), version BIGINT, status VARCHAR(20), secrets TEXT)",
-            "CREATE TABLE installation (id VARCHAR(40), token VARCHAR(40))",
-            "INSERT INTO installation VALUES ('icfg_0', 'token-0'), ('icfg_1', 'token-1'), ('icfg_2', 'token-2')",
-        ] {
-            provider.execute(statement).await;
-        }
-        let simulator = Simulator::start(Options::creating())
-            .await
-            .expect("a free port");
-        for n in 0..3 {
-            simulator.remote().install(
-                &format!("icfg_{n}"),
-                &SecretString::from(format!("token-{n}")),
-            );
-        }
-        let installation = Installation::new("");
-        let cursor = if provider.url.starts_with("mysql") || provider.url.starts_with("mariadb") {
-            "`cursor`"
-        } else {
-            "cursor"
-        };
-        installation.configure(&format!(
-            "[source]\nurl = \"{}\"\noverlap = 0\n\
-             query = \"SELECT installation_id, id AS resource_id, version AS {cursor}, status, secrets FROM resource\"\n\
-             installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
-             [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n\
-             [retry]\ninitial_interval = \"20ms\"\nmax_interval = \"200ms\"\nlate_apply = \"200ms\"\n\
-             [schedule]\npoll = \"* * * * * *\"\n[log]\nsummary_interval = \"1s\"\n",
-            provider.url,
-            installation.path("state.db").display(),
-            simulator.base_url(),
-        ));
-        Self {
-            installation,
-            provider,
-            simulator,
-        }
-    }
-
-    fn remote(&self) -> &Remote {
-        self.simulator.remote()
-    }
-
-    /// Gives every resource the secret of round `round`; rounds only grow, so a remote value that falls went back.
-    async fn rotate(&self, round: usize) {
-        for n in 0..RESOURCES {
-            let (installation, version) = (n % 3, round * RESOURCES + n);
-            let secrets = format!("{{\"KEY\":\"secret-value-{round:04}\"}}");
-            let values = format!("version = {version}, status = 'ready', secrets = '{secrets}'");
-            if round == 0 {
-                let insert = format!(
-                    "INSERT INTO resource (installation_id, id) VALUES ('icfg_{installation}', 'res_{n}')"
-                );
-                self.provider.execute(&insert).await;
+impl Stream {
+    /// Begins with round 1.
+    async fn start(provider: &TestDatabase) -> Self {
+        let stop = CancellationToken::new();
+        let mut session = provider.session().await;
+        let told = stop.clone();
+        let rounds = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(CHANGES_EVERY);
+            let mut round = 0;
+            while !told.is_cancelled() {
+                round += 1;
+                for first in (0..RESOURCES).step_by(CHANGED) {
+                    ticks.tick().await;
+                    session
+                        .execute(&rotation(
+                            round,
+                            round / ROUNDS_PER_SECRET,
+                            first..first + CHANGED,
+                        ))
+                        .await;
+                }
             }
-            self.provider
-                .execute(&format!(
-                    "UPDATE resource SET {values} WHERE id = 'res_{n}'"
-                ))
-                .await;
-        }
-    }
-
-    /// Waits until Vercel holds the secrets of `round` in every resource.
-    async fn agreed(&self, round: usize) {
-        let expected = format!("secret-value-{round:04}");
-        let reached = self.remote().wait_until(|remote| {
-            (0..RESOURCES).all(|n| {
-                let resource = remote.resource(&format!("icfg_{}", n % 3), &format!("res_{n}"));
-                resource.is_some_and(|resource| resource.secret("KEY") == Some(expected.as_str()))
-            })
+            round
         });
-        reached.await.expect("both sides agree in the end");
+        Self { stop, rounds }
     }
 
-    /// No rule of the API was broken and no resource went back to an older value.
-    fn assert_clean(&self) {
-        assert_eq!(self.remote().violations(), []);
-        for n in 0..RESOURCES {
-            let regressions = self
-                .remote()
-                .regressions(&format!("icfg_{}", n % 3), &format!("res_{n}"));
-            assert!(regressions.is_empty(), "res_{n} went back: {regressions:?}");
-        }
-        let directory = self.installation.path("");
-        for secret in ["secret-value-", "token-1"] {
-            assert!(
-                !holds(&directory, secret.as_bytes()),
-                "{secret} is in a file of the daemon"
-            );
-        }
+    /// The last round.
+    async fn end(self) -> usize {
+        self.stop.cancel();
+        self.rounds.await.expect("the provider does not panic")
     }
 }
 
+/// Waits for so many requests more.
+async fn requests(seen: &mut Receiver<Entry>, count: usize) {
+    let all = async {
+        let mut left = count;
+        while left > 0 {
+            match seen.recv().await {
+                Ok(_) => left -= 1,
+                Err(RecvError::Lagged(missed)) => {
+                    left = left.saturating_sub(usize::try_from(missed).unwrap_or(usize::MAX));
+                }
+                Err(RecvError::Closed) => panic!("the simulated Vercel is gone"),
+            }
+        }
+    };
+    let sent = timeout(HUNG, all).await;
+    assert!(sent.is_ok(), "the daemon did not send {count} requests");
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what a long run is for"
+)]
 async fn killed_at_random(provider: TestDatabase) {
     let kills = std::env::var("RECONCILED_KILLS")
         .ok()
         .and_then(|kills| kills.parse().ok())
         .unwrap_or(KILLS);
-    let world = World::new(provider).await;
-    world.rotate(0).await;
+    let world = World::of(provider, RESOURCES).await;
+    world.create().await;
     let mut daemon: Process = world.installation.run();
     world.agreed(0).await;
-    for round in 1..=kills {
+    let begin = Instant::now();
+    let stream = Stream::start(&world.provider).await;
+    let mut until_first_request = Vec::new();
+    for kill in 1..=kills {
         // Answers are lost as well, so that doubt and crashes meet.
         world
             .remote()
             .fault_times(3, Fault::DropAfter, Matcher::patch());
-        let before = world.remote().requests().len();
-        world.rotate(round).await;
-        // The kill comes somewhere in the round: after its first requests, at a point that differs from round to round.
-        let target = before + 1 + (round * 7) % RESOURCES;
-        world
-            .remote()
-            .wait_until(|remote| remote.requests().len() >= target)
-            .await
-            .expect("it sends");
+        // The kill comes after some more requests, each time another number; at times right at the start.
+        if kill % 5 > 0 {
+            requests(&mut world.remote().observe(), (kill * 7) % 40).await;
+        }
         daemon.end_with(Signal::KILL).await;
+        let mut seen = world.remote().observe();
+        let started = Instant::now();
         daemon = world.installation.run();
+        if kill % 5 < 4 {
+            requests(&mut seen, 1).await;
+            until_first_request.push(started.elapsed());
+        }
     }
-    world.agreed(kills).await;
+    let rounds = stream.end().await;
+    let elapsed = begin.elapsed();
+    world.agreed_on(rounds, rounds / ROUNDS_PER_SECRET).await;
     assert!(daemon.end_with(Signal::TERM).await.success());
     world.assert_clean();
+    world.assert_sound().await;
+    until_first_request.sort_unstable();
+    println!(
+        "{kills} kills in {elapsed:.0?} under {} changes/s; from start to first request {:.0?} (median), {:.0?} (longest)",
+        rounds * RESOURCES / usize::try_from(elapsed.as_secs().max(1)).expect("it is short"),
+        until_first_request[until_first_request.len() / 2],
+        until_first_request[until_first_request.len() - 1],
+    );
 }
 
 #[tokio::test]
@@ -177,7 +161,7 @@ async fn sigterm_lets_the_request_in_flight_end_and_records_it() {
         .fault(Fault::Delay(Duration::from_secs(600)), Matcher::patch());
     world
         .provider
-        .execute("INSERT INTO resource VALUES ('icfg_0', 'res_0', 1, 'ready', NULL)")
+        .execute("INSERT INTO resource VALUES (0, 'icfg_0', 'res_0', 1, 'ready', NULL, NULL)")
         .await;
     let mut daemon = world.installation.run();
     world
@@ -203,7 +187,7 @@ async fn a_second_signal_ends_at_once_and_the_request_is_in_doubt() {
         .fault(Fault::Delay(Duration::from_secs(600)), Matcher::patch());
     world
         .provider
-        .execute("INSERT INTO resource VALUES ('icfg_0', 'res_0', 1, 'ready', NULL)")
+        .execute("INSERT INTO resource VALUES (0, 'icfg_0', 'res_0', 1, 'ready', NULL, NULL)")
         .await;
     let mut daemon = world.installation.run();
     world
@@ -225,7 +209,7 @@ async fn a_second_signal_ends_at_once_and_the_request_is_in_doubt() {
 async fn a_source_that_goes_away_is_said_once_and_found_again_by_itself() {
     let mut server = Postgres::dedicated();
     let world = World::new(server.database().await).await;
-    world.rotate(0).await;
+    world.create().await;
     let mut daemon = world.installation.run();
     world.agreed(0).await;
     server.kill();
@@ -244,7 +228,7 @@ async fn a_source_that_goes_away_is_said_once_and_found_again_by_itself() {
 #[tokio::test]
 async fn an_outage_of_the_api_is_two_lines() {
     let mut world = World::new(sqlite::database()).await;
-    world.rotate(0).await;
+    world.create().await;
     let (address, remote) = (world.simulator.address(), world.remote().clone());
     let idle = Simulator::start(Options::creating())
         .await

@@ -27,24 +27,16 @@ pub(crate) enum Engine {
 impl TestDatabase {
     /// Runs one or more statements, each in a transaction of its own unless `sql` says otherwise.
     pub(crate) async fn execute(&self, sql: &str) {
-        let sql = AssertSqlSafe(sql.to_owned());
-        let outcome = match self.engine {
-            Engine::Postgres => sqlx::raw_sql(sql)
-                .execute(&mut self.postgres().await)
-                .await
-                .map(drop),
-            Engine::MariaDb => sqlx::raw_sql(sql)
-                .execute(&mut self.mariadb().await)
-                .await
-                .map(drop),
-            Engine::Sqlite => sqlx::raw_sql(sql)
-                .execute(&mut self.sqlite().await)
-                .await
-                .map(drop),
-        };
-        outcome.unwrap_or_else(|error| {
-            panic!("{:?} refused a test's statement: {error}", self.engine)
-        });
+        self.session().await.execute(sql).await;
+    }
+
+    /// Opens a connection for many statements.
+    pub(crate) async fn session(&self) -> Session {
+        match self.engine {
+            Engine::Postgres => Session::Postgres(self.postgres().await),
+            Engine::MariaDb => Session::MariaDb(self.mariadb().await),
+            Engine::Sqlite => Session::Sqlite(self.sqlite().await),
+        }
     }
 
     /// The one integer that `sql` yields.
@@ -123,6 +115,27 @@ impl TestDatabase {
         SqliteConnection::connect(&self.url)
             .await
             .expect("the test's SQLite file opens")
+    }
+}
+
+/// One connection to a database of any kind.
+#[derive(Debug)]
+pub(crate) enum Session {
+    Postgres(PgConnection),
+    MariaDb(MySqlConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Session {
+    /// Runs one or more statements, each in a transaction of its own unless `sql` says otherwise.
+    pub(crate) async fn execute(&mut self, sql: &str) {
+        let query = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        let outcome = match self {
+            Self::Postgres(connection) => query.execute(connection).await.map(drop),
+            Self::MariaDb(connection) => query.execute(connection).await.map(drop),
+            Self::Sqlite(connection) => query.execute(connection).await.map(drop),
+        };
+        outcome.unwrap_or_else(|error| panic!("{self:?} refused a test's statement: {error}"));
     }
 }
 

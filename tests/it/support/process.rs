@@ -26,6 +26,7 @@ use super::{HUNG, directory::Directory};
 pub(crate) struct Installation {
     directory: Directory,
     environment: Vec<(String, String)>,
+    program: PathBuf,
 }
 
 impl Installation {
@@ -34,6 +35,7 @@ impl Installation {
         let installation = Self {
             directory: Directory::new(None),
             environment: Vec::new(),
+            program: env!("CARGO_BIN_EXE_reconciled").into(),
         };
         installation.configure(configuration);
         installation
@@ -47,6 +49,11 @@ impl Installation {
     /// Sets an environment variable for every process started from now on.
     pub(crate) fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Runs another build than the one that the tests were built with.
+    pub(crate) fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// The configuration file.
@@ -79,8 +86,9 @@ impl Installation {
             .expect("the binary under test can be run")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_reconciled"));
+    /// A command of this installation, not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
         // What the developer's shell says about this daemon or proxies must not decide a test.
         for (name, _) in std::env::vars_os() {
             let name_text = name.to_string_lossy().to_ascii_uppercase();
