@@ -72,7 +72,7 @@ impl Stream {
 }
 
 /// Waits for so many requests more.
-async fn requests(seen: &mut Receiver<Entry>, count: usize) {
+pub(crate) async fn requests(seen: &mut Receiver<Entry>, count: usize) {
     let all = async {
         let mut left = count;
         while left > 0 {

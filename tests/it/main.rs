@@ -9,6 +9,7 @@ mod harness;
 mod instant;
 mod observe;
 mod operate;
+mod secrets;
 mod soak;
 mod source;
 mod store;
