@@ -145,13 +145,13 @@ pub(super) async fn spread(
         followed.dispatch.send_replace(parts.dispatch_settings());
         followed.watch.send_replace(watch_settings(&config));
         work.notify_one();
-        if config.schedule != before.schedule {
-            if let Err(problem) = jobs.replace(&config.schedule).await {
-                error!(
-                    event = "config.reload_failed", error = %problem,
-                    "Kept the old schedule; the new one begins with the next restart: {problem}"
-                );
-            }
+        if config.schedule != before.schedule
+            && let Err(problem) = jobs.replace(&config.schedule).await
+        {
+            error!(
+                event = "config.reload_failed", error = %problem,
+                "Kept the old schedule; the new one begins with the next restart: {problem}"
+            );
         }
         before = config;
     }
