@@ -41,6 +41,8 @@ pub struct Settings {
     pub on_missing: OnMissing,
     /// Rows per page, from 1 to [`PAGE_ROWS`] or more.
     pub page_rows: u32,
+    /// The most rows that a sweep is to read in a second; `None`: as many as it can. [`Sweep::rest`] says how long to wait.
+    pub sweep_rows_per_second: Option<std::num::NonZeroU32>,
 }
 
 /// What becomes of a resource whose row disappeared.

@@ -256,6 +256,7 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
         guard,
         on_missing,
         page_rows: PAGE_ROWS,
+        sweep_rows_per_second: config.reconcile.sweep_rows_per_second,
     }
 }
 

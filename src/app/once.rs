@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::dispatch::{Dispatcher, Signals, Totals, Until};
 use crate::reconcile::{PassError, Reconciler, SweepReport, SweepStep};
 use crate::store::Counts;
 
 use super::build::Parts;
 use super::guard::tell_guard;
-use super::watch::{tell_quarantined, tell_sweep};
+use super::watch::{rest, tell_quarantined, tell_sweep};
 
 /// The most rows that are read again at once.
 const RECHECKS_MAX: u32 = 200;
@@ -58,7 +59,7 @@ pub async fn once(
     let reconciler = parts.reconciler();
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
-    let (rows, sweep) = read(&reconciler, options.sweep).await?;
+    let (rows, sweep) = read(&reconciler, options.sweep, &*parts.worlds.clock).await?;
     tell_guard(&reconciler, &*parts.worlds.store).await;
     let signals = Signals {
         stop: stop.clone(),
@@ -99,6 +100,7 @@ pub async fn once(
 async fn read(
     reconciler: &Reconciler,
     sweep: bool,
+    clock: &dyn Clock,
 ) -> Result<(u64, Option<SweepReport>), PassError> {
     reconciler.recheck(RECHECKS_MAX).await?;
     let mut owes_sweep = false;
@@ -111,6 +113,7 @@ async fn read(
     }
     let mut sweep = reconciler.begin_sweep().await?;
     loop {
+        rest(clock, Some(&sweep)).await;
         match reconciler.step(&mut sweep).await? {
             SweepStep::Page { notices } => tell_quarantined(&notices),
             SweepStep::Complete { notices, report } => {

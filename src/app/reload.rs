@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{Change, Config, Loaded, Problem, Severity};
+use crate::config::{Change, Config, Loaded, Problem, ReconcileConfig, Severity};
 use crate::dispatch;
 use crate::metrics::Metrics;
 use crate::telemetry::{JsonList, LogHandle};
@@ -161,7 +161,11 @@ pub(super) async fn spread(
 fn watch_settings(config: &Config) -> WatchSettings {
     WatchSettings {
         reconcile: reconcile_settings(config),
-        rules: config.reconcile.clone(),
+        rules: ReconcileConfig {
+            // How fast rows are read changes nothing of what they mean.
+            sweep_rows_per_second: None,
+            ..config.reconcile.clone()
+        },
         poll: config.schedule.poll.clone(),
     }
 }

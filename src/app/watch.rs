@@ -105,7 +105,7 @@ impl Watcher {
         self.wake.poll.notify_one();
         self.wake.sweep.notify_one();
         loop {
-            let step = self.next(sweep.is_some(), &trouble).await;
+            let step = self.next(sweep.as_ref(), &trouble).await;
             let result = match step {
                 Step::Stop => return Ok(()),
                 Step::Idle => Ok(false),
@@ -137,7 +137,7 @@ impl Watcher {
     }
 
     /// Waits for the next thing to do. Polls go before re-reads, those before pages of a sweep.
-    async fn next(&mut self, sweeping: bool, trouble: &Trouble) -> Step {
+    async fn next(&mut self, sweep: Option<&Sweep>, trouble: &Trouble) -> Step {
         if trouble.failures > 0 {
             let wait = SOURCE_BACKOFF.interval(trouble.failures, self.random.fraction());
             tokio::select! {
@@ -153,8 +153,8 @@ impl Watcher {
             Ok(()) = self.followed.changed() => Step::Configure,
             () = self.wake.poll.notified() => Step::Poll,
             () = self.wake.recheck.notified() => Step::Recheck,
-            () = std::future::ready(()), if sweeping => Step::SweepPage,
-            () = self.wake.sweep.notified() => Step::Sweep,
+            () = self.wake.sweep.notified(), if sweep.is_none() => Step::Sweep,
+            () = rest(&*self.clock, sweep), if sweep.is_some() => Step::SweepPage,
             () = self.clock.sleep(patience.min(HEARTBEAT)) => if patience <= HEARTBEAT { Step::Poll } else { Step::Idle },
         }
     }
@@ -360,6 +360,16 @@ impl Watcher {
             // Only `status` misses it.
             let _ = self.store.heartbeat(&self.heartbeat).await;
         }
+    }
+}
+
+/// Waits until a sweep may go on: not at all, unless it is throttled.
+pub(super) async fn rest(clock: &dyn Clock, sweep: Option<&Sweep>) {
+    let rest = sweep
+        .map(|sweep| sweep.rest(clock.now()))
+        .unwrap_or_default();
+    if !rest.is_zero() {
+        clock.sleep(rest).await;
     }
 }
 

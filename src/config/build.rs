@@ -250,11 +250,13 @@ fn reconcile(reader: &mut Reader<'_>) -> Option<ReconcileConfig> {
     let first_sight = reader.choice("reconcile.first_sight");
     let on_missing = reader.choice("reconcile.on_missing");
     let on_drift = reader.choice("reconcile.on_drift");
+    let sweep_rows_per_second = reader.count("reconcile.sweep_rows_per_second", 0..=1_000_000);
     let ignore = ignore(reader);
     Some(ReconcileConfig {
         first_sight: first_sight?,
         on_missing: on_missing?,
         on_drift: on_drift?,
+        sweep_rows_per_second: NonZeroU32::new(sweep_rows_per_second?),
         ignore: ignore?,
     })
 }

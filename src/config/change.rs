@@ -224,6 +224,7 @@ impl Change {
             first_sight,
             on_missing,
             on_drift,
+            sweep_rows_per_second,
             ignore,
         } = new;
         self.take(
@@ -240,6 +241,11 @@ impl Change {
             "reconcile.on_drift",
             |config| &mut config.reconcile.on_drift,
             on_drift,
+        );
+        self.take(
+            "reconcile.sweep_rows_per_second",
+            |config| &mut config.reconcile.sweep_rows_per_second,
+            sweep_rows_per_second,
         );
         self.take(
             "reconcile.ignore",

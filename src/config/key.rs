@@ -84,6 +84,7 @@ pub(crate) const KEYS: &[Key] = &[
     text("reconcile.first_sight"),
     text("reconcile.on_missing"),
     text("reconcile.on_drift"),
+    key("reconcile.sweep_rows_per_second", Kind::Integer),
     key("reconcile.ignore", Kind::List),
     key("guard.destructive_max", Kind::Integer),
     key("guard.changes_max", Kind::Integer),

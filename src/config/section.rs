@@ -168,6 +168,8 @@ pub struct ReconcileConfig {
     pub on_missing: OnMissing,
     /// What happens when Vercel shows a field otherwise.
     pub on_drift: OnDrift,
+    /// Most rows that a sweep reads in a second; none: as many as it can.
+    pub sweep_rows_per_second: Option<NonZeroU32>,
     /// Fields left to Vercel.
     pub ignore: FieldSet,
 }

@@ -127,6 +127,7 @@ fn defaults_are_those_of_the_contract() {
         first_sight: FirstSight::Push,
         on_missing: OnMissing::Ignore,
         on_drift: OnDrift::Log,
+        sweep_rows_per_second: None,
         ignore: crate::model::FieldSet::EMPTY,
     };
     assert_eq!(config.reconcile, reconcile);

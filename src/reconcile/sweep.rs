@@ -69,9 +69,20 @@ pub struct Sweep {
     known: Option<u64>,
     pages: u64,
     started_at: Timestamp,
+    /// Every row was read, and what the state has beyond them is looked for.
+    search: Option<Search>,
+    /// Before when the next step is too early.
+    rests_until: Timestamp,
 }
 
 impl Sweep {
+    /// How long the next step is to wait, so that the sweep reads no more rows in a second than it may.
+    #[must_use]
+    pub fn rest(&self, now: Timestamp) -> Duration {
+        // A page holds no more rows than one second may: a longer rest is the trace of a clock that was set back.
+        self.rests_until.since(now).min(Duration::from_secs(1))
+    }
+
     /// Whether it goes on from an interrupted one: what changed in the rows before that place is not found by it.
     #[must_use]
     pub const fn is_resumed(&self) -> bool {
@@ -107,6 +118,8 @@ impl Reconciler {
             known: (!resumed).then_some(0),
             pages: 0,
             started_at,
+            search: None,
+            rests_until: now,
         })
     }
 
@@ -115,9 +128,38 @@ impl Reconciler {
     /// # Errors
     /// The source or the state failed; the step may be tried again.
     pub async fn step(&self, sweep: &mut Sweep) -> Result<SweepStep, PassError> {
+        let begun_at = self.clock.now();
+        let limit = self.sweep_page_rows();
+        let step = match &mut sweep.search {
+            None => self.read_page(sweep, limit).await?,
+            Some(search) => {
+                if self.search_page(search, &sweep.progress, limit).await? {
+                    let found = search.found;
+                    self.complete(sweep, found, Vec::new()).await?
+                } else {
+                    SweepStep::Page {
+                        notices: Vec::new(),
+                    }
+                }
+            }
+        };
+        if let Some(most) = self.settings.sweep_rows_per_second {
+            let share = Duration::from_secs(1).mul_f64(f64::from(limit) / f64::from(most.get()));
+            sweep.rests_until = begun_at.plus(share);
+        }
+        Ok(step)
+    }
+
+    fn sweep_page_rows(&self) -> u32 {
+        let most = self.settings.sweep_rows_per_second;
+        let most = most.map_or(u32::MAX, std::num::NonZeroU32::get);
+        self.settings.page_rows.min(most)
+    }
+
+    async fn read_page(&self, sweep: &mut Sweep, limit: u32) -> Result<SweepStep, PassError> {
         let page = self
             .source
-            .sweep_page(sweep.progress.after.as_ref(), self.settings.page_rows)
+            .sweep_page(sweep.progress.after.as_ref(), limit)
             .await?;
         let mut progress = sweep.progress.clone();
         progress.after = page.next.clone();
@@ -143,23 +185,31 @@ impl Reconciler {
                 notices: done.notices,
             });
         }
-        let report = self.conclude(sweep).await?;
-        Ok(SweepStep::Complete {
-            notices: done.notices,
-            report: Box::new(report),
-        })
-    }
-
-    async fn conclude(&self, sweep: &mut Sweep) -> Result<SweepReport, PassError> {
-        let mut found = Missing::default();
         // Law 9: a source that returns nothing proves nothing.
         if sweep.progress.account.rows > 0 || is_planted(Bug::EmptySourceDeletes) {
             let resources = self.store.counts(self.clock.now()).await?.resources;
             if sweep.known != Some(resources) {
-                found = self.find_missing(&sweep.progress).await?;
-                sweep.progress.account.missing = found.missing;
+                sweep.search = Some(Search::default());
+                return Ok(SweepStep::Page {
+                    notices: done.notices,
+                });
             }
         }
+        self.complete(sweep, Missing::default(), done.notices).await
+    }
+
+    async fn complete(
+        &self,
+        sweep: &mut Sweep,
+        found: Missing,
+        notices: Vec<QuarantineNotice>,
+    ) -> Result<SweepStep, PassError> {
+        let report = Box::new(self.conclude(sweep, found).await?);
+        Ok(SweepStep::Complete { notices, report })
+    }
+
+    async fn conclude(&self, sweep: &mut Sweep, found: Missing) -> Result<SweepReport, PassError> {
+        sweep.progress.account.missing = found.missing;
         let now = self.clock.now();
         let account = sweep.progress.account;
         sweep.progress.complete = true;
@@ -184,29 +234,27 @@ impl Reconciler {
         })
     }
 
-    /// Asks the source by key for every resource of the state.
-    async fn find_missing(&self, sweep: &SweepProgress) -> Result<Missing, PassError> {
+    /// Asks the source by key for the next resources of the state; true when there are no more.
+    ///
+    /// A page at a time as the rows are read, so that polls go on in between.
+    async fn search_page(
+        &self,
+        search: &mut Search,
+        sweep: &SweepProgress,
+        limit: u32,
+    ) -> Result<bool, PassError> {
         // Law 9: a sweep that read nothing proves nothing, neither then nor now.
         let uninstall_missing_since = sweep
             .last
             .filter(|(_, account)| account.rows > 0)
             .filter(|_| self.settings.on_missing == OnMissing::Uninstall)
             .map(|(ended_at, _)| ended_at);
-        let mut found = Missing::default();
-        let mut after: Option<ResourceKey> = None;
-        loop {
-            let keys = self
-                .store
-                .keys_after(after.as_ref(), self.settings.page_rows)
-                .await?;
-            let Some(last) = keys.last().cloned() else {
-                return Ok(found);
-            };
-            after = Some(last);
-            self.mark.leave();
-            let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
-                continue;
-            };
+        let keys = self.store.keys_after(search.after.as_ref(), limit).await?;
+        let Some(last) = keys.last().cloned() else {
+            return Ok(true);
+        };
+        self.mark.leave();
+        if let Some(rows) = self.fetch_or_prove_absent(&keys).await? {
             let present: HashSet<ResourceKey> =
                 rows.iter().filter_map(|row| row.key().ok()).collect();
             let gone: Vec<ResourceKey> = keys
@@ -214,16 +262,19 @@ impl Reconciler {
                 .filter(|key| !present.contains(key))
                 .collect();
             if !gone.is_empty() {
-                found.missing += gone.len() as u64;
+                let missing = gone.len() as u64;
                 let batch = Batch {
                     uninstall_missing_since,
                     ..self.sweep_batch(gone)
                 };
                 let reconciled = self.commit(batch).await?;
-                found.newly += reconciled.newly_missing;
-                found.uninstalled += reconciled.uninstalled;
+                search.found.missing += missing;
+                search.found.newly += reconciled.newly_missing;
+                search.found.uninstalled += reconciled.uninstalled;
             }
         }
+        search.after = Some(last);
+        Ok(false)
     }
 
     fn sweep_batch(&self, missing: Vec<ResourceKey>) -> Batch {
@@ -244,8 +295,15 @@ impl Reconciler {
     }
 }
 
+/// The look for missing resources.
+#[derive(Debug, Default)]
+struct Search {
+    after: Option<ResourceKey>,
+    found: Missing,
+}
+
 /// What a look for missing resources found.
-#[derive(Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Missing {
     missing: u64,
     newly: u64,

@@ -139,6 +139,7 @@ impl Climate {
                     false => OnMissing::Ignore,
                 },
                 page_rows: pick(chance, &[1, 2, 3, 500]),
+                sweep_rows_per_second: None,
             },
             dispatch: dispatch::Settings {
                 owner: String::new(),

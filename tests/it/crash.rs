@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use reconciled::simulator::{Entry, Fault, Matcher, Options, Simulator};
 use rustix::process::Signal;
+use sqlx::Connection as _;
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     task::JoinHandle,
@@ -251,4 +252,58 @@ async fn an_outage_of_the_api_is_two_lines() {
     assert_eq!(daemon.events("vercel.outage_began").len(), 1);
     assert_eq!(daemon.events("vercel.outage_ended").len(), 1);
     world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_sweep_that_was_killed_goes_on_where_it_stopped() {
+    const ROWS: u64 = 2_000;
+    const PAGE: u64 = 10;
+    let world = World::new(sqlite::database()).await;
+    let rows = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+         INSERT INTO resource (installation_id, id, version, status) SELECT 'icfg_0', 'res_' || i, 1, 'ready' FROM n"
+    );
+    world.provider.execute(&rows).await;
+    let state = world.installation.path("state.db");
+    let configure = |rows_per_second: u64| {
+        world.installation.configure(&format!(
+            "[source]\nurl = \"{}\"\n\
+             query = \"SELECT installation_id, id AS resource_id, status FROM resource\"\n\
+             installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
+             [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n\
+             [reconcile]\nfirst_sight = \"adopt\"\nsweep_rows_per_second = {rows_per_second}\n",
+            world.provider.url,
+            state.display(),
+            world.simulator.base_url(),
+        ));
+    };
+    configure(PAGE);
+    let mut daemon = world.installation.run();
+    daemon.wait_for_event("daemon.started").await;
+    let adopted = async || -> i64 {
+        let mut connection =
+            sqlx::SqliteConnection::connect(&format!("sqlite://{}?mode=ro", state.display()))
+                .await
+                .expect("the state is there");
+        sqlx::query_scalar("SELECT COUNT(*) FROM resource")
+            .fetch_one(&mut connection)
+            .await
+            .expect("the state is readable")
+    };
+    while adopted().await < 2 * i64::try_from(PAGE).expect("small") {
+        tokio::task::yield_now().await;
+    }
+    daemon.end_with(Signal::KILL).await;
+    let before = adopted().await;
+    assert!(
+        before < i64::try_from(ROWS / 2).expect("small"),
+        "{before} rows were read"
+    );
+    configure(0);
+    let mut daemon = world.installation.run();
+    let account = daemon.wait_for_event("sweep.completed").await;
+    // What is written down with a page is the account before it: a sweep that went on counts that page short.
+    assert_eq!(account["rows"], ROWS - PAGE, "{account}");
+    assert_eq!(adopted().await, i64::try_from(ROWS).expect("small"));
+    assert!(daemon.end_with(Signal::TERM).await.success());
 }

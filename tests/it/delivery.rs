@@ -2,6 +2,7 @@
 //! answers and per law that a single run can show.
 
 mod answers;
+mod detection;
 mod fleet;
 mod laws;
 mod upkeep;

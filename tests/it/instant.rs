@@ -18,6 +18,7 @@ const PROVIDER: &str = include_str!("../../deploy/compose/provider.sql");
 const NOTIFY: &str = include_str!("../../deploy/source/postgres-notify.sql");
 /// No poll on schedule: what arrives was notified of, or follows a new connection.
 const NO_SCHEDULE: &str = "";
+const LISTEN: &str = "listen = \"reconciled\"";
 const EVERY_SECOND: &str = "* * * * * *";
 
 struct World {
@@ -51,20 +52,24 @@ impl World {
     }
 
     fn run(&self, url: &str, poll: &str) -> Process {
-        self.run_with(url, poll, "listen = \"reconciled\"")
+        self.run_with(url, poll, LISTEN)
     }
 
     fn run_with(&self, url: &str, poll: &str, source: &str) -> Process {
+        self.configure(url, poll, source, "");
+        self.installation.run()
+    }
+
+    fn configure(&self, url: &str, poll: &str, source: &str, more: &str) {
         self.installation.configure(&format!(
             "[source]\nurl = \"{url}\"\n{source}\n\
              query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name FROM resources\"\n\
              installations_query = \"SELECT id AS installation_id, vercel_access_token AS access_token FROM installations\"\n\
              [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n\
-             [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n[log]\nfilter = \"info,reconciled::app=debug\"\n",
+             [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n[log]\nfilter = \"info,reconciled::app=debug\"\n{more}",
             self.installation.path("state.db").display(),
             self.simulator.base_url(),
         ));
-        self.installation.run()
     }
 
     async fn rename(&self, name: &str) {
@@ -238,4 +243,33 @@ async fn a_change_feed_without_a_cursor_is_followed_over_restarts() {
     ] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_does_not_wait_for_a_sweep_that_takes_an_hour() {
+    let world = World::new().await;
+    world
+        .provider
+        .execute(
+            "INSERT INTO resources (id, installation_id, plan_id, name, state)
+             SELECT 'r' || n, 'icfg_example1', 'pro', 'x', 'active' FROM generate_series(1, 3600) AS n",
+        )
+        .await;
+    let url = world.provider.url.as_str();
+    // One row a second, and nothing is sent for rows that were never seen before.
+    world.configure(
+        url,
+        NO_SCHEDULE,
+        LISTEN,
+        "[reconcile]\nfirst_sight = \"adopt\"\nsweep_rows_per_second = 1\n",
+    );
+    let mut daemon = world.installation.run();
+    daemon.wait_for_event("listen.began").await;
+    daemon.wait_for_event("sweep.started").await;
+    for name in ["during", "the sweep"] {
+        world.rename(name).await;
+        world.shows(name).await;
+    }
+    assert_eq!(daemon.events("sweep.completed").len(), 0);
+    world.end(daemon).await;
 }

@@ -81,6 +81,14 @@ impl Fleet {
         }
     }
 
+    /// The same provider in front of another Vercel.
+    pub(super) fn against(mut self, simulator: Simulator) -> Self {
+        self.base_url = simulator.base_url();
+        self.remote = simulator.remote().clone();
+        self.simulator = Some(simulator);
+        self
+    }
+
     /// Adds settings in TOML, after `[retry]`.
     pub(super) fn with(mut self, settings: &str) -> Self {
         self.settings.push_str(settings);

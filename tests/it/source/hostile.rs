@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, first_error, text};
+use reconciled::model::{RawText, ResourceKey};
+use reconciled::source::PollFrom;
+
+use super::bed::{Bed, first_error, poll_all, sweep_all, text};
 use super::on_every_database;
 use crate::support::database::Engine;
 
@@ -10,6 +13,8 @@ on_every_database!(
     nothing_is_ever_written,
     a_statement_is_cut_within_its_timeout_and_a_second,
     an_error_repeats_no_value,
+    a_huge_result_is_cut_and_yet_every_row_comes,
+    every_kind_of_read_is_cut_in_time,
 );
 
 /// The statement timeout of the queries that would never end.
@@ -209,5 +214,94 @@ async fn an_error_repeats_no_value(bed: Bed) {
         };
         let said = format!("{error} {error:?}");
         assert!(!said.contains("hunter2"), "{query}: {said}");
+    }
+}
+
+async fn a_huge_result_is_cut_and_yet_every_row_comes(bed: Bed) {
+    const ROWS: usize = 60;
+    let (id, long) = (bed.text(), bed.long());
+    bed.database
+        .execute(&format!(
+            "CREATE TABLE resource (installation_id {id}, resource_id {id}, version BIGINT, name {long})"
+        ))
+        .await;
+    // 54 MB in all; one statement brings in 32 MiB at most.
+    let large = bed.pick(
+        "repeat('x', 900000)",
+        "REPEAT('x', 900000)",
+        "replace(hex(zeroblob(450000)), '0', 'x')",
+    );
+    let huge = bed.pick(
+        "repeat('x', 12000000)",
+        "REPEAT('x', 12000000)",
+        "replace(hex(zeroblob(6000000)), '0', 'x')",
+    );
+    for n in 0..ROWS {
+        let value = if n == 30 { huge } else { large };
+        let insert = format!("INSERT INTO resource VALUES ('i', 'r{n:02}', {n}, {value})");
+        bed.database.execute(&insert).await;
+    }
+    let query = format!(
+        "SELECT installation_id, resource_id, version {}, name FROM resource",
+        bed.as_cursor()
+    );
+    let source = bed.source(&query);
+    let keys: Vec<ResourceKey> = (0..ROWS)
+        .map(|n| ResourceKey::new("i", &format!("r{n:02}")).expect("two ids"))
+        .collect();
+    let swept = sweep_all(&*source, 500).await;
+    assert!(swept.len() > 1, "no page holds it all");
+    let (polled, pages) = poll_all(&*source, PollFrom::Beginning, 500).await;
+    assert!(pages > 1, "no page holds it all");
+    // What a look-up did not come to would be taken for missing.
+    let fetched = source.fetch(&keys).await.expect("they are there");
+    for rows in [swept.concat(), polled, fetched] {
+        let mut found: Vec<&str> = rows
+            .iter()
+            .map(|row| text(&row.resource_id).expect("an id"))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), ROWS);
+        for row in &rows {
+            let is_huge = text(&row.resource_id) == Some("r30");
+            let is_unreadable = matches!(row.columns[0].1, RawText::Unreadable(_));
+            assert_eq!(is_huge, is_unreadable);
+        }
+    }
+}
+
+async fn every_kind_of_read_is_cut_in_time(bed: Bed) {
+    let endless = bed.pick(
+        "SELECT pg_sleep(60)::text",
+        "SELECT SLEEP(60)",
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n",
+    );
+    let query = format!(
+        "SELECT 'i' AS installation_id, 'r' AS resource_id, 1 {}, ({endless}) AS name",
+        bed.as_cursor()
+    );
+    let source = bed.source_with(&query, |settings| {
+        settings.statement_timeout = LIMIT;
+        settings.installations_query = Some(format!(
+            "SELECT 'i' AS installation_id, ({endless}) AS access_token"
+        ));
+    });
+    let key = ResourceKey::new("i", "r").expect("two ids");
+    for kind in ["poll", "sweep", "fetch", "token"] {
+        let started = Instant::now();
+        let error = match kind {
+            "poll" => source.poll_page(&PollFrom::Beginning, 10).await.map(drop),
+            "sweep" => source.sweep_page(None, 10).await.map(drop),
+            "fetch" => source.fetch(std::slice::from_ref(&key)).await.map(drop),
+            _ => source.token(&key.installation_id).await.map(drop),
+        }
+        .expect_err(kind);
+        let elapsed = started.elapsed();
+        assert_eq!(error.code(), "timeout", "{kind}: {error}");
+        assert!(
+            elapsed < LIMIT + Duration::from_secs(1),
+            "{kind}: {elapsed:?}"
+        );
     }
 }

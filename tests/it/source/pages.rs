@@ -346,3 +346,38 @@ async fn large_pages_end_early_and_lose_nothing(bed: Bed) {
     assert_eq!(swept.concat().len(), 60);
     assert!(swept.len() > 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_page_leaves_a_transaction_open() {
+    let postgres = "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'reconciled-test' AND state <> 'idle'";
+    let mariadb = "SELECT COUNT(*) FROM information_schema.innodb_trx AS t
+        JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
+        WHERE p.db = DATABASE() AND p.id <> CONNECTION_ID()";
+    for (bed, open) in [
+        (Bed::postgres().await, postgres),
+        (Bed::mariadb().await, mariadb),
+    ] {
+        bed.create("BIGINT").await;
+        for n in 0..6 {
+            let insert = format!(
+                "INSERT INTO resource (installation_id, resource_id, updated_at) VALUES ('i', 'r{n}', {n})"
+            );
+            bed.database.execute(&insert).await;
+        }
+        let source = bed.source(&bed.query());
+        let mut after = None;
+        loop {
+            let page = source.sweep_page(after.as_ref(), 2).await.expect("a page");
+            // A sweep of hours holds back no vacuum and no purge.
+            assert_eq!(bed.database.integer(open).await, 0);
+            let poll = source.poll_page(&PollFrom::Beginning, 2).await;
+            assert!(poll.is_ok_and(|page| page.next.is_some()));
+            assert_eq!(bed.database.integer(open).await, 0);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+    }
+}
