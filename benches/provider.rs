@@ -134,7 +134,7 @@ impl Provider {
              [state]\nurl = \"sqlite://{}\"\n\
              [vercel]\nbase_url = \"{vercel}\"\nmax_in_flight = {max_in_flight}\n\
              [schedule]\npoll = \"* * * * * *\"\nsweep = \"\"\n\
-             [log]\nfilter = \"info,reconciled::app::watch=debug\"\n",
+             [log]\nfilter = \"info,reconciled::app::watch=debug\"\nsummary_interval = \"5s\"\n",
             state.display(),
             overlap = match self.database.engine {
                 Engine::Sqlite => "overlap = 0",

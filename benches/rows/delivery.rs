@@ -133,7 +133,7 @@ async fn bare(mock: &Mock, load: Load) -> Side {
     assert_eq!(report.items, load.changes);
     Side {
         per_second: mock.arrived(PATIENCE).await.rate(),
-        cpu_micros_each: report.cpu_seconds * 1e6 / super::float(load.changes),
+        cpu_micros_each: report.cpu_seconds.max(0.01) * 1e6 / super::float(load.changes),
         peak_bytes: report.peak_bytes,
     }
 }

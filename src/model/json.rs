@@ -66,9 +66,114 @@ impl Serialize for Json {
     }
 }
 
+/// What the state holds is canonical already, which is seen in one pass; anything else is parsed and written anew.
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from_value(&Value::deserialize(deserializer)?))
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        if is_canonical(raw.get()) {
+            return Ok(Self(raw.into()));
+        }
+        let value = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
+        Ok(Self::from_value(&value))
+    }
+}
+
+/// How deep a value may be nested to be looked at without parsing it.
+const SEEN_DEPTH_MAX: u32 = 32;
+/// How many digits a number may have to be known for canonical at sight.
+const SEEN_DIGITS_MAX: usize = 15;
+
+/// Whether JSON text is surely its own canonical form. Of rare spellings (escapes, fractions, negative numbers) it says no.
+fn is_canonical(text: &str) -> bool {
+    let mut rest = text.as_bytes();
+    take_value(&mut rest, SEEN_DEPTH_MAX) && rest.is_empty()
+}
+
+fn take_value(rest: &mut &[u8], depth: u32) -> bool {
+    let Some(depth) = depth.checked_sub(1) else {
+        return false;
+    };
+    match rest.first() {
+        Some(b'"') => take_string(rest).is_some(),
+        Some(b'{') => take_object(rest, depth),
+        Some(b'[') => take_array(rest, depth),
+        Some(b'0'..=b'9') => take_integer(rest),
+        Some(_) => ["true", "false", "null"]
+            .iter()
+            .any(|word| take(rest, word)),
+        None => false,
+    }
+}
+
+fn take_object(rest: &mut &[u8], depth: u32) -> bool {
+    if !take(rest, "{") {
+        return false;
+    }
+    if take(rest, "}") {
+        return true;
+    }
+    let mut last: Option<&[u8]> = None;
+    loop {
+        let Some(name) = take_string(rest) else {
+            return false;
+        };
+        // In order, and none twice.
+        if last.is_some_and(|last| last >= name) {
+            return false;
+        }
+        last = Some(name);
+        if !take(rest, ":") || !take_value(rest, depth) {
+            return false;
+        }
+        if !take(rest, ",") {
+            return take(rest, "}");
+        }
+    }
+}
+
+fn take_array(rest: &mut &[u8], depth: u32) -> bool {
+    if !take(rest, "[") {
+        return false;
+    }
+    if take(rest, "]") {
+        return true;
+    }
+    loop {
+        if !take_value(rest, depth) {
+            return false;
+        }
+        if !take(rest, ",") {
+            return take(rest, "]");
+        }
+    }
+}
+
+/// The inside of a string without escapes.
+fn take_string<'t>(rest: &mut &'t [u8]) -> Option<&'t [u8]> {
+    let inside = rest.strip_prefix(b"\"")?;
+    let end = inside
+        .iter()
+        .position(|byte| matches!(byte, b'"' | b'\\'))?;
+    let (string, after) = inside.split_at(end);
+    *rest = after.strip_prefix(b"\"")?;
+    Some(string)
+}
+
+fn take_integer(rest: &mut &[u8]) -> bool {
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let is_plain = digits <= SEEN_DIGITS_MAX && (digits == 1 || rest.first() != Some(&b'0'));
+    *rest = &rest[digits..];
+    // What follows a whole number is never a part of it.
+    is_plain && !matches!(rest.first(), Some(b'.' | b'e' | b'E'))
+}
+
+fn take(rest: &mut &[u8], text: &str) -> bool {
+    match rest.strip_prefix(text.as_bytes()) {
+        Some(after) => {
+            *rest = after;
+            true
+        }
+        None => false,
     }
 }
 
@@ -209,7 +314,66 @@ mod tests {
         assert_ne!(json("[1,2]"), json("[2,1]"));
     }
 
+    #[test]
+    fn what_is_canonical_at_sight_is_what_writing_it_anew_gives() {
+        let seen = [
+            "null",
+            "true",
+            "0",
+            "100",
+            r#""ready""#,
+            r#"{"a":[1,{}],"b":"…"}"#,
+            "[]",
+        ];
+        for text in seen {
+            assert!(is_canonical(text), "{text}");
+            assert_eq!(json(text).as_str(), text);
+        }
+        let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
+        let unseen = [
+            "1.0",
+            "1e2",
+            "01",
+            "-0",
+            r#"{"b":1,"a":1}"#,
+            r#"{"a":1,"a":1}"#,
+            r#"{"a": 1}"#,
+            r#""\u0061""#,
+            "[1,]",
+            "1 ",
+            "",
+            &deep,
+        ];
+        for text in unseen {
+            assert!(!is_canonical(text), "{text}");
+        }
+    }
+
+    /// JSON text of any spelling, canonical or not.
+    fn spelled() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            "-?[0-9]{1,3}(\\.[0-9]{1,2})?",
+            "\"[a-c\\\\/n]{0,3}\"",
+        ];
+        leaf.prop_recursive(3, 16, 3, |inner| {
+            let member = ("[ab]{1,2}", inner.clone()).prop_map(|(k, v)| format!("\"{k}\":{v}"));
+            prop_oneof![
+                proptest::collection::vec(inner, 0..3).prop_map(|i| format!("[{}]", i.join(","))),
+                proptest::collection::vec(member, 0..3)
+                    .prop_map(|m| format!("{{{}}}", m.join(","))),
+            ]
+        })
+    }
+
     proptest! {
+        #[test]
+        fn reading_a_text_gives_the_form_that_parsing_it_gives(text in spelled()) {
+            let read = serde_json::from_str::<Json>(&text).ok();
+            let parsed = serde_json::from_str(&text).ok().map(|value| Json::from_value(&value));
+            prop_assert_eq!(read, parsed);
+        }
+
         #[test]
         fn canonical_text_is_a_fixed_point(number in any::<f64>().prop_filter("finite", |n| n.is_finite()), text in ".*") {
             let value = serde_json::json!({ "number": number, "text": text });

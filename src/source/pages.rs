@@ -440,10 +440,26 @@ pub(super) fn raw_text(value: Cell, is_present: bool) -> RawText {
     }
 }
 
-/// Puts the whole group of its last row at the end of a full page.
-pub(super) fn with_group(mut page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
-    let place = |placed: &PlacedRow| (placed.row.cursor.clone(), placed.key.clone());
-    let places: HashSet<_> = group.iter().map(place).collect();
+/// Puts the whole group of a poll's last row at the end of a full page.
+pub(super) fn with_poll_group(page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
+    with_group(page, group, |placed| {
+        (placed.row.cursor.clone(), placed.key.clone())
+    })
+}
+
+/// Puts the whole group of a sweep's last row at the end of a full page.
+///
+/// The group is a later reading: a row that changed in between is not to appear as it was, too.
+pub(super) fn with_sweep_group(page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
+    with_group(page, group, |placed| placed.key.clone())
+}
+
+fn with_group<P: Eq + std::hash::Hash>(
+    mut page: Vec<PlacedRow>,
+    group: Vec<PlacedRow>,
+    place: impl Fn(&PlacedRow) -> P,
+) -> Vec<PlacedRow> {
+    let places: HashSet<_> = group.iter().map(&place).collect();
     page.retain(|placed| !places.contains(&place(placed)));
     page.extend(group);
     page
@@ -482,4 +498,36 @@ pub(super) fn hex(id: &str) -> Bind {
         write!(text, "{byte:02X}").expect("a String takes all text");
     }
     Bind::Text(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(id: &str, cursor: &str) -> PlacedRow {
+        PlacedRow {
+            row: RawRow {
+                installation_id: RawText::text("icfg_1"),
+                resource_id: RawText::text(id),
+                cursor: Some(cursor.to_owned()),
+                columns: Vec::new(),
+            },
+            key: RawKey {
+                installation_id: "icfg_1".to_owned(),
+                resource_id: id.to_owned(),
+            },
+            is_settled: true,
+        }
+    }
+
+    #[test]
+    fn a_row_that_changed_before_its_group_was_read_is_swept_once() {
+        let page = vec![placed("res_1", "1"), placed("res_2", "2")];
+        let rows = with_sweep_group(page, vec![placed("res_2", "9")]);
+        let read: Vec<_> = rows
+            .iter()
+            .map(|placed| (&*placed.key.resource_id, placed.row.cursor.as_deref()))
+            .collect();
+        assert_eq!(read, [("res_1", Some("1")), ("res_2", Some("9"))]);
+    }
 }

@@ -343,7 +343,7 @@ impl<D: Dialect> Inner<D> {
             && let Some(at) = poll_params(dialect, cursor, &keys, next)
         {
             let group = session.rows(&pages.poll_group(cursor, &at)).await?;
-            rows = pages::with_group(rows, pages::decode(layout, group));
+            rows = pages::with_poll_group(rows, pages::decode(layout, group));
         }
         Ok(PollPage {
             rows: rows.into_iter().map(|placed| placed.row).collect(),
@@ -456,7 +456,7 @@ impl<D: Dialect> Inner<D> {
             && let Some(at) = sweep_params(&self.connections.dialect, keys, next)
         {
             let group = session.rows(&pages.sweep_group(keys, &at)).await?;
-            rows = pages::with_group(rows, pages::decode(pages.layout, group));
+            rows = pages::with_sweep_group(rows, pages::decode(pages.layout, group));
         }
         Ok((rows, next))
     }
