@@ -164,26 +164,6 @@ struct Attempted {
     reached: Reached,
 }
 
-impl Answered {
-    fn ended(self, effect: Effect) -> Delivery {
-        let Self { claimed, attempted } = self;
-        let Attempted {
-            attempt,
-            problem,
-            reached,
-            ..
-        } = attempted;
-        Delivery {
-            key: claimed.key.clone(),
-            claimed: Some(Box::new(claimed)),
-            attempt,
-            effect,
-            problem,
-            reached,
-        }
-    }
-}
-
 impl Settings {
     /// What must be left of a lease when a request is sent.
     fn time_to_deliver(&self) -> Duration {
