@@ -3,10 +3,14 @@
 mod build;
 mod drift;
 mod guard;
+mod health;
+mod http;
 mod lead;
 mod listen;
 mod oauth;
+mod observe;
 mod once;
+mod reload;
 mod run;
 mod schedule;
 mod summary;
@@ -19,4 +23,5 @@ pub use build::{
 pub use drift::{drift, tell_finding};
 pub use lead::Leadership;
 pub use once::{OnceOptions, OnceReport, once};
-pub use run::run;
+pub use reload::Reload;
+pub use run::{Controls, run};

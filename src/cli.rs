@@ -12,6 +12,7 @@ mod drift;
 mod exit;
 mod explain;
 mod fault;
+mod health;
 mod hold;
 mod installation;
 mod matrix;
@@ -95,6 +96,7 @@ enum Command {
     Check(check::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Health(health::Arguments),
     Explain(explain::Arguments),
     Outbox(outbox::Arguments),
     Installation(installation::Arguments),
@@ -112,6 +114,7 @@ impl Command {
             Self::Check(arguments) => check::execute(arguments, session).await,
             Self::Plan(arguments) => plan::execute(arguments, session).await,
             Self::Status(arguments) => status::execute(arguments, session).await,
+            Self::Health(arguments) => health::execute(arguments, session).await,
             Self::Explain(arguments) => explain::execute(arguments, session).await,
             Self::Outbox(arguments) => outbox::execute(arguments, session).await,
             Self::Installation(arguments) => installation::execute(arguments, session).await,

@@ -5,6 +5,7 @@
 //! a problem, a `Debug` or a `Display`.
 
 mod build;
+mod change;
 mod cron;
 mod file;
 mod key;
@@ -19,6 +20,7 @@ mod url;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub use change::{Change, Reload};
 pub use cron::{Cron, CronError};
 pub use problem::{ConfigError, Origin, Problem, Severity, code, render};
 pub use section::{

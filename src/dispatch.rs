@@ -6,6 +6,7 @@
 mod deliver;
 pub mod drift;
 mod pace;
+mod places;
 mod report;
 mod token;
 
@@ -17,14 +18,16 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Random};
+use crate::metrics::Metrics;
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, ResourceKey, Timestamp};
 use crate::plan::outage::Outage;
 use crate::plan::{Claimed, RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
+use crate::progress::Mark;
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};
 use crate::vercel::Marketplace;
@@ -107,6 +110,10 @@ pub struct Signals {
     pub stop: CancellationToken,
     /// Whether another process probes paused installations: one for all that share a state is enough.
     pub probes_elsewhere: Arc<AtomicBool>,
+    /// Left each time dispatch has looked for something to send.
+    pub progressed: Mark,
+    /// Where deliveries are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Sends what is due.
@@ -118,10 +125,10 @@ pub struct Dispatcher {
     outage: Outage,
     pace: Pace,
     report: Report,
-    /// Of what is claimed and not recorded yet.
-    leases: BTreeMap<ResourceKey, Lease>,
     /// Claimed and not answered yet, by installation.
     in_flight: BTreeMap<InstallationId, u32>,
+    /// Those of claims whose outcome is not recorded yet.
+    leases: BTreeMap<LeaseToken, Lease>,
     probing: BTreeMap<InstallationId, ()>,
     last_served: Option<InstallationId>,
     state_failed: bool,
@@ -129,7 +136,11 @@ pub struct Dispatcher {
     /// Answered, and waiting for the batch before to be recorded.
     unrecorded: Vec<Answered>,
     is_recording: bool,
+    /// Whether claiming and recording have got on since the last mark.
+    moved: (bool, bool),
     probes_looked_for: Option<Timestamp>,
+    /// Settings to take over, if they may change.
+    followed: Option<watch::Receiver<Settings>>,
 }
 
 /// The lease of a delivery under way.
@@ -186,7 +197,7 @@ impl Dispatcher {
         Self {
             outage: Outage::new(settings.retry.backoff.initial),
             pace: Pace::new(settings.requests_per_minute_per_installation),
-            report: Report::default(),
+            report: Report::new(Arc::clone(&signals.metrics)),
             leases: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             probing: BTreeMap::new(),
@@ -195,7 +206,9 @@ impl Dispatcher {
             claims: Claims::default(),
             unrecorded: Vec::new(),
             is_recording: false,
+            moved: (false, false),
             probes_looked_for: None,
+            followed: None,
             worker: Arc::new(worker),
             worlds,
             settings,
@@ -209,12 +222,32 @@ impl Dispatcher {
         self.report.shared()
     }
 
+    /// Takes over these settings whenever they change, from the next claim on; what is in flight ends under the old ones.
+    /// `owner`, `lease`, `request_timeout` and `secrets` belong to the process and must stay as they were.
+    pub fn follow(&mut self, settings: watch::Receiver<Settings>) {
+        self.followed = Some(settings);
+    }
+
+    fn configure(&mut self) {
+        let followed = self.followed.as_mut();
+        let Some(changed) = followed.filter(|f| f.has_changed().unwrap_or(false)) else {
+            return;
+        };
+        let settings = changed.borrow_and_update().clone();
+        self.worker = Arc::new(self.worker.configured(settings.clone()));
+        self.pace
+            .configure(settings.requests_per_minute_per_installation);
+        self.outage.configure(settings.retry.backoff.initial);
+        self.settings = settings;
+    }
+
     /// Sends until told to stop, or until idle; requests in flight always end first.
     ///
     /// Returns what was done.
     pub async fn run(&mut self, until: Until) -> Totals {
         let mut running: Running<'_> = FuturesUnordered::new();
         loop {
+            self.configure();
             let stopping = self.signals.stop.is_cancelled();
             self.record(&running);
             let wait = if stopping {
@@ -222,6 +255,7 @@ impl Dispatcher {
             } else {
                 self.fill(&mut running).await
             };
+            self.mark();
             if running.is_empty() && (stopping || self.is_idle(until).await) {
                 return *self.totals().lock().unwrap_or_else(PoisonError::into_inner);
             }
@@ -241,10 +275,24 @@ impl Dispatcher {
         }
     }
 
+    /// Leaves a mark once both claiming and recording have got on since the last one, or had nothing to do: either may hang
+    /// while the loop turns.
+    fn mark(&mut self) {
+        self.moved.0 |= self.claims.asked.is_none();
+        self.moved.1 |= !self.is_recording;
+        if self.moved == (true, true) {
+            self.moved = (false, false);
+            self.signals.progressed.leave();
+        }
+    }
+
     /// Takes note of what ended, and starts what follows from it.
     fn take(&mut self, running: &Running<'_>, ended: Ended) {
         match ended {
-            Ended::Claim(claimed) => self.claimed(running, claimed),
+            Ended::Claim(claimed) => {
+                self.moved.0 = true;
+                self.claimed(running, claimed);
+            }
             Ended::Supplied(supplied) => {
                 for (claimed, supply) in supplied {
                     self.deliver(running, claimed, supply);
@@ -256,6 +304,7 @@ impl Dispatcher {
             }
             Ended::Record(deliveries, failed) => {
                 self.is_recording = false;
+                self.moved.1 = true;
                 deliveries.iter().for_each(|delivery| self.finish(delivery));
                 for answered in failed {
                     let worker = Arc::clone(&self.worker);
@@ -297,7 +346,7 @@ impl Dispatcher {
                 expires_at: claim.lease_expires_at,
                 over: CancellationToken::new(),
             };
-            self.leases.insert(claim.key.clone(), lease);
+            self.leases.insert(claim.token, lease);
             if claim.patch.secrets.is_some() {
                 needy.push(claim);
             } else {
@@ -318,7 +367,7 @@ impl Dispatcher {
 
     fn deliver(&self, running: &Running<'_>, claimed: Claimed, supply: Supply) {
         let worker = Arc::clone(&self.worker);
-        let lease = self.leases.get(&claimed.key);
+        let lease = self.leases.get(&claimed.token);
         let over = lease.map_or_else(CancellationToken::new, |lease| lease.over.clone());
         running.push(Box::pin(async move {
             Ended::Answer(Box::new(worker.deliver(claimed, supply, over).await))
@@ -366,6 +415,7 @@ impl Dispatcher {
             }
             Err(error) => {
                 // If the state cannot be written nothing is sent.
+                self.signals.metrics.state_failures.add(1);
                 if !std::mem::replace(&mut self.state_failed, true) {
                     self.report.state_failed(&error);
                 }
@@ -380,6 +430,7 @@ impl Dispatcher {
             self.start_probes(running, PROBES_MAX).await?;
         }
         if self.end_leases(now) {
+            // Their ends wake this loop.
             return Ok(LOOK_AGAIN);
         }
         if self.claims.asked.is_some() {
@@ -546,8 +597,8 @@ impl Dispatcher {
     /// Takes note of a delivery that was recorded, or a probe that ended.
     fn finish(&mut self, delivery: &Delivery) {
         let now = self.worlds.clock.now();
-        if delivery.claimed.is_some() {
-            self.leases.remove(&delivery.key);
+        if let Some(claimed) = &delivery.claimed {
+            self.leases.remove(&claimed.token);
         }
         if delivery.wants_recheck() {
             self.signals.recheck.notify_one();

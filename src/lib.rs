@@ -6,9 +6,11 @@ pub mod clock;
 pub mod config;
 pub mod dispatch;
 pub mod hardening;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 mod planted;
+pub mod progress;
 #[cfg(test)]
 mod protocol;
 pub mod reconcile;

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::clock::Clock;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
+use crate::progress::Mark;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
@@ -88,6 +89,7 @@ pub struct Reconciler {
     watch: Option<LeaseToken>,
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
+    mark: Mark,
 }
 
 impl Reconciler {
@@ -109,6 +111,7 @@ impl Reconciler {
             guard_events: Mutex::default(),
             watch: None,
             poll_undecided: AtomicBool::new(true),
+            mark: Mark::default(),
         }
     }
 
@@ -127,6 +130,7 @@ impl Reconciler {
     async fn commit(&self, batch: Batch) -> Result<Reconciled, StoreError> {
         let (is_poll, ends_pass) = (batch.origin == Origin::Poll, batch.ends_pass);
         let reconciled = self.store.reconcile(batch).await?;
+        self.mark.leave();
         if is_poll && (ends_pass || reconciled.undecided) {
             self.poll_undecided
                 .store(reconciled.undecided, Ordering::Relaxed);
@@ -145,6 +149,11 @@ impl Reconciler {
         self.watch = Some(token);
         // Another process may have left a poll half done.
         self.poll_undecided.store(true, Ordering::Relaxed);
+    }
+
+    /// Leaves a mark for each page: a pass may take long.
+    pub fn mark_progress(&mut self, mark: Mark) {
+        self.mark = mark;
     }
 
     /// Changes what rows mean from the next pass on.

@@ -4,6 +4,7 @@
 //! that could show statements, addresses or headers are capped whatever the filter says, and a line that cannot be
 //! written is counted, never a panic. Nothing here decides what is logged.
 
+mod event;
 mod field;
 mod layer;
 mod line;
@@ -19,9 +20,11 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Registry, reload};
 
+pub use event::EVENTS;
 pub use field::JsonList;
 
 use crate::config::{LogConfig, LogFormat};
+use event::EventCounts;
 use layer::LineLayer;
 use line::Style;
 
@@ -103,6 +106,7 @@ impl Output {
 pub struct LogHandle {
     filter: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
     lost: Arc<AtomicU64>,
+    events: EventCounts,
 }
 
 impl LogHandle {
@@ -115,6 +119,11 @@ impl LogHandle {
     /// How many lines could not be written, because the output was closed or its disk full.
     pub fn lost_lines(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// How many events of level WARN and ERROR there were, by name, whatever the filter hid.
+    pub fn events(&self) -> Vec<(&'static str, u64)> {
+        self.events.get()
     }
 }
 
@@ -171,11 +180,14 @@ where
     let lines = LineLayer::new(style, writer, Arc::clone(&lost));
     let layer = lines.with_filter(FilterExt::<S>::and(filter, filter_fn(is_harmless)));
     let replace = move |filter| reload_handle.reload(filter);
+    let events = EventCounts::new();
+    let counting = events.clone().with_filter(filter_fn(event::is_ours));
     Ok((
-        layer,
+        layer.and_then(counting),
         LogHandle {
             filter: Arc::new(replace),
             lost,
+            events,
         },
     ))
 }

@@ -31,6 +31,9 @@ _reconciled() {
             reconciled,explain)
                 cmd="reconciled__subcmd__explain"
                 ;;
+            reconciled,health)
+                cmd="reconciled__subcmd__health"
+                ;;
             reconciled,installation)
                 cmd="reconciled__subcmd__installation"
                 ;;
@@ -89,7 +92,7 @@ _reconciled() {
 
     case "${cmd}" in
         reconciled)
-            opts="-h -V --config --set --no-color --help --version run once check plan status explain outbox installation baseline drift simulate demo"
+            opts="-h -V --config --set --no-color --help --version run once check plan status health explain outbox installation baseline drift simulate demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -297,6 +300,28 @@ _reconciled() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --set)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        reconciled__subcmd__health)
+            opts="-h --ready --config --set --no-color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -34,6 +34,7 @@ complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "once" -d 'Rea
 complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "check" -d 'Is this configuration ready? Checks it as a whole, then the source, the state and Vercel'
 complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "plan" -d 'What would be sent now, per resource and field, as a diff'
 complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "status" -d 'Do both sides agree? One screen, the verdict first, the most useful command last'
+complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "health" -d 'Does the daemon live? Asks /healthz at http.listen; exits with 0 if it does, with 1 if not'
 complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "explain" -d 'What happened to a resource, field by field and event by event?'
 complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "outbox" -d 'Lists entries, shows one, tries again, lets go what the guard holds, gives up'
 complete -c reconciled -n "__fish_reconciled_needs_command" -f -a "installation" -d 'Lists installations, pauses one, resumes one'
@@ -76,6 +77,11 @@ complete -c reconciled -n "__fish_reconciled_using_subcommand status" -l set -d 
 complete -c reconciled -n "__fish_reconciled_using_subcommand status" -l json -d 'The answer as JSON, with every installation'
 complete -c reconciled -n "__fish_reconciled_using_subcommand status" -l no-color -d 'No colour, also at a terminal; NO_COLOR and TERM=dumb do the same'
 complete -c reconciled -n "__fish_reconciled_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c reconciled -n "__fish_reconciled_using_subcommand health" -l config -d 'Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml]' -r -F
+complete -c reconciled -n "__fish_reconciled_using_subcommand health" -l set -d 'Sets one key, above the file and the environment: --set log.filter=debug. May be repeated' -r
+complete -c reconciled -n "__fish_reconciled_using_subcommand health" -l ready -d 'Asks /readyz instead of /healthz'
+complete -c reconciled -n "__fish_reconciled_using_subcommand health" -l no-color -d 'No colour, also at a terminal; NO_COLOR and TERM=dumb do the same'
+complete -c reconciled -n "__fish_reconciled_using_subcommand health" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c reconciled -n "__fish_reconciled_using_subcommand explain" -l limit -d 'The newest closed entries, attempts and acts to show, so many of each' -r
 complete -c reconciled -n "__fish_reconciled_using_subcommand explain" -l config -d 'Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml]' -r -F
 complete -c reconciled -n "__fish_reconciled_using_subcommand explain" -l set -d 'Sets one key, above the file and the environment: --set log.filter=debug. May be repeated' -r

@@ -47,6 +47,15 @@ pub enum AppError {
         /// Which part.
         part: &'static str,
     },
+    /// Health and metrics cannot be served where they are configured.
+    #[error("cannot listen on {address} for health and metrics")]
+    Listen {
+        /// `[http] listen`.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// What is configured is not there yet.
     #[error("{what} is not supported by this version")]
     Unsupported {
@@ -137,6 +146,15 @@ impl Parts {
     /// A daemon, or another command, reads the source for this state.
     pub async fn watching_reconciler(&self) -> Result<(Reconciler, Leadership), StoreError> {
         Leadership::take(self).await
+    }
+
+    /// The same parts under another configuration; what was built from the old one stays as it is.
+    #[must_use]
+    pub fn with_config(&self, config: Arc<Config>) -> Self {
+        Self {
+            config,
+            ..self.clone()
+        }
     }
 
     /// A reconciler over these parts.
@@ -261,12 +279,8 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
 /// The source of this configuration; nothing is connected yet.
 ///
 /// # Errors
-/// A query is not one statement, or a feature is configured that is not there.
+/// A query is not one statement.
 pub fn source(config: &Config) -> Result<Arc<dyn Inspect>, AppError> {
-    let missing = [("[http] listen", config.http.listen.is_some())];
-    if let Some((what, _)) = missing.into_iter().find(|(_, is_set)| *is_set) {
-        return Err(AppError::Unsupported { what });
-    }
     Ok(source::connect(&source_settings(config))?)
 }
 

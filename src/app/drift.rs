@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::OnDrift;
+use crate::config::{Config, OnDrift};
 use crate::dispatch::drift::{
     DriftCheck, DriftEvent, DriftListener, DriftOrder, DriftReport, DriftSettings, Finding,
 };
@@ -65,15 +65,12 @@ pub async fn drift(
 /// Checks whenever signalled, and wakes whoever reads rows again when there is something to fix.
 pub(super) async fn watch_drift(
     parts: Parts,
+    settings: watch::Receiver<Arc<Config>>,
     signal: Arc<Notify>,
     recheck: Arc<Notify>,
     stop: CancellationToken,
     leading: Leading,
 ) {
-    let order = DriftOrder {
-        fix: parts.config.reconcile.on_drift == OnDrift::Fix,
-        ..DriftOrder::default()
-    };
     // What was told stays told until it is gone: a difference is one line, not one per check.
     let mut told: HashSet<String> = HashSet::new();
     loop {
@@ -85,6 +82,11 @@ pub(super) async fn watch_drift(
             continue;
         }
         let started_at = parts.worlds.clock.now();
+        let parts = parts.with_config(Arc::clone(&settings.borrow()));
+        let order = DriftOrder {
+            fix: parts.config.reconcile.on_drift == OnDrift::Fix,
+            ..DriftOrder::default()
+        };
         let mut met = HashSet::new();
         let mut tell = |event: DriftEvent<'_>| {
             if let DriftEvent::Found(finding) = event {
@@ -95,7 +97,7 @@ pub(super) async fn watch_drift(
                 met.insert(print);
             }
         };
-        let checked = drift(&parts, order.clone(), &stop, &mut tell).await;
+        let checked = drift(&parts, order, &stop, &mut tell).await;
         match checked {
             Ok(report) => {
                 let duration = parts.worlds.clock.now().since(started_at);

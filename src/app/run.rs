@@ -4,20 +4,28 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
 
+use crate::config::Config;
 use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
+use crate::metrics::Metrics;
+use crate::progress::Mark;
 use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
+use crate::telemetry::LogHandle;
 
 use super::build::{AppError, Parts, listener};
 use super::drift::watch_drift;
+use super::health::{Health, Loop};
+use super::http;
 use super::lead::{Leadership, Leading};
 use super::listen::{Hearing, hear};
-use super::schedule::Schedule;
+use super::observe::Observer;
+use super::reload::{Followed, spread};
+use super::schedule::{Bells, Jobs};
 use super::summary::summarize;
 use super::watch::{Wake, Watcher};
 
@@ -26,12 +34,48 @@ const PRUNE_ROWS: u32 = 1000;
 /// How much longer than a request may take draining may take.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How a running daemon is steered and watched from outside.
+#[derive(Debug)]
+pub struct Controls {
+    /// When it stops.
+    pub shutdown: Shutdown,
+    /// The settings in force; what changes in them is taken over.
+    pub settings: watch::Receiver<Arc<Config>>,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+    /// The log, for what it counts.
+    pub log: Option<LogHandle>,
+}
+
+impl Controls {
+    /// Nobody reloads the settings or looks at the log.
+    #[must_use]
+    pub fn fixed(shutdown: Shutdown, config: &Arc<Config>) -> Self {
+        Self {
+            shutdown,
+            settings: watch::channel(Arc::clone(config)).1,
+            metrics: Arc::default(),
+            log: None,
+        }
+    }
+}
+
 /// Runs until asked to stop.
 ///
 /// # Errors
 /// The daemon cannot start, the source query cannot be used, or a loop ended unexpectedly.
-pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
+pub async fn run(parts: Parts, controls: Controls) -> Result<(), AppError> {
+    let Controls {
+        shutdown,
+        settings,
+        metrics,
+        log,
+    } = controls;
     let config = Arc::clone(&parts.config);
+    let endpoint = match config.http.listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
     let now = parts.worlds.clock.now();
     let abandoned = parts.recover(now).await?;
     info!(
@@ -46,26 +90,38 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     );
     let wake = Wake::default();
     let listener = listener(&config, &*parts.worlds.random)?;
-    let prune_signal = Arc::new(Notify::new());
-    let drift_signal = Arc::new(Notify::new());
-    let rereads = Arc::clone(&wake.recheck);
-    let schedule = Schedule::start(&[
-        (&config.schedule.poll, Arc::clone(&wake.poll)),
-        (&config.schedule.sweep, Arc::clone(&wake.sweep)),
-        (&config.schedule.prune, Arc::clone(&prune_signal)),
-        (&config.schedule.drift, Arc::clone(&drift_signal)),
-    ])
-    .await
-    .map_err(|error| AppError::Schedule(error.to_string()))?;
+    let bells = Bells {
+        poll: Arc::clone(&wake.poll),
+        sweep: Arc::clone(&wake.sweep),
+        drift: Arc::default(),
+        prune: Arc::default(),
+    };
+    let jobs = Jobs::start(&config.schedule, bells.clone())
+        .await
+        .map_err(|error| AppError::Schedule(error.to_string()))?;
     let stop = shutdown.draining().clone();
+    let feed = || notify(&[NotifyState::Watchdog]);
+    let health = Arc::new(Health::new(config.source.statement_timeout, feed));
     let signals = Signals {
         work: Arc::clone(&wake.work),
         recheck: Arc::clone(&wake.recheck),
         stop: stop.clone(),
         probes_elsewhere: Arc::default(),
+        progressed: mark(&health, Loop::Dispatch),
+        metrics: Arc::clone(&metrics),
     };
     let leadership = Leadership::start(&parts, Arc::clone(&signals.probes_elsewhere));
     let leading = leadership.leading();
+    let followed = Followed::new(&parts);
+    let watcher = watcher(
+        &parts,
+        &wake,
+        &signals,
+        now,
+        &followed,
+        &health,
+        leading.clone(),
+    );
     let mut dispatcher = Dispatcher::new(
         parts.worlds.clone(),
         parts.key.clone(),
@@ -73,34 +129,67 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
         parts.dispatch_settings(),
         signals,
     );
+    dispatcher.follow(followed.dispatch.subscribe());
     let totals = dispatcher.totals();
     let mut sending = tokio::spawn(async move { dispatcher.run(Until::Stopped).await });
-    let hearing = listener.map(|listener| {
-        let hearing = Hearing {
-            channel: config.source.listen.clone().unwrap_or_default(),
-            poll: Arc::clone(&wake.poll),
-            clock: Arc::clone(&parts.worlds.clock),
-            random: Arc::clone(&parts.worlds.random),
-        };
-        tokio::spawn(hear(listener, hearing))
-    });
-    let watcher = watcher(&parts, wake, stop.clone(), now, leading.clone());
     let mut watching = tokio::spawn(async move {
         let ended = watcher.run().await;
         // At once: what is in flight here needs no watch.
         leadership.end().await;
         ended
     });
-    let checking = tokio::spawn(watch_drift(
+    let spreading = tokio::spawn(spread(
         parts.clone(),
-        drift_signal,
-        rereads,
+        settings.clone(),
+        followed,
+        jobs,
+        Arc::clone(&wake.work),
+        stop.clone(),
+    ));
+    let (store, clock) = (&parts.worlds.store, &parts.worlds.clock);
+    let status = |sentence: String| notify(&[NotifyState::Status(&sentence)]);
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(watch_drift(
+        parts.clone(),
+        settings.clone(),
+        bells.drift,
+        Arc::clone(&wake.recheck),
         stop.clone(),
         leading.clone(),
     ));
-    let pruning = tokio::spawn(prune(parts.clone(), prune_signal, leading));
-    let summary = config.summary(&parts, Arc::clone(&totals));
-    notify(&[NotifyState::Ready]);
+    upkeep.spawn(prune(parts.clone(), settings.clone(), bells.prune, leading));
+    upkeep.spawn(summarize(
+        Arc::clone(store),
+        Arc::clone(clock),
+        Arc::clone(&totals),
+        settings,
+        status,
+    ));
+    if let Some(listener) = listener {
+        let hearing = Hearing {
+            channel: config.source.listen.clone().unwrap_or_default(),
+            poll: Arc::clone(&wake.poll),
+            clock: Arc::clone(clock),
+            random: Arc::clone(&parts.worlds.random),
+        };
+        upkeep.spawn(hear(listener, hearing));
+    }
+    let mut answering = JoinSet::new();
+    if let Some(endpoint) = endpoint {
+        let observer = Observer {
+            store: Arc::clone(store),
+            clock: Arc::clone(clock),
+            metrics,
+            health,
+            log,
+            started_at: now,
+            stop: stop.clone(),
+            standing: Arc::default(),
+        };
+        tell_listening(&endpoint);
+        answering.spawn(http::serve(endpoint, Arc::new(observer)));
+    }
+    notify(&[NotifyState::Ready, NotifyState::Status("Started")]);
     let ended = tokio::select! {
         // A loop that ended because it was told to is no failure.
         biased;
@@ -110,15 +199,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
     };
     notify(&[NotifyState::Stopping]);
     stop.cancel();
-    schedule.stop().await;
-    pruning.abort();
-    checking.abort();
-    if let Some(hearing) = hearing {
-        hearing.abort();
-    }
-    if let Some(summary) = summary {
-        summary.abort();
-    }
+    upkeep.abort_all();
     drain(
         sending,
         watching,
@@ -127,7 +208,22 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), AppError> {
         config.vercel.request_timeout + GRACE,
     )
     .await;
+    // It ends by itself, the schedule with it. Until then there were answers: ready no longer, but alive.
+    let _ = spreading.await;
+    answering.abort_all();
     ended
+}
+
+fn tell_listening(endpoint: &TcpListener) {
+    if let Ok(address) = endpoint.local_addr() {
+        info!(event = "http.listening", address = %address, "Listening on {address} for /healthz, /readyz and /metrics");
+    }
+}
+
+/// A mark that the daemon's health hears of.
+fn mark(health: &Arc<Health>, which: Loop) -> Mark {
+    let health = Arc::clone(health);
+    Mark::new(move || health.mark(which))
 }
 
 fn watching_ended(
@@ -142,21 +238,28 @@ fn watching_ended(
 
 fn watcher(
     parts: &Parts,
-    wake: Wake,
-    stop: CancellationToken,
+    wake: &Wake,
+    signals: &Signals,
     started_at: crate::model::Timestamp,
+    followed: &Followed,
+    health: &Arc<Health>,
     leading: Leading,
 ) -> Watcher {
+    let progressed = mark(health, Loop::Watch);
+    let mut reconciler = parts.reconciler();
+    reconciler.mark_progress(progressed.clone());
     Watcher {
-        reconciler: parts.reconciler(),
+        reconciler,
         store: Arc::clone(&parts.worlds.store),
         clock: Arc::clone(&parts.worlds.clock),
         random: Arc::clone(&parts.worlds.random),
-        wake,
-        stop,
-        progressed: Arc::new(|| notify(&[NotifyState::Watchdog])),
-        poll: parts.config.schedule.poll.clone(),
+        wake: wake.clone(),
+        stop: signals.stop.clone(),
+        progressed,
+        metrics: Arc::clone(&signals.metrics),
         leading,
+        settings: followed.watch.borrow().clone(),
+        followed: followed.watch.subscribe(),
         heartbeat: Heartbeat {
             owner: parts.owner.clone(),
             pid: std::process::id(),
@@ -171,29 +274,20 @@ fn watcher(
     }
 }
 
-impl crate::config::Config {
-    fn summary(&self, parts: &Parts, totals: SharedTotals) -> Option<JoinHandle<()>> {
-        let interval = self.log.summary_interval?;
-        let (store, clock) = (
-            Arc::clone(&parts.worlds.store),
-            Arc::clone(&parts.worlds.clock),
-        );
-        let status = |sentence: String| notify(&[NotifyState::Status(&sentence)]);
-        Some(tokio::spawn(summarize(
-            store, clock, totals, interval, status,
-        )))
-    }
-}
-
 /// Deletes what retention no longer keeps, whenever signalled.
-async fn prune(parts: Parts, signal: Arc<Notify>, leading: Leading) {
+async fn prune(
+    parts: Parts,
+    settings: watch::Receiver<Arc<Config>>,
+    signal: Arc<Notify>,
+    leading: Leading,
+) {
     loop {
         signal.notified().await;
         if !leading.leads() {
             continue;
         }
         let now = parts.worlds.clock.now();
-        let retention = &parts.config.retention;
+        let retention = settings.borrow().retention.clone();
         let cutoffs = Cutoffs {
             entries: now.minus(retention.delivered),
             attempts: now.minus(retention.attempts),

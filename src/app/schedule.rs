@@ -11,7 +11,7 @@ use croner::parser::{CronParser, Seconds};
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
-use crate::config::Cron;
+use crate::config::{Cron, ScheduleConfig};
 use crate::model::Timestamp;
 
 /// How late a signal may be before a loop goes without it.
@@ -19,14 +19,63 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How long a loop waits when no signal is expected.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
+/// What the jobs notify.
+#[derive(Debug, Clone)]
+pub(super) struct Bells {
+    pub(super) poll: Arc<Notify>,
+    pub(super) sweep: Arc<Notify>,
+    pub(super) drift: Arc<Notify>,
+    pub(super) prune: Arc<Notify>,
+}
+
+/// The jobs of a schedule that may be replaced.
+pub(super) struct Jobs {
+    bells: Bells,
+    schedule: Schedule,
+}
+
+impl Jobs {
+    pub(super) async fn start(
+        config: &ScheduleConfig,
+        bells: Bells,
+    ) -> Result<Self, JobSchedulerError> {
+        let schedule = Schedule::start(config, &bells).await?;
+        Ok(Self { bells, schedule })
+    }
+
+    /// Starts the new jobs, then stops the old ones: a bell that rings twice is one pass.
+    pub(super) async fn replace(
+        &mut self,
+        config: &ScheduleConfig,
+    ) -> Result<(), JobSchedulerError> {
+        let schedule = Schedule::start(config, &self.bells).await?;
+        std::mem::replace(&mut self.schedule, schedule).stop().await;
+        Ok(())
+    }
+
+    pub(super) async fn stop(self) {
+        self.schedule.stop().await;
+    }
+}
+
 /// Jobs that run until dropped or stopped.
-pub(super) struct Schedule(JobScheduler);
+struct Schedule(JobScheduler);
 
 impl Schedule {
     /// Starts one job per expression; each notifies its loop.
-    pub(super) async fn start(
-        jobs: &[(&Option<Cron>, Arc<Notify>)],
-    ) -> Result<Self, JobSchedulerError> {
+    async fn start(config: &ScheduleConfig, bells: &Bells) -> Result<Self, JobSchedulerError> {
+        let ScheduleConfig {
+            poll,
+            sweep,
+            drift,
+            prune,
+        } = config;
+        let jobs = [
+            (poll, &bells.poll),
+            (sweep, &bells.sweep),
+            (drift, &bells.drift),
+            (prune, &bells.prune),
+        ];
         let scheduler = JobScheduler::new().await?;
         for (cron, signal) in jobs {
             let Some(cron) = cron else { continue };
@@ -39,7 +88,7 @@ impl Schedule {
     }
 
     /// Stops the jobs.
-    pub(super) async fn stop(mut self) {
+    async fn stop(mut self) {
         // A scheduler that does not stop ends with the process a moment later.
         let _ = self.0.shutdown().await;
     }

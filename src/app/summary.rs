@@ -3,23 +3,30 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tracing::info;
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::dispatch::{SharedTotals, Totals};
 use crate::store::Store;
 
-/// Writes a line every `interval`, for ever.
+/// Writes a line every `[log] summary_interval`, for ever, and hands its sentence to `status`.
 pub(super) async fn summarize(
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     totals: SharedTotals,
-    interval: Duration,
+    mut settings: watch::Receiver<Arc<Config>>,
     mut status: impl FnMut(String) + Send,
 ) {
     let mut before = Totals::default();
     loop {
-        clock.sleep(interval).await;
+        let interval = settings.borrow_and_update().log.summary_interval;
+        tokio::select! {
+            () = elapsed(&*clock, interval) => {}
+            // Another interval may be in force: it begins now. Without a sender none will ever be.
+            Ok(()) = settings.changed() => continue,
+        }
         // While the state cannot be read its outage is on record; a summary of nothing would say less.
         let Ok(counts) = store.counts(clock.now()).await else {
             continue;
@@ -51,11 +58,19 @@ pub(super) async fn summarize(
             failed,
             died = after.died - before.died,
             lag_mean_ms = millis(lag_mean.unwrap_or_default()),
-            interval_ms = millis(interval),
+            interval_ms = millis(interval.unwrap_or_default()),
             "{sentence}"
         );
         status(sentence);
         before = after;
+    }
+}
+
+/// Returns after the interval; never without one.
+async fn elapsed(clock: &dyn Clock, interval: Option<Duration>) {
+    match interval {
+        Some(interval) => clock.sleep(interval).await,
+        None => std::future::pending().await,
     }
 }
 

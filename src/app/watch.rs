@@ -5,16 +5,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::clock::{Clock, Random};
-use crate::config::Cron;
+use crate::config::{Cron, ReconcileConfig};
+use crate::metrics::{Contact, Metrics};
 use crate::model::Timestamp;
 use crate::plan::backoff::Backoff;
+use crate::progress::Mark;
 use crate::reconcile::{
-    PassError, PollReport, QuarantineNotice, Reconciler, Sweep, SweepReport, SweepStep,
+    self, PassError, PollReport, QuarantineNotice, Reconciler, Sweep, SweepReport, SweepStep,
 };
 use crate::store::{Heartbeat, Store, StoreError, SweepAccount};
 
@@ -51,16 +53,30 @@ pub(super) struct Watcher {
     pub(super) random: Arc<dyn Random>,
     pub(super) wake: Wake,
     pub(super) stop: CancellationToken,
-    /// Called after each step, for the service manager's watchdog.
-    pub(super) progressed: Arc<dyn Fn() + Send + Sync>,
-    pub(super) poll: Option<Cron>,
+    /// Left after each step.
+    pub(super) progressed: Mark,
+    pub(super) metrics: Arc<Metrics>,
+    /// The settings in force.
+    pub(super) settings: WatchSettings,
+    /// Other settings, taken over between two steps.
+    pub(super) followed: watch::Receiver<WatchSettings>,
     pub(super) leading: Leading,
     pub(super) heartbeat: Heartbeat,
     /// Whether every row has to be read from the first one on: a sweep under way, or one that was interrupted, will not do.
     pub(super) owes_sweep: bool,
 }
 
+/// What the loop depends on and may change while it runs.
+#[derive(Debug, Clone)]
+pub(super) struct WatchSettings {
+    pub(super) reconcile: reconcile::Settings,
+    /// What `reconcile` was made from, besides the guard: another one means that rows mean something else.
+    pub(super) rules: ReconcileConfig,
+    pub(super) poll: Option<Cron>,
+}
+
 enum Step {
+    Configure,
     Poll,
     Sweep,
     SweepPage,
@@ -69,13 +85,14 @@ enum Step {
     Stop,
 }
 
-/// The troubles of passes so far.
+/// The troubles so far.
 #[derive(Default)]
 struct Trouble {
     failures: u32,
-    since: Option<Timestamp>,
-    /// Whether it was said of the state instead of the source.
-    is_of_state: bool,
+    /// Since when the source cannot be read.
+    source: Option<Timestamp>,
+    /// Since when the state cannot be used.
+    state: Option<Timestamp>,
 }
 
 impl Watcher {
@@ -104,19 +121,20 @@ impl Watcher {
             let step = self.next(sweep.as_ref(), &trouble).await;
             let result = match step {
                 Step::Stop => return Ok(()),
-                Step::Idle => Ok(()),
+                Step::Idle => Ok(false),
+                Step::Configure => self.configure(),
                 Step::Poll => self.poll(&mut sweep).await,
                 Step::Recheck => self.recheck().await,
                 Step::Sweep => self.begin(&mut sweep).await,
                 Step::SweepPage => self.page(&mut sweep).await,
             };
-            (self.progressed)();
+            self.progressed.leave();
             tell_guard(&self.reconciler, &*self.store).await;
             match result {
-                Ok(()) if matches!(step, Step::Idle) => {}
-                Ok(()) => {
-                    ever_read = true;
-                    self.recovered(&mut trouble);
+                Ok(_) if matches!(step, Step::Idle | Step::Configure) => {}
+                Ok(read) => {
+                    ever_read |= read;
+                    self.recovered(&mut trouble, read);
                 }
                 Err(PassError::Source(error)) if error.is_configuration() && !ever_read => {
                     return Err(PassError::Source(error));
@@ -124,6 +142,7 @@ impl Watcher {
                 // Another process goes on from what is committed.
                 Err(PassError::Store(StoreError::WatchLost)) => self.leading.lose(),
                 Err(error) => {
+                    self.measure_failure(&step, &error);
                     self.failed(&mut trouble, &error);
                     self.again(&step);
                 }
@@ -141,7 +160,8 @@ impl Watcher {
                 () = self.leading.changed() => {}
                 () = self.clock.sleep(HEARTBEAT) => {}
             }
-            (self.progressed)();
+            self.metrics.contacted(Contact::Elsewhere);
+            self.progressed.leave();
             self.beat().await;
         }
         true
@@ -157,11 +177,12 @@ impl Watcher {
                 () = self.clock.sleep(wait) => {}
             }
         }
-        let patience = Expected::of(self.poll.as_ref()).patience(self.clock.now());
+        let patience = Expected::of(self.settings.poll.as_ref()).patience(self.clock.now());
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Step::Stop,
             () = self.leading.changed() => Step::Idle,
+            Ok(()) = self.followed.changed() => Step::Configure,
             () = self.wake.poll.notified() => Step::Poll,
             () = self.wake.recheck.notified() => Step::Recheck,
             () = self.wake.sweep.notified(), if sweep.is_none() => Step::Sweep,
@@ -176,21 +197,37 @@ impl Watcher {
             Step::Recheck => self.wake.recheck.notify_one(),
             Step::Sweep => self.wake.sweep.notify_one(),
             // The page is tried again since the sweep is still under way.
-            Step::SweepPage | Step::Idle | Step::Stop => {}
+            Step::SweepPage | Step::Configure | Step::Idle | Step::Stop => {}
             Step::Poll => self.wake.poll.notify_one(),
         }
     }
 
-    async fn poll(&mut self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
+    /// Takes over other settings. If rows mean something else, every row is looked at again.
+    fn configure(&mut self) -> Result<bool, PassError> {
+        let settings = self.followed.borrow_and_update().clone();
+        self.reconciler.configure(settings.reconcile);
+        if settings.rules != self.settings.rules {
+            self.owes_sweep = true;
+            self.wake.sweep.notify_one();
+        }
+        self.settings = settings;
+        Ok(false)
+    }
+
+    /// This and the other steps return whether rows of the source were read: only that ends an outage of it.
+    async fn poll(&mut self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
         // Wishes that were left by an earlier run have no signal.
-        self.recheck().await?;
+        let reread = self.recheck().await?;
         let Some(report) = self.reconciler.poll().await? else {
             if sweep.is_none() {
                 self.begin(sweep).await?;
             }
-            return Ok(());
+            return Ok(reread);
         };
-        self.heartbeat.last_poll = Some((self.clock.now(), report.counts.rows));
+        let now = self.clock.now();
+        self.heartbeat.last_poll = Some((now, report.counts.rows));
+        self.metrics
+            .polled(now, report.counts.rows, report.duration);
         self.tell_poll(&report);
         if let Some(why) = report.needs_sweep {
             warn!(
@@ -201,34 +238,42 @@ impl Watcher {
             self.owes_sweep = true;
             self.wake.sweep.notify_one();
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn recheck(&self) -> Result<(), PassError> {
-        while self.reconciler.recheck(RECHECKS_MAX).await? == RECHECKS_MAX as usize {}
+    async fn recheck(&self) -> Result<bool, PassError> {
+        let mut read = false;
+        loop {
+            let count = self.reconciler.recheck(RECHECKS_MAX).await?;
+            read |= count > 0;
+            if count < RECHECKS_MAX as usize {
+                break;
+            }
+        }
         self.wake.work.notify_one();
-        Ok(())
+        Ok(read)
     }
 
-    async fn begin(&mut self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
+    async fn begin(&mut self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
         if sweep.is_none() {
             let begun = self.reconciler.begin_sweep().await?;
             self.owes_sweep &= begun.is_resumed();
             *sweep = Some(begun);
             debug!(event = "sweep.started", "Started to read every row");
         }
-        Ok(())
+        Ok(false)
     }
 
-    async fn page(&mut self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
+    async fn page(&mut self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
         let Some(under_way) = sweep else {
-            return Ok(());
+            return Ok(false);
         };
         match self.reconciler.step(under_way).await? {
             SweepStep::Page { notices } => tell_quarantined(&notices),
             SweepStep::Complete { notices, report } => {
                 tell_quarantined(&notices);
                 tell_sweep(&report);
+                self.metrics.swept(report.duration);
                 *sweep = None;
                 if self.owes_sweep {
                     self.wake.sweep.notify_one();
@@ -236,7 +281,7 @@ impl Watcher {
             }
         }
         self.wake.work.notify_one();
-        Ok(())
+        Ok(true)
     }
 
     fn tell_poll(&self, report: &PollReport) {
@@ -272,51 +317,78 @@ impl Watcher {
         }
     }
 
-    fn failed(&mut self, trouble: &mut Trouble, problem: &PassError) {
-        trouble.failures = trouble.failures.saturating_add(1);
-        if trouble.since.is_some() {
-            return;
-        }
-        trouble.since = Some(self.clock.now());
-        trouble.is_of_state = matches!(problem, PassError::Store(_));
+    fn measure_failure(&self, step: &Step, problem: &PassError) {
         match problem {
-            PassError::Source(problem) => {
-                self.heartbeat.source_problem = Some(problem.to_string());
-                error!(
-                    event = "source.outage_began", error_code = problem.code(), error = %problem,
-                    "Cannot read the source: nothing new is found until it works again; what waits is still sent"
-                );
-            }
-            PassError::Store(problem) => error!(
-                event = "state.outage_began", error = %problem, "Cannot use the state: nothing is read or sent until it works again"
-            ),
+            PassError::Source(problem) => self.metrics.contacted(Contact::Failed(problem.code())),
+            PassError::Store(_) => self.metrics.state_failures.add(1),
+        }
+        if matches!(step, Step::Poll) {
+            self.metrics.polls.add("failed");
         }
     }
 
-    fn recovered(&mut self, trouble: &mut Trouble) {
-        let Some(since) = trouble.since.take() else {
-            return;
-        };
-        trouble.failures = 0;
-        self.heartbeat.source_problem = None;
-        let duration_ms = millis(self.clock.now().since(since));
-        if trouble.is_of_state {
+    fn failed(&mut self, trouble: &mut Trouble, problem: &PassError) {
+        trouble.failures = trouble.failures.saturating_add(1);
+        let now = self.clock.now();
+        match problem {
+            PassError::Source(problem) => {
+                if trouble
+                    .source
+                    .replace(trouble.source.unwrap_or(now))
+                    .is_none()
+                {
+                    self.heartbeat.source_problem = Some(problem.to_string());
+                    error!(
+                        event = "source.outage_began", error_code = problem.code(), error = %problem,
+                        "Cannot read the source: nothing new is found until it works again; what waits is still sent"
+                    );
+                }
+            }
+            PassError::Store(problem) => {
+                if trouble
+                    .state
+                    .replace(trouble.state.unwrap_or(now))
+                    .is_none()
+                {
+                    error!(
+                        event = "state.outage_began", error = %problem,
+                        "Cannot use the state: nothing is read or sent until it works again"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A step went well: the state works, and so does the source if it was read.
+    fn recovered(&mut self, trouble: &mut Trouble, read: bool) {
+        if let Some(since) = trouble.state.take() {
+            let duration_ms = millis(self.clock.now().since(since));
             warn!(
                 event = "state.outage_ended",
                 duration_ms, "What passes find can be recorded again"
             );
-            return;
         }
-        warn!(
-            event = "source.outage_ended",
-            duration_ms, "The source can be read again"
-        );
+        if read {
+            self.metrics.contacted(Contact::Made);
+            self.heartbeat.source_problem = None;
+            if let Some(since) = trouble.source.take() {
+                let duration_ms = millis(self.clock.now().since(since));
+                warn!(
+                    event = "source.outage_ended",
+                    duration_ms, "The source can be read again"
+                );
+            }
+        }
+        if trouble.source.is_none() {
+            trouble.failures = 0;
+        }
     }
 
     async fn beat(&mut self) {
         let now = self.clock.now();
         if now.since(self.heartbeat.at) >= HEARTBEAT / 5 || now < self.heartbeat.at {
             self.heartbeat.at = now;
+            self.heartbeat.outage_since = self.metrics.outage_since();
             // Only `status` misses it.
             let _ = self.store.heartbeat(&self.heartbeat).await;
         }

@@ -223,6 +223,8 @@ impl From<&AppError> for Failure {
             AppError::Signals(_) => Self::of(code::SIGNALS, error),
             AppError::Ended { .. } => Self::of(code::ENDED, error)
                 .help("the log has the place; starting again loses nothing"),
+            AppError::Listen { .. } => Self::of(code::LISTEN, error)
+                .help("[http] listen has to be a free address of this machine"),
             AppError::Unsupported { .. } => Self::of(code::UNSUPPORTED, error)
                 .help("remove the setting, or use a version that knows it"),
         };
@@ -301,6 +303,12 @@ pub(crate) mod code {
     pub(crate) const OUTPUT: &str = "R036";
     /// A bug.
     pub(crate) const BUG: &str = "R037";
+    /// Health and metrics cannot be served.
+    pub(crate) const LISTEN: &str = "R038";
+    /// The daemon serves no health checks.
+    pub(crate) const NO_LISTENER: &str = "R044";
+    /// The daemon does not answer.
+    pub(crate) const NOT_ALIVE: &str = "R045";
     /// The simulator cannot start.
     pub(crate) const SIMULATOR: &str = "R040";
     /// The demo could not go on.
@@ -343,6 +351,9 @@ pub(crate) mod code {
         START,
         OUTPUT,
         BUG,
+        LISTEN,
+        NO_LISTENER,
+        NOT_ALIVE,
         SIMULATOR,
         DEMO,
         WRITABLE_SOURCE,

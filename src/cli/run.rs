@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use sd_notify::NotifyState;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::context::Session;
 use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
-use crate::app::{self, AppError, Parts};
+use crate::app::{self, AppError, Controls, Parts, Reload};
 use crate::config::{Config, ConfigError, Loaded, Problem};
+use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::store::{Access, StoreError};
 use crate::telemetry::{self, LogHandle, Output};
@@ -22,7 +24,8 @@ use crate::telemetry::{self, LogHandle, Output};
 /// whatever happens: an outage of the database or of Vercel never ends it. It logs to stdout, one line per event.
 ///
 /// It never writes to the source. One daemon works on a state; a second one is refused. SIGTERM lets requests in flight
-/// end; a second signal ends at once. SIGHUP takes over log.filter.
+/// end; a second signal ends at once. SIGHUP reads the configuration again and takes over what can change at run time:
+/// limits, schedule, guard, retries, retention and the log filter; it says what needs a restart.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Example:\n  reconciled --config /etc/reconciled/reconciled.toml run\n\n\
@@ -53,13 +56,21 @@ pub(crate) async fn execute(_: Arguments, session: &mut Session) -> Result<Exit,
 async fn daemon(config: Config, session: &Session, log: LogHandle) -> Result<(), Fault> {
     let shutdown = Shutdown::new();
     let hang_ups = shutdown.listen().map_err(AppError::from)?;
-    let Some(parts) = open(Arc::new(config), &shutdown).await? else {
+    let config = Arc::new(config);
+    let metrics = Arc::<Metrics>::default();
+    let Some(parts) = open(Arc::clone(&config), &shutdown).await? else {
         return Ok(());
     };
-    let reload = reload_on_hang_up(hang_ups, log, || session.load());
+    let (reload, settings) = Reload::new(config, log.clone(), Arc::clone(&metrics));
+    let controls = Controls {
+        shutdown,
+        settings,
+        metrics,
+        log: Some(log),
+    };
     tokio::select! {
-        ended = app::run(parts, shutdown) => Ok(ended?),
-        () = reload => unreachable!("the reload loop outlives the daemon"),
+        ended = app::run(parts, controls) => Ok(ended?),
+        () = reload_on_hang_up(hang_ups, &reload, || session.load()) => unreachable!("the reload loop outlives the daemon"),
     }
 }
 
@@ -93,40 +104,31 @@ async fn open(config: Arc<Config>, shutdown: &Shutdown) -> Result<Option<Parts>,
     }
 }
 
-/// Takes over `log.filter` at each SIGHUP; everything else needs a restart.
+/// Reads the configuration again at each SIGHUP: file, environment and command line, as at the start.
 async fn reload_on_hang_up(
     mut hang_ups: watch::Receiver<u64>,
-    log: LogHandle,
+    reload: &Reload,
     load: impl Fn() -> Result<Loaded, Fault>,
 ) {
     while hang_ups.changed().await.is_ok() {
+        // Without a service manager nobody listens.
+        let reloading: Vec<_> = [
+            Ok(NotifyState::Reloading),
+            NotifyState::monotonic_usec_now(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let _ = sd_notify::notify(&reloading);
         match load() {
-            Ok(Loaded { config, .. }) => match log.set_filter(&config.log.filter) {
-                Ok(()) => info!(
-                    event = "config.reloaded",
-                    filter = config.log.filter,
-                    "Took over log.filter; other settings change with a restart"
-                ),
-                Err(problem) => {
-                    warn!(event = "config.reload_failed", error = %problem, "Kept the old log filter: {problem}");
-                }
-            },
-            Err(Fault::Configuration(ConfigError { problems })) => {
-                let count = problems.len();
-                warn!(
-                    event = "config.reload_failed",
-                    problems = count,
-                    "Kept the old settings: the new ones have {count} problems"
-                );
+            Ok(loaded) => {
+                tell_warnings(&loaded.warnings);
+                reload.take(&loaded);
             }
-            Err(Fault::Failure(failure)) => {
-                warn!(
-                    event = "config.reload_failed",
-                    error = failure.message,
-                    "Kept the old settings"
-                );
-            }
+            Err(Fault::Configuration(ConfigError { problems })) => reload.refuse(&problems),
+            Err(Fault::Failure(failure)) => reload.fail(&failure.message),
         }
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
     // The relay of signals ends after the second request to stop; the daemon then ends by itself.
     std::future::pending().await

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(doc)]
+use crate::metrics::family;
 use crate::model::{
-    AccessToken, FingerprintKey, InstallationId, Mode, Observed, Patch, RawRow, ResourceId,
-    ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
+    AccessToken, EntryState, FingerprintKey, InstallationId, Mode, Observed, Patch, RawRow,
+    ResourceId, ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
@@ -17,6 +18,7 @@ use crate::plan::{Answer, AnswerKind, Claimed, Outcome, SecretsWay, Verdict, cla
 use crate::planted::{Bug, is_planted};
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind};
 
+use super::places::Places;
 use super::token::{Renewed, TokenError, Tokens};
 use super::{Settings, Worlds};
 
@@ -87,6 +89,36 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    pub(super) const fn is_probe(&self) -> bool {
+        self.claimed.is_none()
+    }
+
+    /// What came of it: a value of the label of [`family::DELIVERIES`] or, for a probe, of [`family::PROBES`].
+    pub(super) fn outcome(&self) -> &'static str {
+        match &self.effect {
+            Effect::Settled { outcome, advanced } => match (outcome, advanced) {
+                (Outcome::Acknowledged { .. }, _) => "acknowledged",
+                (_, None) => "lease_lost",
+                (Outcome::Compared { .. }, _) => "compared",
+                (Outcome::Released | Outcome::SourceMoved, _) => "released",
+                (_, Some(advanced)) if advanced.state == EntryState::Dead => "dead",
+                _ => "retrying",
+            },
+            Effect::Unrecorded => "unrecorded",
+            Effect::Paused { .. } => "paused",
+            Effect::Resumed { .. } => "resumed",
+            Effect::StillPaused => "still_paused",
+        }
+    }
+
+    /// How its request ended: a value of the label of [`family::ATTEMPTS`].
+    pub(super) fn verdict(&self) -> &'static str {
+        match &self.effect {
+            Effect::Settled { outcome, .. } | Effect::Paused { outcome, .. } => outcome.name(),
+            Effect::Unrecorded | Effect::Resumed { .. } | Effect::StillPaused => "unrecorded",
+        }
+    }
+
     pub(super) const fn wants_recheck(&self) -> bool {
         matches!(
             &self.effect,
@@ -157,10 +189,10 @@ impl Attempted {
 pub(super) struct Worker {
     worlds: Worlds,
     key: FingerprintKey,
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
     settings: Settings,
     /// One for each request at once.
-    places: Semaphore,
+    places: Arc<Places>,
     stop: CancellationToken,
 }
 
@@ -172,19 +204,33 @@ impl Worker {
         settings: Settings,
         stop: CancellationToken,
     ) -> Self {
-        let places = usize::try_from(settings.max_in_flight).unwrap_or(usize::MAX);
+        let places = Arc::new(Places::new(settings.max_in_flight));
         Self {
             worlds,
             key,
-            tokens,
+            tokens: Arc::new(tokens),
             settings,
-            places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)),
+            places,
             stop,
         }
     }
 
-    /// Sends a claim once there is a place for it, until its lease is said to be over: a request that is still out then counts as
-    /// lost.
+    /// The same worker under other settings; both know the same tokens and share the places.
+    pub(super) fn configured(&self, settings: Settings) -> Self {
+        self.places
+            .resize(self.settings.max_in_flight, settings.max_in_flight);
+        Self {
+            worlds: self.worlds.clone(),
+            key: self.key.clone(),
+            tokens: Arc::clone(&self.tokens),
+            settings,
+            places: Arc::clone(&self.places),
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// Sends a claim once there is a place for it, until its lease is said to be over: a request that is still out then counts
+    /// as lost.
     pub(super) async fn deliver(
         self: Arc<Self>,
         claimed: Claimed,
@@ -193,22 +239,21 @@ impl Worker {
     ) -> Answered {
         let place = tokio::select! {
             biased;
-            place = self.places.acquire() => place.ok(),
+            place = self.places.take() => place,
             () = self.stop.cancelled() => None,
             () = over.cancelled() => None,
         };
-        // Claimed ahead, and not to be sent any more.
-        let Some(_place) = place else {
-            let attempted = Attempted::unsent(Outcome::Released, None);
-            return Answered { claimed, attempted };
-        };
-        let attempted = tokio::select! {
-            biased;
-            attempted = self.attempt(&claimed, supply) => attempted,
-            () = over.cancelled() => {
-                let problem = "its claim ended while it was out: the clock was set forward, or the process stood still";
-                Attempted::unsent(Outcome::Lost, Some(problem.to_owned()))
-            }
+        let attempted = match place {
+            Some(_place) => tokio::select! {
+                biased;
+                attempted = self.attempt(&claimed, supply) => attempted,
+                () = over.cancelled() => {
+                    let problem = "its claim ended while it was out: the clock was set forward, or the process stood still";
+                    Attempted::unsent(Outcome::Lost, Some(problem.to_owned()))
+                }
+            },
+            // Claimed ahead, and not to be sent any more.
+            None => Attempted::unsent(Outcome::Released, None),
         };
         Answered { claimed, attempted }
     }

@@ -20,13 +20,15 @@ impl Pace {
     /// A pace of so many requests a minute; `None`: no limit.
     #[must_use]
     pub fn new(requests_per_minute: Option<u32>) -> Self {
-        let interval = requests_per_minute
-            .filter(|n| *n > 0)
-            .map(|n| Duration::from_secs(60) / n);
         Self {
-            interval,
+            interval: interval(requests_per_minute),
             full_at: BTreeMap::new(),
         }
+    }
+
+    /// Changes the pace; what was spent stays spent.
+    pub fn configure(&mut self, requests_per_minute: Option<u32>) {
+        self.interval = interval(requests_per_minute);
     }
 
     /// Counts a request that is about to be sent.
@@ -63,6 +65,12 @@ impl Pace {
     }
 }
 
+fn interval(requests_per_minute: Option<u32>) -> Option<Duration> {
+    requests_per_minute
+        .filter(|n| *n > 0)
+        .map(|n| Duration::from_secs(60) / n)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +88,22 @@ mod tests {
             }
         }
         assert!((60..=65).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn a_slower_pace_counts_what_was_sent_at_the_faster_one() {
+        let id = InstallationId::new("icfg_1").expect("an id");
+        let now = Timestamp::from_millis(1_000_000);
+        let mut pace = Pace::new(Some(600));
+        (0..50).for_each(|_| pace.spent(&id, now));
+        pace.configure(Some(6));
+        assert_eq!(pace.exhausted(now), std::slice::from_ref(&id));
+        assert!(
+            pace.exhausted(now.plus(Duration::from_secs(60))).is_empty(),
+            "its allowance comes back"
+        );
+        pace.configure(None);
+        assert!(pace.exhausted(now).is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
+use crate::metrics::Metrics;
 use crate::model::{EntryState, FieldSet, Timestamp};
 use crate::plan::Outcome;
 use crate::plan::outage::Transition;
@@ -34,12 +35,20 @@ pub struct Totals {
 pub type SharedTotals = Arc<Mutex<Totals>>;
 
 /// Keeps the totals and writes the lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Report {
     shared: SharedTotals,
+    metrics: Arc<Metrics>,
 }
 
 impl Report {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            shared: SharedTotals::default(),
+            metrics,
+        }
+    }
+
     pub(super) fn shared(&self) -> SharedTotals {
         Arc::clone(&self.shared)
     }
@@ -58,6 +67,7 @@ impl Report {
 
     pub(super) fn transition(&self, transition: Option<Transition>, since: Option<Timestamp>) {
         self.count(|totals| totals.outage_since = since);
+        self.metrics.outage(since);
         match transition {
             Some(Transition::Began) => error!(
                 event = "vercel.outage_began",
@@ -76,6 +86,7 @@ impl Report {
 
     /// Writes the line of a delivery that ended at `now`; failures during an outage are its part and only counted.
     pub(super) fn delivery(&self, delivery: &Delivery, outage: bool, now: Timestamp) {
+        self.measure(delivery);
         match &delivery.effect {
             Effect::Settled { outcome, advanced } => {
                 self.settled(delivery, outcome, *advanced, outage, now)
@@ -112,6 +123,25 @@ impl Report {
                     delivery.key
                 );
             }
+        }
+    }
+
+    fn measure(&self, delivery: &Delivery) {
+        let metrics = &*self.metrics;
+        let counter = if delivery.is_probe() {
+            &metrics.probes
+        } else {
+            &metrics.deliveries
+        };
+        counter.add(delivery.outcome());
+        if matches!(delivery.effect, Effect::Unrecorded) {
+            metrics.state_failures.add(1);
+        }
+        if let Some(attempt) = &delivery.attempt {
+            metrics
+                .request_seconds
+                .observe(attempt.ended_at.since(attempt.started_at));
+            metrics.attempts.add(delivery.verdict());
         }
     }
 
@@ -177,6 +207,7 @@ impl Report {
             totals.lag_sum += lag;
             totals.lag_max = totals.lag_max.max(lag);
         });
+        self.metrics.lag_seconds.observe(lag);
         let Shown {
             installation_id,
             resource_id,

@@ -41,13 +41,8 @@ impl Outage {
     /// No outage; probes start at the interval `initial` when one begins.
     #[must_use]
     pub fn new(initial: Duration) -> Self {
-        let initial = initial.min(PROBE_INTERVAL_MAX);
         Self {
-            probes: Backoff {
-                initial,
-                multiplier: 2.0,
-                max: PROBE_INTERVAL_MAX,
-            },
+            probes: probes(initial),
             failures: 0,
             last_failed: None,
             several: false,
@@ -55,6 +50,11 @@ impl Outage {
             probes_failed: 0,
             next_probe_at: Timestamp::EPOCH,
         }
+    }
+
+    /// Changes the interval at which probes start; an outage under way goes on.
+    pub fn configure(&mut self, initial: Duration) {
+        self.probes = probes(initial);
     }
 
     /// Since when the API as a whole fails.
@@ -112,6 +112,14 @@ impl Outage {
         self.probes_failed = 1;
         self.next_probe_at = now.plus(self.probes.interval(1, jitter));
         Some(Transition::Began)
+    }
+}
+
+fn probes(initial: Duration) -> Backoff {
+    Backoff {
+        initial: initial.min(PROBE_INTERVAL_MAX),
+        multiplier: 2.0,
+        max: PROBE_INTERVAL_MAX,
     }
 }
 

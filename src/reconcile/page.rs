@@ -138,6 +138,7 @@ impl Reconciler {
         duplicates: Duplicates,
         position: Position,
     ) -> Result<PageReport, PassError> {
+        self.mark.leave();
         let mut sorted = self.sort(rows, duplicates).await?;
         if is_planted(Bug::PoisonTakesPage) && !sorted.quarantined.is_empty() {
             sorted.observations.clear();
@@ -361,6 +362,7 @@ impl Reconciler {
     /// The source or the state failed; the wish stays.
     pub async fn recheck(&self, limit: u32) -> Result<usize, PassError> {
         let keys = self.store.rechecks(limit).await?;
+        self.mark.leave();
         if keys.is_empty() {
             return Ok(0);
         }

@@ -253,6 +253,7 @@ impl Reconciler {
         let Some(last) = keys.last().cloned() else {
             return Ok(true);
         };
+        self.mark.leave();
         if let Some(rows) = self.fetch_or_prove_absent(&keys).await? {
             let present: HashSet<ResourceKey> =
                 rows.iter().filter_map(|row| row.key().ok()).collect();

@@ -95,7 +95,7 @@ pub(super) async fn run(boot: Boot) {
         work: Arc::clone(&wake.work),
         recheck: Arc::clone(&wake.recheck),
         stop: stop.clone(),
-        probes_elsewhere: Arc::default(),
+        ..Signals::default()
     };
     let worlds = Worlds {
         source: Arc::clone(&source),

@@ -258,3 +258,20 @@ fn panic_is_one_line_without_values() {
         "{lines:?}"
     );
 }
+
+#[test]
+fn warnings_and_errors_are_counted_by_name_whatever_the_filter_hides() {
+    let mut counted = Vec::new();
+    let lines = written("off", Style::Json, |handle| {
+        warn!(event = "drift.found", "one");
+        warn!(event = "drift.found", "two");
+        error!(event = "guard.held", "three");
+        info!(event = "summary", "not counted");
+        error!(event = "none.of.ours", "not in the table");
+        error!(target: "sqlx", event = "guard.held", "somebody else's");
+        counted = handle.events();
+    });
+    assert_eq!(lines, Vec::<String>::new());
+    counted.retain(|(_, count)| *count > 0);
+    assert_eq!(counted, [("guard.held", 1), ("drift.found", 2)]);
+}

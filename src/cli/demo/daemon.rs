@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use crate::app::{self, AppError, Parts};
+use crate::app::{self, AppError, Controls, Parts};
 use crate::config::Config;
 use crate::shutdown::Shutdown;
 use crate::store::Access;
@@ -34,7 +34,8 @@ impl Daemon {
         let (config, asked) = (Arc::clone(config), shutdown.clone());
         let ended = runtime.spawn(async move {
             let parts = Parts::open(config, Access::Daemon).await?;
-            app::run(parts, asked).await
+            let controls = Controls::fixed(asked, &parts.config);
+            app::run(parts, controls).await
         });
         Ok(Self {
             runtime: Some(runtime),

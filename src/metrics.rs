@@ -1,0 +1,126 @@
+//! What the daemon counts and measures, as `/metrics` shows it.
+//!
+//! Instruments are atomics that a loop touches in passing: none of them waits, allocates without bound or can fail. What they
+//! are called, and which labels they have, is in one table ([`family::ALL`]), which the endpoint, `docs/metrics.md`, the alert
+//! rules and the dashboard are checked against. No label ever holds an id.
+
+pub mod family;
+mod instrument;
+pub mod process;
+mod text;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+pub use family::{Family, Kind};
+pub use instrument::{Counter, CounterBy, Histogram, HistogramReading, Instant};
+pub use text::Exposition;
+
+use crate::model::Timestamp;
+
+/// Everything that is counted since the process started; shared by the loops and whoever shows it.
+#[derive(Debug)]
+pub struct Metrics {
+    /// What came of claimed entries, by [`family::DELIVERIES`].
+    pub deliveries: CounterBy,
+    /// Requests that were sent for entries, by [`family::ATTEMPTS`].
+    pub attempts: CounterBy,
+    /// Probes of paused installations, by [`family::PROBES`].
+    pub probes: CounterBy,
+    /// From sending a request to the end of its answer.
+    pub request_seconds: Histogram,
+    /// From finding a change to its acknowledgement.
+    pub lag_seconds: Histogram,
+    /// Polls, by [`family::POLLS`].
+    pub polls: CounterBy,
+    /// How long complete polls took.
+    pub poll_seconds: Histogram,
+    /// Rows that complete polls read.
+    pub poll_rows: Counter,
+    /// When the last poll ended that was complete.
+    pub last_poll: Instant,
+    /// Complete sweeps.
+    pub sweeps: Counter,
+    /// How long complete sweeps took.
+    pub sweep_seconds: Histogram,
+    /// Failures to read or write the state.
+    pub state_failures: Counter,
+    /// Reloads of the configuration, by [`family::RELOADS`].
+    pub reloads: CounterBy,
+    contact: Mutex<Contact>,
+    outage_since: Instant,
+}
+
+/// What is known of the source since the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Contact {
+    /// It has not been tried yet.
+    #[default]
+    Untried,
+    /// It was read, last time.
+    Made,
+    /// It is for another daemon on the same state to read it.
+    Elsewhere,
+    /// It could not be read, last time; with the stable code of why.
+    Failed(&'static str),
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            deliveries: CounterBy::of(&family::DELIVERIES),
+            attempts: CounterBy::of(&family::ATTEMPTS),
+            probes: CounterBy::of(&family::PROBES),
+            request_seconds: Histogram::of(&family::REQUEST_SECONDS),
+            lag_seconds: Histogram::of(&family::LAG_SECONDS),
+            polls: CounterBy::of(&family::POLLS),
+            poll_seconds: Histogram::of(&family::POLL_SECONDS),
+            poll_rows: Counter::default(),
+            last_poll: Instant::default(),
+            sweeps: Counter::default(),
+            sweep_seconds: Histogram::of(&family::SWEEP_SECONDS),
+            state_failures: Counter::default(),
+            reloads: CounterBy::of(&family::RELOADS),
+            contact: Mutex::default(),
+            outage_since: Instant::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Takes note of a complete poll.
+    pub fn polled(&self, now: Timestamp, rows: u64, duration: Duration) {
+        self.polls.add("completed");
+        self.poll_rows.add(rows);
+        self.poll_seconds.observe(duration);
+        self.last_poll.set(Some(now));
+    }
+
+    /// Takes note of a complete sweep.
+    pub fn swept(&self, duration: Duration) {
+        self.sweeps.add(1);
+        self.sweep_seconds.observe(duration);
+    }
+
+    /// Takes note of how the last attempt to read the source ended.
+    pub fn contacted(&self, contact: Contact) {
+        *self.contact.lock().unwrap_or_else(PoisonError::into_inner) = contact;
+    }
+
+    /// How the last attempt to read the source ended.
+    #[must_use]
+    pub fn contact(&self) -> Contact {
+        *self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of whether Vercel's API fails as a whole, and since when.
+    pub fn outage(&self, since: Option<Timestamp>) {
+        self.outage_since.set(since);
+    }
+
+    /// Since when Vercel's API fails as a whole, if it does.
+    #[must_use]
+    pub fn outage_since(&self) -> Option<Timestamp> {
+        self.outage_since.get()
+    }
+}
