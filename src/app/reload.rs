@@ -27,7 +27,7 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Settings that start as `config`; the other half goes to [`run`](super::run).
+    /// Settings that start as `config`; the other half goes to [`run`](super::run()).
     #[must_use]
     pub fn new(
         config: Arc<Config>,
