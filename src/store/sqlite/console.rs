@@ -16,7 +16,7 @@ use crate::store::console::{
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
 use crate::store::fault::Fault;
@@ -216,7 +216,7 @@ async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
     .bind(resource_id.as_ref().map(ResourceId::as_str))
     .bind(entry_id.map(|id| id.0))
     .bind(reason)
-    .execute(&mut rows.0)
+    .execute(rows.connection())
     .await?;
     Ok(())
 }
@@ -234,7 +234,7 @@ async fn carry_out(
          WHERE id = ?1",
     )
     .bind(id.0)
-    .fetch_optional(&mut rows.0)
+    .fetch_optional(rows.connection())
     .await?;
     let Some(row) = row else {
         return Ok(Answer::Unknown);
