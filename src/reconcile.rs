@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
+use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
@@ -90,6 +91,8 @@ pub struct Reconciler {
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
     mark: Mark,
+    /// Where it is noted when changes were committed.
+    commits: Option<Arc<Commits>>,
 }
 
 impl Reconciler {
@@ -112,6 +115,7 @@ impl Reconciler {
             watch: None,
             poll_undecided: AtomicBool::new(true),
             mark: Mark::default(),
+            commits: None,
         }
     }
 
@@ -154,6 +158,11 @@ impl Reconciler {
     /// Leaves a mark for each page: a pass may take long.
     pub fn mark_progress(&mut self, mark: Mark) {
         self.mark = mark;
+    }
+
+    /// Notes when the changes that polls find were committed, as far as their cursors tell.
+    pub fn note_commits(&mut self, commits: Arc<Commits>) {
+        self.commits = Some(commits);
     }
 
     /// Changes what rows mean from the next pass on.
