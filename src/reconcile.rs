@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
+use crate::reread::Reread;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
@@ -90,6 +91,7 @@ pub struct Reconciler {
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
     mark: Mark,
+    reread: Reread,
 }
 
 impl Reconciler {
@@ -112,6 +114,7 @@ impl Reconciler {
             watch: None,
             poll_undecided: AtomicBool::new(true),
             mark: Mark::default(),
+            reread: Reread::default(),
         }
     }
 
@@ -154,6 +157,11 @@ impl Reconciler {
     /// Leaves a mark for each page: a pass may take long.
     pub fn mark_progress(&mut self, mark: Mark) {
         self.mark = mark;
+    }
+
+    /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`.
+    pub fn hand_over(&mut self, reread: Reread) {
+        self.reread = reread;
     }
 
     /// Changes what rows mean from the next pass on.

@@ -14,6 +14,8 @@ pub struct Pace {
     interval: Option<Duration>,
     /// The instant at which the installation's allowance is whole again.
     full_at: BTreeMap<InstallationId, Timestamp>,
+    /// The latest time that it was told.
+    told: Timestamp,
 }
 
 impl Pace {
@@ -23,6 +25,7 @@ impl Pace {
         Self {
             interval: interval(requests_per_minute),
             full_at: BTreeMap::new(),
+            told: Timestamp::EPOCH,
         }
     }
 
@@ -36,6 +39,7 @@ impl Pace {
         let Some(interval) = self.interval else {
             return;
         };
+        self.follow(now);
         self.full_at.retain(|_, full_at| *full_at > now);
         let full_at = self
             .full_at
@@ -49,19 +53,39 @@ impl Pace {
 
     /// The installations that have used up their allowance at `now`.
     #[must_use]
-    pub fn exhausted(&self, now: Timestamp) -> Vec<InstallationId> {
+    pub fn exhausted(&mut self, now: Timestamp) -> Vec<InstallationId> {
         let Some(interval) = self.interval else {
             return Vec::new();
         };
+        self.follow(now);
         let burst = BURST.max(interval);
-        let used_up = |full_at: Timestamp| {
-            full_at.plus(interval) > now.plus(burst) && full_at <= now.plus(burst * 4)
-        };
+        let used_up = |full_at: Timestamp| full_at.plus(interval) > now.plus(burst);
         self.full_at
             .iter()
             .filter(|(_, full_at)| used_up(**full_at))
             .map(|(id, _)| id.clone())
             .collect()
+    }
+
+    /// How many of at most `most` requests may be sent at once to an installation that has not used up its allowance.
+    #[must_use]
+    pub fn at_once(&self, most: u32) -> u32 {
+        let Some(interval) = self.interval else {
+            return most;
+        };
+        let burst = BURST.max(interval).as_millis() / interval.as_millis().max(1);
+        most.min(u32::try_from(burst).unwrap_or(u32::MAX))
+    }
+
+    /// Goes back with a clock that was set back: what was spent then is spent still, and no more than that.
+    fn follow(&mut self, now: Timestamp) {
+        let back = self.told.since(now);
+        if !back.is_zero() {
+            for full_at in self.full_at.values_mut() {
+                *full_at = full_at.minus(back);
+            }
+        }
+        self.told = now;
     }
 }
 
@@ -88,6 +112,47 @@ mod tests {
             }
         }
         assert!((60..=65).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_neither_lifts_the_limit_nor_makes_it_last() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let id = InstallationId::new("icfg_1").expect("an id");
+        let mut pace = Pace::new(Some(60));
+        let now = Timestamp::from_millis(10_000_000);
+        (0..5).for_each(|_| pace.spent(&id, now));
+        assert_eq!(pace.exhausted(now), std::slice::from_ref(&id));
+        let back = now.minus(HOUR);
+        assert_eq!(
+            pace.exhausted(back),
+            std::slice::from_ref(&id),
+            "it is used up still"
+        );
+        let later = back.plus(Duration::from_secs(1));
+        assert!(pace.exhausted(later).is_empty(), "it comes back as before");
+        pace.spent(&id, later);
+        assert_eq!(pace.exhausted(later), std::slice::from_ref(&id));
+    }
+
+    #[test]
+    fn no_more_are_sent_at_once_than_a_burst() {
+        assert_eq!(Pace::new(Some(6)).at_once(64), 1);
+        assert_eq!(Pace::new(Some(60)).at_once(64), 5);
+        assert_eq!(Pace::new(Some(60)).at_once(4), 4);
+        assert_eq!(Pace::new(Some(u32::MAX)).at_once(64), 64);
+        assert_eq!(Pace::new(None).at_once(64), 64);
+    }
+
+    #[test]
+    fn many_that_were_sent_at_once_are_waited_for_however_long_that_takes() {
+        let id = InstallationId::new("icfg_1").expect("an id");
+        let mut pace = Pace::new(Some(6));
+        let now = Timestamp::from_millis(1_000_000);
+        (0..64).for_each(|_| pace.spent(&id, now));
+        let later = now.plus(Duration::from_secs(600));
+        assert_eq!(pace.exhausted(later), std::slice::from_ref(&id));
+        let later = now.plus(Duration::from_secs(640));
+        assert!(pace.exhausted(later).is_empty());
     }
 
     #[test]

@@ -155,6 +155,8 @@ impl Trial {
             key,
             store_down_until: Timestamp::EPOCH,
             script: std::collections::VecDeque::new(),
+            fetches_take: std::collections::VecDeque::new(),
+            restless: None,
         };
         world.say(format_args!("seed {seed}: {climate:?}"));
         world.populate();
