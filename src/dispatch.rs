@@ -499,7 +499,7 @@ impl Dispatcher {
         self.outage.allowance(now, under_way, free)
     }
 
-    fn request(&mut self, now: Timestamp, limit: u32) -> ClaimRequest {
+    fn request(&self, now: Timestamp, limit: u32) -> ClaimRequest {
         let tokens = (0..limit)
             .map(|_| match is_planted(Bug::LeaseTokenReused) {
                 true => LeaseToken(1),
@@ -518,6 +518,7 @@ impl Dispatcher {
             in_flight: self.in_flight.clone(),
             after: self.last_served.clone(),
             excluded: self.pace.exhausted(now),
+            rate: self.pace.rate(),
             late_apply: self.settings.retry.late_apply,
             secrets: self.settings.secrets,
         }

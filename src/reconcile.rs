@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
+use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
@@ -92,6 +93,8 @@ pub struct Reconciler {
     poll_undecided: AtomicBool,
     mark: Mark,
     reread: Reread,
+    /// Where it is noted when changes were committed.
+    commits: Option<Arc<Commits>>,
 }
 
 impl Reconciler {
@@ -115,6 +118,7 @@ impl Reconciler {
             poll_undecided: AtomicBool::new(true),
             mark: Mark::default(),
             reread: Reread::default(),
+            commits: None,
         }
     }
 
@@ -162,6 +166,9 @@ impl Reconciler {
     /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`.
     pub fn hand_over(&mut self, reread: Reread) {
         self.reread = reread;
+    /// Notes when the changes that polls find were committed, as far as their cursors tell.
+    pub fn note_commits(&mut self, commits: Arc<Commits>) {
+        self.commits = Some(commits);
     }
 
     /// Changes what rows mean from the next pass on.

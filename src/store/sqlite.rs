@@ -30,6 +30,7 @@ use super::fault::Fault;
 use file::{DaemonLock, cannot_open};
 use writer::Writer;
 
+mod acts;
 mod console;
 mod due;
 mod file;
@@ -339,7 +340,7 @@ impl Store for SqliteStore {
             .write("pause an installation", move |rows| {
                 Box::pin(async move {
                     steps::pause(rows, &pause).await?;
-                    console::note_pause(rows, &pause).await
+                    acts::note_pause(rows, &pause).await
                 })
             })
             .await
@@ -402,7 +403,7 @@ impl Store for SqliteStore {
                 Box::pin(async move {
                     let marked = steps::mark_drifted(rows, &drifted, now).await?;
                     if let Some(by) = by {
-                        console::note_fixes(rows, &marked, &by, now).await?;
+                        acts::note_fixes(rows, &marked, &by, now).await?;
                     }
                     Ok(marked.len() as u64)
                 })
