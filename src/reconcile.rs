@@ -166,6 +166,8 @@ impl Reconciler {
     /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`.
     pub fn hand_over(&mut self, reread: Reread) {
         self.reread = reread;
+    }
+
     /// Notes when the changes that polls find were committed, as far as their cursors tell.
     pub fn note_commits(&mut self, commits: Arc<Commits>) {
         self.commits = Some(commits);
