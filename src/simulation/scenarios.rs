@@ -226,8 +226,8 @@ const SCENARIOS: [Scenario; 13] = [
         says: &[
             "claimed i0/r0: Whole secrets",
             "i0/r0: released; waiting (Due)",
-            "process 0 stands still",
             "fate: Timeout(InTime)",
+            "process 0 stands still",
             "lost; waiting",
             "acknowledged; delivered",
         ],
