@@ -232,7 +232,7 @@ impl Trial {
         };
         let process = &mut self.processes[number];
         let is_settling = matches!(self.stage, Stage::Storm | Stage::Calm { .. });
-        if self.runs == 1 && number == 0 && is_settling {
+        if process.runs == 1 && number == 0 && is_settling {
             self.first_points = process.points.passed();
         }
         let killed = process.points.is_stopped();
