@@ -54,7 +54,7 @@ async fn panic_in_every_way() {
     let blocking = tokio::task::spawn_blocking(move || panic!("a row with {text:?}"));
     assert!(blocking.await.is_err());
     let parsed: Result<u32, String> = Err(marked(4));
-    let unwrapped = tokio::spawn(async move { drop(parsed.unwrap()) });
+    let unwrapped = tokio::spawn(async move { parsed.unwrap() });
     assert!(unwrapped.await.is_err());
     let name = SecretName::new("KEY").expect("a name");
     let secret = Secret {
