@@ -54,7 +54,10 @@ async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed
     ));
     let mut daemon = installation.run();
     daemon.wait_for_event("delivery.acknowledged").await;
-    daemon.wait_for_event("sweep.completed").await;
+    // The sweep of the start may have ended before that.
+    if daemon.events("sweep.completed").is_empty() {
+        daemon.wait_for_event("sweep.completed").await;
+    }
 
     // They appear all at once, each beside one that is as it should be.
     let mut session = bed.database.session().await;
@@ -123,10 +126,9 @@ async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed
     }
     let status = installation.output(&["status", "--json"]).await;
     let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
-    assert!(
-        status
-            .to_string()
-            .contains(&format!("\"quarantined\":{}", UNUSABLE.len() + 1)),
+    assert_eq!(
+        status["quarantined"]["count"],
+        UNUSABLE.len() + 1,
         "{status}"
     );
     assert!(daemon.end_with(Signal::TERM).await.success());
