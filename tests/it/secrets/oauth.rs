@@ -43,7 +43,7 @@ fn faults() -> Vec<Fault> {
         // Granted, and yet of no use.
         status(
             200,
-            json!({"access_token": token(4), "token_type": "Bearer", "expires_in": 3600}),
+            json!({"access_token": token(40), "token_type": "Bearer", "expires_in": 3600}),
         ),
         status(
             200,
