@@ -53,7 +53,7 @@ async fn panic_in_every_way() {
     let text = RawText::text(marked(3));
     let blocking = tokio::task::spawn_blocking(move || panic!("a row with {text:?}"));
     assert!(blocking.await.is_err());
-    let parsed: Result<u32, String> = Err(marked(4));
+    let parsed = marked(4).parse::<u32>().map_err(|_| marked(4));
     let unwrapped = tokio::spawn(async move { parsed.unwrap() });
     assert!(unwrapped.await.is_err());
     let name = SecretName::new("KEY").expect("a name");
