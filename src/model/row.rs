@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::id::InvalidId;
 use super::value::{InvalidValue, parse_secrets, parse_value};
 use super::{
-    Field, FieldSet, FingerprintKey, InstallationId, Json, RawRows, ResourceId, ResourceKey, RowHash,
-    RowHasher, SecretSet, Snapshot,
+    Field, FieldSet, FingerprintKey, InstallationId, Json, RawRows, ResourceId, ResourceKey,
+    RowHash, RowHasher, SecretSet, Snapshot,
 };
 
 /// One column's text as the source gave it.

@@ -329,7 +329,10 @@ mod tests {
         page.append(&again);
         assert_eq!(page.len(), 2 * rows.len());
         assert_eq!(page.last().map(RawRowRef::to_row), rows.last().cloned());
-        assert_eq!(page.iter().nth(1).and_then(RawRowRef::ids), Some(("icfg_1", "res_1")));
+        assert_eq!(
+            page.iter().nth(1).and_then(RawRowRef::ids),
+            Some(("icfg_1", "res_1"))
+        );
         assert_eq!(page.iter().next().and_then(RawRowRef::ids), None);
     }
 

@@ -49,7 +49,9 @@ impl Reconciler {
             if glance.is_some() && is_settled(row.hash(&hasher)) {
                 skimmed.counts.rows += 1;
                 skimmed.counts.known += 1;
-                skimmed.counts.stands(glance.and_then(|(_, glance)| glance.entry));
+                skimmed
+                    .counts
+                    .stands(glance.and_then(|(_, glance)| glance.entry));
             } else {
                 skimmed.rest.push(row.to_row());
             }

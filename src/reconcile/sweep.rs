@@ -215,11 +215,7 @@ impl Reconciler {
             .clamp(least, least.saturating_mul(GROWTH_MAX))
     }
 
-    async fn read_page(
-        &self,
-        sweep: &mut Sweep,
-        limit: &mut u32,
-    ) -> Result<SweepStep, PassError> {
+    async fn read_page(&self, sweep: &mut Sweep, limit: &mut u32) -> Result<SweepStep, PassError> {
         let Ahead {
             page, limit: asked, ..
         } = match self.take_ahead(sweep) {
@@ -296,7 +292,12 @@ impl Reconciler {
             let later = rest.split_off(page_rows);
             let rows = std::mem::replace(&mut rest, later);
             let done = self
-                .commit_page(rows, Origin::Sweep, Duplicates::InThisPage, Position::default())
+                .commit_page(
+                    rows,
+                    Origin::Sweep,
+                    Duplicates::InThisPage,
+                    Position::default(),
+                )
                 .await?;
             report.counts.add(&done.counts);
             report.notices.extend(done.notices);

@@ -14,9 +14,9 @@ use crate::model::{
 use crate::plan::Claimed;
 use crate::store::Access;
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold, HoldReport,
-    MemoryStore, Pause, PauseKind, Person, Progress, Reconciled, Settlement, SqliteStore, Store,
-    StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold,
+    HoldReport, MemoryStore, Pause, PauseKind, Person, Progress, Reconciled, Settlement,
+    SqliteStore, Store, StoreError,
 };
 
 /// Where a trial's state is kept.

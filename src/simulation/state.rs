@@ -10,8 +10,8 @@ use crate::model::{
 use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold, HoldReport,
-    Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold,
+    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::backend::Committed;

@@ -297,13 +297,14 @@ impl<D: Dialect> Pages<'_, D> {
         }
         let mut statement = self.select(&keys, None);
         // As one list: planning so many alternatives would take longer than finding the rows.
-        let (open, between) = D::KEY_LIST;
         statement.push(&format!(
-            "\nWHERE ({}, {}) IN ({open}",
-            keys.installation.order, keys.resource.order
+            "\nWHERE ({}, {}) IN ({}",
+            keys.installation.order,
+            keys.resource.order,
+            D::PAIRS
         ));
         for (index, [installation, resource]) in params.iter().enumerate() {
-            statement.push(if index == 0 { "(" } else { between });
+            statement.push(if index == 0 { "(" } else { ", (" });
             statement.param(installation).push(", ").param(resource);
             statement.push(")");
         }

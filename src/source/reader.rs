@@ -313,7 +313,6 @@ impl<D: Dialect> Inner<D> {
             ..layouts.source.shape()
         }
     }
-
 }
 
 async fn describe<D: Dialect>(

@@ -28,8 +28,9 @@ use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
 use super::steps::watch::WatchRows;
 use super::steps::{self, Change};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat,
-    Pause, PauseKind, Person, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
+    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances,
+    Heartbeat, Pause, PauseKind, Person, Progress, Quarantined, Reconciled, Settlement, Store,
+    StoreError,
 };
 
 /// A state in memory.

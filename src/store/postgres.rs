@@ -21,8 +21,9 @@ use super::fault::Fault;
 use super::steps;
 use super::steps::watch::WatchRows as _;
 use super::{
-    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold,
-    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat,
+    Hold, HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store,
+    StoreError,
 };
 
 use migrate::{Found, Rights};

@@ -22,8 +22,9 @@ use super::migrate::{self, SQLITE};
 use super::steps;
 use super::steps::watch::WatchRows as _;
 use super::{
-    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold,
-    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat,
+    Hold, HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store,
+    StoreError,
 };
 
 use super::fault::Fault;
@@ -276,8 +277,7 @@ impl Store for SqliteStore {
         last: (&str, &str),
         limit: u32,
     ) -> Result<Option<Glances>, StoreError> {
-        let read =
-            async { glance::between(&mut *self.reader().await?, first, last, limit).await };
+        let read = async { glance::between(&mut *self.reader().await?, first, last, limit).await };
         read.await
             .map_err(|fault| fault.during("look at resources"))
     }

@@ -989,14 +989,22 @@ pub(super) async fn glance_tells_what_a_pass_needs(store: &dyn Store) {
     let between = async |first, last, limit| {
         let found = store.glance_between(first, last, limit).await;
         let found = found.expect("readable")?;
-        let owned = found.iter().map(|((_, id), glance)| (id.to_owned(), *glance));
+        let owned = found
+            .iter()
+            .map(|((_, id), glance)| (id.to_owned(), *glance));
         Some(owned.collect::<Vec<_>>())
     };
     // The third was never usable.
     let known = vec![("1".to_owned(), glances[3]), ("2".to_owned(), waiting)];
-    assert_eq!(between(("a", "1"), ("a", "4"), 2).await, Some(known.clone()));
+    assert_eq!(
+        between(("a", "1"), ("a", "4"), 2).await,
+        Some(known.clone())
+    );
     assert_eq!(between(("a", "1"), ("a", "4"), 1).await, None);
-    assert_eq!(between(("a", "2"), ("a", "2"), 1).await, Some(known[1..].to_vec()));
+    assert_eq!(
+        between(("a", "2"), ("a", "2"), 1).await,
+        Some(known[1..].to_vec())
+    );
     assert_eq!(between(("a", "12"), ("a", "13"), 1).await, Some(Vec::new()));
     assert_eq!(between(("", ""), ("b", ""), 9).await, Some(known));
     let mut more = batch(START, Vec::new());
