@@ -15,3 +15,7 @@ GRANT SELECT ON provider.installations TO 'reconciled'@'%';
 GRANT SELECT ON provider.plans TO 'reconciled'@'%';
 GRANT SELECT ON provider.resources TO 'reconciled'@'%';
 GRANT SELECT ON provider.resource_secrets TO 'reconciled'@'%';
+
+-- With [source] feed: to see which transactions are open, so that polls miss none, however late it commits. It shows other sessions'
+-- statements too; without it polls miss what commits later than [source] overlap.
+-- GRANT PROCESS ON *.* TO 'reconciled'@'%';

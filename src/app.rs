@@ -1,6 +1,8 @@
 //! Composition: builds the worlds from the configuration, runs the two loops on schedule, drains at the end.
 
+mod acts;
 mod build;
+mod counted;
 mod drift;
 mod guard;
 mod health;
@@ -21,6 +23,7 @@ pub use build::{
     reconcile_settings, source, token_source,
 };
 pub use drift::{drift, tell_finding};
+pub use health::Pulse;
 pub use lead::Leadership;
 pub use once::{OnceOptions, OnceReport, once};
 pub use reload::Reload;

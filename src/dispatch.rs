@@ -514,6 +514,7 @@ impl Dispatcher {
             in_flight: self.in_flight.clone(),
             after: self.last_served.clone(),
             excluded: self.pace.exhausted(now),
+            rate: self.pace.rate(),
             late_apply: self.settings.retry.late_apply,
             secrets: self.settings.secrets,
         }

@@ -4,14 +4,16 @@
 //! are called, and which labels they have, is in one table ([`family::ALL`]), which the endpoint, `docs/metrics.md`, the alert
 //! rules and the dashboard are checked against. No label ever holds an id.
 
+mod commits;
 pub mod family;
 mod instrument;
 pub mod process;
 mod text;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use commits::Commits;
 pub use family::{Family, Kind};
 pub use instrument::{Counter, CounterBy, Histogram, HistogramReading, Instant};
 pub use text::Exposition;
@@ -25,12 +27,18 @@ pub struct Metrics {
     pub deliveries: CounterBy,
     /// Requests that were sent for entries, by [`family::ATTEMPTS`].
     pub attempts: CounterBy,
+    /// Every request, by [`family::REQUESTS`].
+    pub requests: CounterBy,
     /// Probes of paused installations, by [`family::PROBES`].
     pub probes: CounterBy,
     /// From sending a request to the end of its answer.
     pub request_seconds: Histogram,
     /// From finding a change to its acknowledgement.
     pub lag_seconds: Histogram,
+    /// From the commit of a change, as its row's cursor tells, to its acknowledgement.
+    pub commit_lag_seconds: Histogram,
+    /// The commits that are not acknowledged yet.
+    pub commits: Arc<Commits>,
     /// Polls, by [`family::POLLS`].
     pub polls: CounterBy,
     /// How long complete polls took.
@@ -70,9 +78,12 @@ impl Default for Metrics {
         Self {
             deliveries: CounterBy::of(&family::DELIVERIES),
             attempts: CounterBy::of(&family::ATTEMPTS),
+            requests: CounterBy::of(&family::REQUESTS),
             probes: CounterBy::of(&family::PROBES),
             request_seconds: Histogram::of(&family::REQUEST_SECONDS),
             lag_seconds: Histogram::of(&family::LAG_SECONDS),
+            commit_lag_seconds: Histogram::of(&family::COMMIT_LAG_SECONDS),
+            commits: Arc::default(),
             polls: CounterBy::of(&family::POLLS),
             poll_seconds: Histogram::of(&family::POLL_SECONDS),
             poll_rows: Counter::default(),

@@ -13,6 +13,7 @@ pub mod diff;
 pub mod guard;
 pub mod manual;
 pub mod outage;
+pub mod pace;
 
 #[cfg(test)]
 mod fixture;

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
+use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
@@ -95,6 +96,8 @@ pub struct Reconciler {
     /// What the last complete poll left.
     quiet: Mutex<Option<poll::Quiet>>,
     mark: Mark,
+    /// Where it is noted when changes were committed.
+    commits: Option<Arc<Commits>>,
 }
 
 impl Reconciler {
@@ -119,6 +122,7 @@ impl Reconciler {
             overtakes: AtomicU64::new(0),
             quiet: Mutex::default(),
             mark: Mark::default(),
+            commits: None,
         }
     }
 
@@ -166,6 +170,11 @@ impl Reconciler {
     /// Leaves a mark for each page: a pass may take long.
     pub fn mark_progress(&mut self, mark: Mark) {
         self.mark = mark;
+    }
+
+    /// Notes when the changes that polls find were committed, as far as their cursors tell.
+    pub fn note_commits(&mut self, commits: Arc<Commits>) {
+        self.commits = Some(commits);
     }
 
     /// Changes what rows mean from the next pass on.

@@ -14,6 +14,7 @@ use crate::model::{
     Origin, Reason, Record, ResourceKey, RowHash, Snapshot, Timestamp,
 };
 use crate::plan::baseline::Baseline;
+use crate::plan::pace::Rate;
 use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, SecretsWay, guard};
 
 mod codec;
@@ -360,6 +361,9 @@ pub struct ClaimRequest {
     pub after: Option<InstallationId>,
     /// Installations that are to wait for reasons that only the caller knows.
     pub excluded: Vec<InstallationId>,
+    /// How many requests a minute one installation may get from all who share the state; a state that one process has to itself
+    /// leaves it to that process (`excluded`).
+    pub rate: Option<Rate>,
     /// `[retry] late_apply`.
     pub late_apply: Duration,
     /// How secrets are sent.

@@ -154,6 +154,13 @@ CREATE TABLE installation (
     limited_until   bigint NOT NULL
 );
 
+-- With a limit of requests a minute: when the allowance of an installation is whole again, whichever daemon used it. A claim changes
+-- it under the installation's lock.
+CREATE TABLE pace (
+    installation_id text COLLATE "C" NOT NULL PRIMARY KEY,
+    full_at         bigint NOT NULL
+) WITH (fillfactor = 50);
+
 -- Installations that get no requests: by a person, or since the token or the installation is gone.
 CREATE TABLE pause (
     installation_id text COLLATE "C" NOT NULL,
@@ -225,6 +232,8 @@ CREATE TABLE act (
     resource_id     text COLLATE "C",
     entry_id        bigint,
     reason          text,
+    -- When a daemon logged it.
+    told_at         bigint,
     -- What holds something back from a customer has a reason.
     CHECK (act NOT IN ('discard', 'pause') OR reason IS NOT NULL),
     -- Only a baseline may concern everything; what is done to an entry names it.
@@ -234,3 +243,4 @@ CREATE TABLE act (
 );
 
 CREATE INDEX act_by_installation ON act (installation_id, resource_id, id);
+CREATE INDEX act_untold ON act (id) WHERE told_at IS NULL;

@@ -206,6 +206,8 @@ CREATE TABLE act (
     resource_id     TEXT,
     entry_id        INTEGER,
     reason          TEXT,
+    -- When the daemon logged it.
+    told_at         INTEGER,
     -- What holds something back from a customer has a reason.
     CHECK (act NOT IN ('discard', 'pause') OR reason IS NOT NULL),
     -- Only a baseline may concern everything; what is done to an entry names it.
@@ -215,3 +217,4 @@ CREATE TABLE act (
 ) STRICT;
 
 CREATE INDEX act_by_installation ON act (installation_id, resource_id, id);
+CREATE INDEX act_untold ON act (id) WHERE told_at IS NULL;

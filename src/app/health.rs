@@ -60,12 +60,38 @@ impl fmt::Display for Stuck {
     }
 }
 
+/// What the daemon's health is measured by, and whom it is told to.
+pub struct Pulse {
+    /// Time since some beginning by a clock that nobody sets.
+    pub elapsed: Box<dyn Fn() -> Duration + Send + Sync>,
+    /// Feeds the service manager's watchdog.
+    pub feed: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Pulse {
+    /// The machine's monotonic clock and the service manager, if there is one.
+    #[must_use]
+    pub fn system() -> Self {
+        let start = std::time::Instant::now();
+        Self {
+            elapsed: Box::new(move || start.elapsed()),
+            // It may not listen.
+            feed: Box::new(|| {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Pulse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pulse").finish_non_exhaustive()
+    }
+}
+
 /// The marks of both loops.
 pub(super) struct Health {
-    /// Time since the start by the monotonic clock.
-    elapsed: Box<dyn Fn() -> Duration + Send + Sync>,
-    /// Feeds the service manager's watchdog.
-    feed: Box<dyn Fn() + Send + Sync>,
+    pulse: Pulse,
     watch_patience: Duration,
     marks: Mutex<Marks>,
 }
@@ -79,23 +105,10 @@ struct Marks {
 
 impl Health {
     /// Both loops count as having got on now.
-    pub(super) fn new(
-        statement_timeout: Duration,
-        feed: impl Fn() + Send + Sync + 'static,
-    ) -> Self {
-        let start = std::time::Instant::now();
-        Self::with_clock(statement_timeout, move || start.elapsed(), feed)
-    }
-
-    fn with_clock(
-        statement_timeout: Duration,
-        elapsed: impl Fn() -> Duration + Send + Sync + 'static,
-        feed: impl Fn() + Send + Sync + 'static,
-    ) -> Self {
-        let now = elapsed();
+    pub(super) fn new(statement_timeout: Duration, pulse: Pulse) -> Self {
+        let now = (pulse.elapsed)();
         Self {
-            elapsed: Box::new(elapsed),
-            feed: Box::new(feed),
+            pulse,
             watch_patience: WATCH_PATIENCE + statement_timeout * STATEMENTS_BETWEEN_MARKS,
             marks: Mutex::new(Marks {
                 watch: now,
@@ -107,7 +120,7 @@ impl Health {
 
     /// Takes note that a loop got on.
     pub(super) fn mark(&self, which: Loop) {
-        let now = (self.elapsed)();
+        let now = (self.pulse.elapsed)();
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         match which {
             Loop::Watch => marks.watch = now,
@@ -122,13 +135,13 @@ impl Health {
         if is_hungry && is_well {
             marks.fed = Some(now);
             drop(marks);
-            (self.feed)();
+            (self.pulse.feed)();
         }
     }
 
     /// Since when a loop has left no mark.
     pub(super) fn age(&self, which: Loop) -> Duration {
-        let now = (self.elapsed)();
+        let now = (self.pulse.elapsed)();
         self.marks
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -184,11 +197,13 @@ mod tests {
         fn new() -> Self {
             let (seconds, fed) = (Arc::new(AtomicU64::new(5)), Arc::<AtomicU64>::default());
             let (clock, meals) = (Arc::clone(&seconds), Arc::clone(&fed));
-            let elapsed = move || Duration::from_secs(clock.load(Ordering::Relaxed));
-            let feed = move || {
-                meals.fetch_add(1, Ordering::Relaxed);
+            let pulse = Pulse {
+                elapsed: Box::new(move || Duration::from_secs(clock.load(Ordering::Relaxed))),
+                feed: Box::new(move || {
+                    meals.fetch_add(1, Ordering::Relaxed);
+                }),
             };
-            let health = Health::with_clock(Duration::from_secs(30), elapsed, feed);
+            let health = Health::new(Duration::from_secs(30), pulse);
             Self {
                 seconds,
                 fed,

@@ -129,9 +129,11 @@ impl Observer {
         let metrics = &*self.metrics;
         page.counters(&family::DELIVERIES, &metrics.deliveries);
         page.counters(&family::ATTEMPTS, &metrics.attempts);
+        page.counters(&family::REQUESTS, &metrics.requests);
         page.counters(&family::PROBES, &metrics.probes);
         page.histogram(&family::REQUEST_SECONDS, &metrics.request_seconds);
         page.histogram(&family::LAG_SECONDS, &metrics.lag_seconds);
+        page.histogram(&family::COMMIT_LAG_SECONDS, &metrics.commit_lag_seconds);
     }
 
     fn passes(&self, page: &mut Exposition) {

@@ -17,9 +17,11 @@ use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 use crate::telemetry::LogHandle;
 
+use super::acts::tell_acts;
 use super::build::{AppError, Parts, listener};
+use super::counted::Counted;
 use super::drift::watch_drift;
-use super::health::{Health, Loop};
+use super::health::{Health, Loop, Pulse};
 use super::http;
 use super::lead::{Leadership, Leading};
 use super::listen::{Hearing, hear};
@@ -45,6 +47,8 @@ pub struct Controls {
     pub metrics: Arc<Metrics>,
     /// The log, for what it counts.
     pub log: Option<LogHandle>,
+    /// What its health is measured by.
+    pub pulse: Pulse,
 }
 
 impl Controls {
@@ -56,6 +60,7 @@ impl Controls {
             settings: watch::channel(Arc::clone(config)).1,
             metrics: Arc::default(),
             log: None,
+            pulse: Pulse::system(),
         }
     }
 }
@@ -64,13 +69,16 @@ impl Controls {
 ///
 /// # Errors
 /// The daemon cannot start, the source query cannot be used, or a loop ended unexpectedly.
-pub async fn run(parts: Parts, controls: Controls) -> Result<(), AppError> {
+pub async fn run(mut parts: Parts, controls: Controls) -> Result<(), AppError> {
     let Controls {
         shutdown,
         settings,
         metrics,
         log,
+        pulse,
     } = controls;
+    let counted = Counted::new(Arc::clone(&parts.worlds.marketplace), Arc::clone(&metrics));
+    parts.worlds.marketplace = Arc::new(counted);
     let config = Arc::clone(&parts.config);
     let endpoint = match config.http.listen {
         Some(address) => Some(http::bind(address).await?),
@@ -100,8 +108,7 @@ pub async fn run(parts: Parts, controls: Controls) -> Result<(), AppError> {
         .await
         .map_err(|error| AppError::Schedule(error.to_string()))?;
     let stop = shutdown.draining().clone();
-    let feed = || notify(&[NotifyState::Watchdog]);
-    let health = Arc::new(Health::new(config.source.statement_timeout, feed));
+    let health = Arc::new(Health::new(config.source.statement_timeout, pulse));
     let signals = Signals {
         work: Arc::clone(&wake.work),
         recheck: Arc::clone(&wake.recheck),
@@ -155,6 +162,11 @@ pub async fn run(parts: Parts, controls: Controls) -> Result<(), AppError> {
         bells.drift,
         Arc::clone(&wake.recheck),
         stop.clone(),
+        leading.clone(),
+    ));
+    upkeep.spawn(tell_acts(
+        Arc::clone(&parts.console),
+        Arc::clone(clock),
         leading.clone(),
     ));
     upkeep.spawn(prune(parts.clone(), settings.clone(), bells.prune, leading));
@@ -248,6 +260,7 @@ fn watcher(
     let progressed = mark(health, Loop::Watch);
     let mut reconciler = parts.reconciler();
     reconciler.mark_progress(progressed.clone());
+    reconciler.note_commits(Arc::clone(&signals.metrics.commits));
     Watcher {
         reconciler,
         store: Arc::clone(&parts.worlds.store),

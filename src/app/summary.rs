@@ -9,6 +9,7 @@ use tracing::info;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatch::{SharedTotals, Totals};
+use crate::model::Timestamp;
 use crate::store::Store;
 
 /// Writes a line every `[log] summary_interval`, for ever, and hands its sentence to `status`.
@@ -20,13 +21,18 @@ pub(super) async fn summarize(
     mut status: impl FnMut(String) + Send,
 ) {
     let mut before = Totals::default();
+    // When the last line was due, and since when what was done is on no line yet: a line that could not be made lies between.
+    let mut last = clock.now();
+    let mut untold_since = last;
     loop {
         let interval = settings.borrow_and_update().log.summary_interval;
         tokio::select! {
-            () = elapsed(&*clock, interval) => {}
-            // Another interval may be in force: it begins now. Without a sender none will ever be.
+            () = elapsed(&*clock, last, interval) => {}
+            // Another interval may be in force, and counts from the last line: however often settings are read again, lines go
+            // on coming. Without a sender none will ever be.
             Ok(()) = settings.changed() => continue,
         }
+        last = clock.now();
         // While the state cannot be read its outage is on record; a summary of nothing would say less.
         let Ok(counts) = store.counts(clock.now()).await else {
             continue;
@@ -58,18 +64,23 @@ pub(super) async fn summarize(
             failed,
             died = after.died - before.died,
             lag_mean_ms = millis(lag_mean.unwrap_or_default()),
-            interval_ms = millis(interval.unwrap_or_default()),
+            interval_ms = millis(last.since(untold_since)),
             "{sentence}"
         );
         status(sentence);
         before = after;
+        untold_since = last;
     }
 }
 
-/// Returns after the interval; never without one.
-async fn elapsed(clock: &dyn Clock, interval: Option<Duration>) {
+/// Returns when the interval has passed since the last line; never without one.
+async fn elapsed(clock: &dyn Clock, last: Timestamp, interval: Option<Duration>) {
     match interval {
-        Some(interval) => clock.sleep(interval).await,
+        // A clock that was set back waits no longer than the whole interval.
+        Some(interval) => {
+            let passed = clock.now().since(last);
+            clock.sleep(interval.saturating_sub(passed)).await;
+        }
         None => std::future::pending().await,
     }
 }

@@ -11,7 +11,7 @@ use tracing::{error, warn};
 use super::context::Session;
 use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
-use crate::app::{self, AppError, Controls, Parts, Reload};
+use crate::app::{self, AppError, Controls, Parts, Pulse, Reload};
 use crate::config::{Config, ConfigError, Loaded, Problem};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
@@ -67,6 +67,7 @@ async fn daemon(config: Config, session: &Session, log: LogHandle) -> Result<(),
         settings,
         metrics,
         log: Some(log),
+        pulse: Pulse::system(),
     };
     tokio::select! {
         ended = app::run(parts, controls) => Ok(ended?),

@@ -1,78 +1,76 @@
-//! The client's own rate limit per installation: requests a minute, spread evenly with a small burst.
+//! The client's own rate limit per installation, as far as this process has spent it.
+//!
+//! A state that several processes share keeps what all of them have spent, and its claims go by that.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::num::NonZeroU32;
 
 use crate::model::{InstallationId, Timestamp};
+use crate::plan::pace::Rate;
 
-/// How many requests may come at once after a pause, as a part of a minute's worth.
-const BURST: Duration = Duration::from_secs(5);
-
-/// When each installation may be sent to again (generic cell rate algorithm).
+/// When each installation may be sent to again.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    interval: Option<Duration>,
+    rate: Option<Rate>,
     /// The instant at which the installation's allowance is whole again.
     full_at: BTreeMap<InstallationId, Timestamp>,
 }
 
 impl Pace {
+    /// What a claim is to go by in a state that several processes share.
+    #[must_use]
+    pub const fn rate(&self) -> Option<Rate> {
+        self.rate
+    }
+
     /// A pace of so many requests a minute; `None`: no limit.
     #[must_use]
     pub fn new(requests_per_minute: Option<u32>) -> Self {
         Self {
-            interval: interval(requests_per_minute),
+            rate: rate(requests_per_minute),
             full_at: BTreeMap::new(),
         }
     }
 
     /// Changes the pace; what was spent stays spent.
     pub fn configure(&mut self, requests_per_minute: Option<u32>) {
-        self.interval = interval(requests_per_minute);
+        self.rate = rate(requests_per_minute);
     }
 
     /// Counts a request that is about to be sent.
     pub fn spent(&mut self, installation_id: &InstallationId, now: Timestamp) {
-        let Some(interval) = self.interval else {
+        let Some(rate) = self.rate else {
             return;
         };
         self.full_at.retain(|_, full_at| *full_at > now);
-        let full_at = self
-            .full_at
-            .get(installation_id)
-            .copied()
-            .unwrap_or(now)
-            .max(now);
-        self.full_at
-            .insert(installation_id.clone(), full_at.plus(interval));
+        let full_at = rate.spend(self.full_at.get(installation_id).copied(), now);
+        self.full_at.insert(installation_id.clone(), full_at);
     }
 
     /// The installations that have used up their allowance at `now`.
     #[must_use]
     pub fn exhausted(&self, now: Timestamp) -> Vec<InstallationId> {
-        let Some(interval) = self.interval else {
+        let Some(rate) = self.rate else {
             return Vec::new();
-        };
-        let burst = BURST.max(interval);
-        let used_up = |full_at: Timestamp| {
-            full_at.plus(interval) > now.plus(burst) && full_at <= now.plus(burst * 4)
         };
         self.full_at
             .iter()
-            .filter(|(_, full_at)| used_up(**full_at))
+            .filter(|(_, full_at)| rate.is_used_up(**full_at, now))
             .map(|(id, _)| id.clone())
             .collect()
     }
 }
 
-fn interval(requests_per_minute: Option<u32>) -> Option<Duration> {
+fn rate(requests_per_minute: Option<u32>) -> Option<Rate> {
     requests_per_minute
-        .filter(|n| *n > 0)
-        .map(|n| Duration::from_secs(60) / n)
+        .and_then(NonZeroU32::new)
+        .map(Rate::per_minute)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

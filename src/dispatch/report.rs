@@ -208,6 +208,15 @@ impl Report {
             totals.lag_max = totals.lag_max.max(lag);
         });
         self.metrics.lag_seconds.observe(lag);
+        let sent_at = delivery.attempt.as_ref().map(|attempt| attempt.started_at);
+        let newest = sent_at.and_then(|sent_at| {
+            self.metrics
+                .commits
+                .acknowledged(&delivery.key, sent_at, now)
+        });
+        if let Some(commit_lag) = newest {
+            self.metrics.commit_lag_seconds.observe(commit_lag);
+        }
         let Shown {
             installation_id,
             resource_id,

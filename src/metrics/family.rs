@@ -69,7 +69,7 @@ pub const DELIVERIES: Family = by(
 pub const ATTEMPTS: Family = by(
     "reconciled_attempts_total",
     Kind::Counter,
-    "Requests sent to Vercel for entries by how they ended; of several for one claim (after a 401 or 409) the last.",
+    "Claims for which a request was sent, by how it ended: a patch, or the question that a comparison begins with.",
     "verdict",
     &[
         "acknowledged",
@@ -89,6 +89,14 @@ pub const ATTEMPTS: Family = by(
         "unreachable",
         "unrecorded",
     ],
+);
+/// Everything that is asked of Vercel.
+pub const REQUESTS: Family = by(
+    "reconciled_requests_total",
+    Kind::Counter,
+    "Requests to Vercel's API by their answer: patches, what is asked after a 404 or 409, probes, drift checks.",
+    "answer",
+    &["2xx", "3xx", "429", "4xx", "5xx", "lost", "other", "unsent"],
 );
 /// Requests that find out whether a paused installation answers again.
 pub const PROBES: Family = by(
@@ -111,6 +119,14 @@ pub const LAG_SECONDS: Family = one(
         0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0,
     ]),
     "Time from finding a committed change to its acknowledgement by Vercel.",
+);
+/// How late Vercel knows, from the provider's side.
+pub const COMMIT_LAG_SECONDS: Family = one(
+    "reconciled_commit_lag_seconds",
+    Kind::Histogram(&[
+        0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0,
+    ]),
+    "Time from a change's commit, as a cursor that is a timestamp tells it, to its acknowledgement by Vercel.",
 );
 /// What is open.
 pub const OUTBOX: Family = by(
@@ -317,9 +333,11 @@ pub const MAX_FDS: Family = one(
 pub const ALL: &[Family] = &[
     DELIVERIES,
     ATTEMPTS,
+    REQUESTS,
     PROBES,
     REQUEST_SECONDS,
     LAG_SECONDS,
+    COMMIT_LAG_SECONDS,
     OUTBOX,
     OLDEST_AGE,
     RESOURCES,

@@ -46,6 +46,18 @@ impl Timestamp {
         )
     }
 
+    /// The instant of a database's timestamp in its own text form, in UTC when it says no offset; `None` for what is none, lies
+    /// before the epoch, or has another offset.
+    #[must_use]
+    pub fn from_sql(text: &str) -> Option<Self> {
+        let text = ["+00:00", "+00", "Z"]
+            .iter()
+            .find_map(|utc| text.strip_suffix(utc))
+            .unwrap_or(text)
+            .trim_end();
+        humantime::parse_rfc3339_weak(text).ok().map(Self::from)
+    }
+
     /// How long after `earlier` this instant is; zero when it is not after it.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -70,5 +82,33 @@ impl From<SystemTime> for Timestamp {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_rfc3339_millis(self.to_system_time()).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_of_databases_are_understood_as_utc() {
+        let instant = Some(Timestamp::from_millis(1_780_000_000_250));
+        for text in [
+            "2026-05-28 20:26:40.25+00",
+            "2026-05-28 20:26:40.250000",
+            "2026-05-28T20:26:40.25Z",
+            "2026-05-28T20:26:40.250+00:00",
+        ] {
+            assert_eq!(Timestamp::from_sql(text), instant, "{text}");
+        }
+        for text in [
+            "",
+            "41207",
+            "infinity",
+            "2026-05-28 22:26:40+02",
+            "0044-03-15 12:00:00 BC",
+            "2026-05-28",
+        ] {
+            assert_eq!(Timestamp::from_sql(text), None, "{text}");
+        }
     }
 }

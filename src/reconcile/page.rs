@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Unusable};
+use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Timestamp, Unusable};
 use crate::plan::Decision;
 use crate::planted::{Bug, is_planted};
 use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
@@ -125,6 +125,8 @@ pub(super) enum Duplicates {
 pub(super) struct Sorted {
     pub(super) observations: Vec<(Observation, Option<EntryState>)>,
     pub(super) quarantined: Vec<Quarantined>,
+    /// When known resources changed, as far as the cursors of their rows tell.
+    committed: Vec<(ResourceKey, Timestamp)>,
     /// Unusable rows that were reported before.
     pub(super) counts: PageCounts,
 }
@@ -146,8 +148,16 @@ impl Reconciler {
         let Sorted {
             observations,
             quarantined,
+            committed,
             mut counts,
         } = sorted;
+        // A sweep finds what changed without moving its cursor.
+        if let Some(commits) = self.commits.as_ref().filter(|_| origin == Origin::Poll) {
+            let now = self.clock.now();
+            for (key, committed_at) in &committed {
+                commits.found(key, *committed_at, now);
+            }
+        }
         let nothing_new = observations.is_empty() && quarantined.is_empty();
         if nothing_new && !position.keep {
             return Ok(PageReport {
@@ -296,6 +306,13 @@ impl Reconciler {
                     desired,
                     row_hash,
                 };
+                let cursor = rows.first().and_then(|row| row.cursor.as_deref());
+                // A resource that was never seen may have lain there for years.
+                if glance.row_hash.is_some()
+                    && let Some(at) = cursor.and_then(Timestamp::from_sql)
+                {
+                    sorted.committed.push((key.clone(), at));
+                }
                 sorted.counts.changed += 1;
                 sorted.counts.known += u64::from(glance.row_hash.is_none());
                 sorted.observations.push((observation, glance.entry));

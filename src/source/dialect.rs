@@ -106,7 +106,10 @@ pub(super) trait Dialect: Send + Sync + 'static {
         wanted: feed::Wanted<'_>,
     ) -> Result<feed::Found, sqlx::Error>;
     /// What a poll of the change feed guarantees, and how to get more.
-    fn feed_guarantee(&self) -> (Guarantee, Option<String>);
+    async fn feed_guarantee(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> Result<(Guarantee, Option<String>), sqlx::Error>;
     /// Who the database is.
     async fn identity(&self, connection: &mut Self::Connection) -> Result<String, sqlx::Error>;
     /// What `check` tells of the server and the role.

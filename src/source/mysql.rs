@@ -346,7 +346,8 @@ impl Dialect for MySqlDialect {
         _: &CursorColumn,
         _: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error> {
-        // The server does not show when a transaction's first statement took its time.
+        // Nothing shows from when on a transaction's rows can be: NOW() is the start of a statement, which may wait for long before its
+        // transaction begins (trx_started), and is in no list once the statement has ended.
         Ok(None)
     }
 
@@ -358,9 +359,16 @@ impl Dialect for MySqlDialect {
         feed::mysql::page(connection, wanted).await
     }
 
-    fn feed_guarantee(&self) -> (Guarantee, Option<String>) {
-        let advice = "keep `overlap` above the longest transaction that writes";
-        (Guarantee::BoundedByOverlap, Some(advice.to_owned()))
+    async fn feed_guarantee(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<(Guarantee, Option<String>), sqlx::Error> {
+        if feed::mysql::sees_everyone(connection).await? {
+            return Ok((Guarantee::Exact, None));
+        }
+        let advice = "let the role see open transactions on the one server that is written to (GRANT PROCESS ON *.*), or keep \
+                      `overlap` above the longest transaction that writes";
+        Ok((Guarantee::BoundedByOverlap, Some(advice.to_owned())))
     }
 
     async fn identity(&self, connection: &mut MySqlConnection) -> Result<String, sqlx::Error> {

@@ -313,8 +313,11 @@ impl Dialect for PostgresDialect {
         feed::postgres::page(connection, wanted).await
     }
 
-    fn feed_guarantee(&self) -> (Guarantee, Option<String>) {
-        (Guarantee::Exact, None)
+    async fn feed_guarantee(
+        &self,
+        _: &mut PgConnection,
+    ) -> Result<(Guarantee, Option<String>), sqlx::Error> {
+        Ok((Guarantee::Exact, None))
     }
 
     async fn identity(&self, connection: &mut PgConnection) -> Result<String, sqlx::Error> {

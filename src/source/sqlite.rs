@@ -315,8 +315,11 @@ impl Dialect for SqliteDialect {
         feed::sqlite::page(connection, wanted).await
     }
 
-    fn feed_guarantee(&self) -> (Guarantee, Option<String>) {
-        (Guarantee::Exact, None)
+    async fn feed_guarantee(
+        &self,
+        _: &mut SqliteConnection,
+    ) -> Result<(Guarantee, Option<String>), sqlx::Error> {
+        Ok((Guarantee::Exact, None))
     }
 
     /// The file itself: another file under the same name is another database.

@@ -58,6 +58,12 @@ pub trait Console: Store {
 
     /// Leaves the row of an act that takes more than one transaction: a baseline, before its first row.
     async fn note(&self, act: &Act) -> Result<(), StoreError>;
+
+    /// The oldest acts that no daemon has logged yet, at most `limit`.
+    async fn untold_acts(&self, limit: u32) -> Result<Vec<(ActId, Act)>, StoreError>;
+
+    /// These acts have been logged by a daemon.
+    async fn acts_told(&self, ids: &[ActId], now: Timestamp) -> Result<(), StoreError>;
 }
 
 /// Which entries to list; an absent condition admits all.
@@ -187,6 +193,10 @@ pub struct Attempt {
     /// `X-Vercel-Id` of the answer.
     pub vercel_id: Option<String>,
 }
+
+/// The number of an act in the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActId(pub i64);
 
 /// Something that a person did.
 #[derive(Debug, Clone, PartialEq, Eq)]

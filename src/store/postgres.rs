@@ -30,6 +30,7 @@ use migrate::{Found, Rights};
 use pool::{Pool, Purpose, Transaction};
 use rows::PgRows;
 
+mod acts;
 mod columns;
 mod console;
 mod due;
@@ -422,7 +423,7 @@ impl Store for PostgresStore {
             let pause = Arc::clone(&pause);
             Box::pin(async move {
                 steps::pause(rows, &pause).await?;
-                console::note_pause(rows, &pause).await
+                acts::note_pause(rows, &pause).await
             })
         })
         .await
@@ -498,7 +499,7 @@ impl Store for PostgresStore {
             Box::pin(async move {
                 let marked = steps::mark_drifted(rows, &drifted, now).await?;
                 if let Some(by) = by {
-                    console::note_fixes(rows, &marked, &by, now).await?;
+                    acts::note_fixes(rows, &marked, &by, now).await?;
                 }
                 Ok(marked.len() as u64)
             })

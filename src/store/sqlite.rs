@@ -31,6 +31,7 @@ use super::fault::Fault;
 use file::{DaemonLock, cannot_open};
 use writer::Writer;
 
+mod acts;
 mod console;
 mod due;
 mod file;
@@ -352,7 +353,7 @@ impl Store for SqliteStore {
             .write("pause an installation", move |rows| {
                 Box::pin(async move {
                     steps::pause(rows, &pause).await?;
-                    console::note_pause(rows, &pause).await
+                    acts::note_pause(rows, &pause).await
                 })
             })
             .await
@@ -415,7 +416,7 @@ impl Store for SqliteStore {
                 Box::pin(async move {
                     let marked = steps::mark_drifted(rows, &drifted, now).await?;
                     if let Some(by) = by {
-                        console::note_fixes(rows, &marked, &by, now).await?;
+                        acts::note_fixes(rows, &marked, &by, now).await?;
                     }
                     Ok(marked.len() as u64)
                 })

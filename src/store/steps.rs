@@ -187,6 +187,23 @@ pub(super) trait Rows: Send {
         owner: &str,
     ) -> impl Future<Output = Result<BTreeMap<InstallationId, u32>, Self::Error>> + Send;
 
+    /// Of these installations, which nobody else claims for meanwhile, when the allowance of requests is whole again that all who
+    /// share the state have used together. A state that one process has to itself keeps none: that process does.
+    fn paces(
+        &mut self,
+        _installations: &[InstallationId],
+    ) -> impl Future<Output = Result<BTreeMap<InstallationId, Timestamp>, Self::Error>> + Send {
+        async { Ok(BTreeMap::new()) }
+    }
+
+    /// Keeps when these allowances are whole again.
+    fn set_paces(
+        &mut self,
+        _full_at: &[(InstallationId, Timestamp)],
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        async { Ok(()) }
+    }
+
     /// Resources whose entry has a lease that has expired at `now`, or any lease when `now` is none.
     fn leased(
         &mut self,

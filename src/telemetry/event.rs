@@ -58,6 +58,7 @@ pub const EVENTS: &[(&str, Level)] = &[
     ("baseline.by_hand", Level::INFO),
     ("drift.fixed_by_hand", Level::INFO),
     ("entry.changed_by_hand", Level::INFO),
+    ("act.recorded", Level::INFO),
     ("installation.probe_failed", Level::DEBUG),
     ("vercel.outage_began", Level::ERROR),
     ("vercel.outage_ended", Level::WARN),

@@ -193,7 +193,7 @@ fn role_url(server: &Postgres) -> String {
 }
 
 /// The files are written for psql: they use its own commands.
-fn psql(url: &str, arguments: &[&str]) {
+pub(crate) fn psql(url: &str, arguments: &[&str]) {
     let output = Command::new(find_program("psql", &[]))
         .args([
             "--no-psqlrc",

@@ -1,8 +1,11 @@
 //! Seen and steered from outside: health, metrics, the service manager, reloads. The real process, and what it really says.
 
+mod acts;
 mod http;
 mod metrics;
 mod reload;
+mod shared;
+mod stuck;
 mod systemd;
 
 use reconciled::simulator::{Options, Simulator};

@@ -2,18 +2,23 @@
 //!
 //! Nothing here waits for time to pass: each step waits for a log line or for what the simulated Vercel was sent.
 
-use reconciled::simulator::{Fault, Matcher, Options, Remote, Simulator};
+mod limits;
+mod load;
+mod role;
+
+use std::ops::Range;
+
+use reconciled::simulator::{Field, Options, Remote, Simulator};
 use rustix::process::Signal;
 use secrecy::SecretString;
 
 use crate::support::{
     database::TestDatabase,
-    pgbouncer::PgBouncer,
     postgres::Postgres,
     process::{Installation, Process, holds},
 };
 
-/// How often a replica is killed in the ordinary run; `RECONCILED_KILLS` sets another number.
+/// How often a replica is killed in an ordinary run; `RECONCILED_KILLS` sets another number.
 const KILLS: usize = 4;
 const REPLICAS: usize = 3;
 const RESOURCES: usize = 60;
@@ -21,6 +26,8 @@ const INSTALLATIONS: usize = 5;
 
 /// A provider, a simulated Vercel, and a configuration per replica.
 struct World {
+    resources: usize,
+    installations: usize,
     replicas: Vec<Installation>,
     provider: TestDatabase,
     simulator: Simulator,
@@ -28,35 +35,46 @@ struct World {
 
 impl World {
     async fn new(state: &str) -> Self {
+        Self::of(state, RESOURCES, INSTALLATIONS, "").await
+    }
+
+    /// So many resources of so many installations; `vercel` are further keys of `[vercel]`.
+    async fn of(state: &str, resources: usize, installations: usize, vercel: &str) -> Self {
         let provider = Postgres::shared().database().await;
         provider
             .execute(&format!(
-                "CREATE TABLE resource (installation_id text, id text, version bigint, secrets text,
+                "CREATE TABLE resource (n integer, installation_id text, id text, version bigint, metadata text, secrets text,
                                         PRIMARY KEY (installation_id, id));
                  CREATE INDEX ON resource (version);
+                 CREATE INDEX ON resource (n);
                  CREATE TABLE installation (id text, token text);
-                 INSERT INTO installation SELECT 'icfg_' || n, 'token-' || n FROM generate_series(0, {last}) AS n",
-                last = INSTALLATIONS - 1
+                 INSERT INTO installation SELECT 'icfg_' || n, 'token-' || n FROM generate_series(0, {last}) AS n;
+                 INSERT INTO resource
+                 SELECT n, 'icfg_' || n % {installations}, 'res_' || n, -1, '{{}}', '[]'
+                 FROM generate_series(0, {resources} - 1) AS n",
+                last = installations - 1
             ))
             .await;
         let simulator = Simulator::start(Options::creating())
             .await
             .expect("a free port");
-        for n in 0..INSTALLATIONS {
+        for n in 0..installations {
             let token = SecretString::from(format!("token-{n}"));
             simulator.remote().install(&format!("icfg_{n}"), &token);
         }
         let configuration = format!(
             "[source]\nurl = \"{}\"\noverlap = 0\n\
-             query = \"SELECT installation_id, id AS resource_id, version AS cursor, 'ready' AS status, secrets FROM resource\"\n\
+             query = \"SELECT installation_id, id AS resource_id, version AS cursor, 'ready' AS status, metadata, secrets FROM resource\"\n\
              installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
-             [state]\nurl = \"{state}\"\n[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n\
+             [state]\nurl = \"{state}\"\n[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n{vercel}\n\
              [retry]\ninitial_interval = \"20ms\"\nmax_interval = \"200ms\"\nlease = \"10s\"\nlate_apply = \"200ms\"\n\
              [schedule]\npoll = \"* * * * * *\"\n[log]\nsummary_interval = \"1s\"\n",
             provider.url,
             simulator.base_url(),
         );
         Self {
+            resources,
+            installations,
             replicas: (0..REPLICAS)
                 .map(|_| Installation::new(&configuration))
                 .collect(),
@@ -73,33 +91,44 @@ impl World {
         self.replicas.iter().map(Installation::run).collect()
     }
 
-    /// Gives every resource the secret of round `round`; rounds only grow, so a remote value that falls went back.
+    /// Gives every resource the values of round `round`; rounds only grow, so a remote value that falls went back.
     async fn rotate(&self, round: usize) {
-        let (last, first) = (RESOURCES - 1, round * RESOURCES);
-        self.provider
-            .execute(&format!(
-                "INSERT INTO resource
-                 SELECT 'icfg_' || n % {INSTALLATIONS}, 'res_' || n, {first} + n, '{{\"KEY\":\"secret-value-{round:04}\"}}'
-                 FROM generate_series(0, {last}) AS n
-                 ON CONFLICT (installation_id, id) DO UPDATE
-                 SET version = excluded.version, secrets = excluded.secrets"
-            ))
-            .await;
+        let all = rotation(round, round, 0..self.resources);
+        self.provider.execute(&all).await;
     }
 
-    fn key(n: usize) -> (String, String) {
-        (format!("icfg_{}", n % INSTALLATIONS), format!("res_{n}"))
+    fn key(&self, n: usize) -> (String, String) {
+        (
+            format!("icfg_{}", n % self.installations),
+            format!("res_{n}"),
+        )
     }
 
-    /// Waits until Vercel holds the secrets of `round` in every resource.
+    /// Waits until Vercel holds the values of `round` in every resource.
     async fn agreed(&self, round: usize) {
-        let expected = format!("secret-value-{round:04}");
+        self.agreed_on(round, round).await;
+    }
+
+    /// Waits until Vercel holds the metadata of `round` and the secrets of round `secrets` in every resource.
+    async fn agreed_on(&self, round: usize, secrets: usize) {
+        let metadata = serde_json::json!({ "round": round });
+        let expected = format!("secret-value-{secrets:06}");
+        // What agrees once goes on to: these are the last values.
+        let mut agreed = 0;
         let reached = self.remote().wait_until(|remote| {
-            (0..RESOURCES).all(|n| {
-                let (installation, resource) = Self::key(n);
+            while agreed < self.resources {
+                let (installation, resource) = self.key(agreed);
                 let resource = remote.resource(&installation, &resource);
-                resource.is_some_and(|resource| resource.secret("KEY") == Some(expected.as_str()))
-            })
+                let agrees = resource.is_some_and(|resource| {
+                    resource.field(Field::Metadata) == Some(&metadata)
+                        && resource.secret("KEY") == Some(expected.as_str())
+                });
+                if !agrees {
+                    return false;
+                }
+                agreed += 1;
+            }
+            true
         });
         reached.await.expect("both sides agree in the end");
     }
@@ -108,8 +137,8 @@ impl World {
     /// and no secret is at rest.
     fn assert_clean(&self) {
         assert_eq!(self.remote().violations(), []);
-        for n in 0..RESOURCES {
-            let (installation, resource) = Self::key(n);
+        for n in 0..self.resources {
+            let (installation, resource) = self.key(n);
             let regressions = self.remote().regressions(&installation, &resource);
             assert!(
                 regressions.is_empty(),
@@ -125,6 +154,18 @@ impl World {
             }
         }
     }
+}
+
+/// The statement that gives some resources the metadata of round `round` and the secret of round `secrets`.
+fn rotation(round: usize, secrets: usize, resources: Range<usize>) -> String {
+    let Range { start, end } = resources;
+    // More than there are resources, so that the next round begins beyond the last one's end.
+    let base = round * 10_000;
+    format!(
+        "UPDATE resource
+         SET version = {base} + n, metadata = '{{\"round\":{round}}}', secrets = '{{\"KEY\":\"secret-value-{secrets:06}\"}}'
+         WHERE n >= {start} AND n < {end}"
+    )
 }
 
 async fn stop(replicas: Vec<Process>) {
@@ -144,50 +185,11 @@ async fn watcher(replicas: &mut [Process]) -> usize {
     futures_util::future::select_all(gained).await.0
 }
 
-async fn killed_at_random(state: &str) {
-    let kills = std::env::var("RECONCILED_KILLS")
+fn kills() -> usize {
+    std::env::var("RECONCILED_KILLS")
         .ok()
         .and_then(|kills| kills.parse().ok())
-        .unwrap_or(KILLS);
-    let world = World::new(state).await;
-    world.rotate(0).await;
-    let mut replicas = world.run();
-    world.agreed(0).await;
-    for round in 1..=kills {
-        // Answers are lost as well, so that doubt and crashes meet.
-        world
-            .remote()
-            .fault_times(3, Fault::DropAfter, Matcher::patch());
-        let before = world.remote().requests().len();
-        world.rotate(round).await;
-        // The kill comes somewhere in the round: after its first requests, at a point that differs from round to round.
-        let target = before + 1 + (round * 7) % RESOURCES;
-        world
-            .remote()
-            .wait_until(|remote| remote.requests().len() >= target)
-            .await
-            .expect("they send");
-        // Each in turn: now the one that reads the source, now another.
-        let victim = round % REPLICAS;
-        replicas[victim].end_with(Signal::KILL).await;
-        replicas[victim] = world.replicas[victim].run();
-    }
-    world.agreed(kills).await;
-    stop(replicas).await;
-    world.assert_clean();
-}
-
-#[tokio::test]
-async fn replicas_killed_at_random_lose_nothing_and_send_one_request_at_a_time() {
-    let state = Postgres::shared().database().await;
-    killed_at_random(&state.url).await;
-}
-
-#[tokio::test]
-async fn replicas_killed_at_random_behind_a_pooler_do_no_worse() {
-    let state = Postgres::shared().database().await;
-    let pooler = PgBouncer::in_front_of(Postgres::shared(), &["postgres"]);
-    killed_at_random(&pooler.url("postgres", &state.name)).await;
+        .unwrap_or(KILLS)
 }
 
 #[tokio::test]

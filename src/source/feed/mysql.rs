@@ -1,7 +1,9 @@
 //! The change feed on MySQL and MariaDB: numbers of InnoDB become visible out of order, so those left out are waited for.
 //!
 //! A number that is missing below the highest one belongs to a transaction that is still open, or was rolled back, or was trimmed. It is
-//! looked for at every poll until it has been missing for as long as `[source] overlap`; each entry is read once.
+//! looked for at every poll until it can come no more: when every transaction has ended that was open when it was missed first. That is
+//! exact, and needs the right to see all transactions (PROCESS); without it a number is given up when it has been missing for as long as
+//! `[source] overlap`. Each entry is read once.
 
 use std::time::Duration;
 
@@ -14,6 +16,38 @@ use super::{FIRST_TIME, Found, LOST, Wanted};
 const RANGES_MAX: usize = 200;
 /// How many marks share the time that a number is waited for.
 const MARKS: u32 = 16;
+/// The list of transactions may be some tenths of a second old, and their starts are whole seconds.
+const LIST_AGE_MILLIS: i64 = 1_000;
+
+/// When a missing number can come no more.
+#[derive(Debug, Clone, Copy)]
+enum Wait {
+    /// When it has been missing for so long.
+    For(Duration),
+    /// When the transactions have ended that were open when it was missed.
+    Ended {
+        /// When it was asked which are open, in milliseconds of the server.
+        asked_at: i64,
+        /// The start of the oldest open one.
+        oldest: Option<i64>,
+    },
+}
+
+impl Wait {
+    /// Whether what was missing at a time is settled at `now`.
+    fn is_over(self, at: i64, now: i64) -> bool {
+        match self {
+            Self::For(patience) => {
+                let patience = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+                now.saturating_sub(at) >= patience
+            }
+            Self::Ended { asked_at, oldest } => {
+                at.saturating_add(LIST_AGE_MILLIS) <= asked_at
+                    && oldest.is_none_or(|oldest| at < oldest)
+            }
+        }
+    }
+}
 
 /// Which entries have been read: all up to `top` but those in `missing`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -73,12 +107,12 @@ impl Place {
         self.missing[nearest].1 = high;
     }
 
-    /// Gives up numbers that have been missing for `patience`, and remembers how high the numbers are at `now`.
-    fn watch(&mut self, now: i64, patience: Duration) {
-        let patience = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+    /// Gives up numbers that can come no more, and remembers how high the numbers are at `now`, at least `step` milliseconds after
+    /// the last time.
+    fn watch(&mut self, now: i64, wait: Wait, step: i64) {
         let mut settled = 0;
         self.marks.retain(|(top, at)| {
-            let is_old = now.saturating_sub(*at) >= patience;
+            let is_old = wait.is_over(*at, now);
             if is_old {
                 settled = settled.max(*top);
             }
@@ -93,13 +127,20 @@ impl Place {
             self.marks.clear();
             return;
         }
-        let step = patience / i64::from(MARKS);
         let is_due = self
             .marks
             .last()
             .is_none_or(|(top, at)| *top < self.top && now - at >= step);
         if is_due {
             self.marks.push((self.top, now));
+        }
+        // A transaction that stays open for hours: numbers between two marks are settled with the later one.
+        if self.marks.len() > 2 * MARKS as usize {
+            let mut keep = false;
+            self.marks.retain(|_| {
+                keep = !keep;
+                keep
+            });
         }
     }
 }
@@ -110,16 +151,18 @@ pub(in super::super) async fn page(
     wanted: Wanted<'_>,
 ) -> Result<Found, sqlx::Error> {
     let mut found = Found::default();
-    // Before anything is read: what is missing then was missing at this time.
-    let row = sqlx::query("SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)")
-        .fetch_one(&mut *connection)
-        .await?;
-    let now: i64 = row.try_get_unchecked(0)?;
-    let mut place = match super::read::<Place>(wanted.from) {
+    let known = super::read::<Place>(wanted.from);
+    // Before anything is read: what is missing then was missing at this time, and what has ended by now is in what is read.
+    let wait = match &known {
+        Some(place) if !place.missing.is_empty() => open_transactions(connection).await?,
+        _ => None,
+    };
+    let begun_at = now(connection).await?;
+    let mut place = match known {
         Some(place) if is_there(connection, wanted, &place).await? => place,
-        place => {
+        known => {
             // Entries of transactions that are open now may have any number: so the whole feed is read, missing numbers and all.
-            found.lost = Some(if place.is_some() { LOST } else { FIRST_TIME });
+            found.lost = Some(if known.is_some() { LOST } else { FIRST_TIME });
             Place::default()
         }
     };
@@ -154,10 +197,70 @@ pub(in super::super) async fn page(
     found.more = u32::try_from(rows.len()).is_ok_and(|count| count >= wanted.limit);
     place.take(&numbers);
     if !found.more {
-        place.watch(now, wanted.feed.patience);
+        let patience = i64::try_from(wanted.feed.patience.as_millis()).unwrap_or(i64::MAX);
+        let step = patience / i64::from(MARKS);
+        // A transaction may have begun, and taken a number, while this was read: a mark says when the reading had ended.
+        match wait.unwrap_or(Wait::For(wanted.feed.patience)) {
+            Wait::For(patience) => place.watch(begun_at, Wait::For(patience), step),
+            ended @ Wait::Ended { .. } => {
+                let read_at = now(connection).await?;
+                place.watch(read_at, ended, step.min(LIST_AGE_MILLIS));
+            }
+        }
     }
     found.position = super::write(&place);
     Ok(found)
+}
+
+/// The server's time in milliseconds.
+async fn now(connection: &mut MySqlConnection) -> Result<i64, sqlx::Error> {
+    let row = sqlx::query("SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)")
+        .fetch_one(connection)
+        .await?;
+    row.try_get_unchecked(0)
+}
+
+/// Whether all transactions that can add to the feed are seen here: the role has the right to, and the server is neither a replica nor
+/// one of several that hand out numbers (they then leave gaps for each other).
+pub(in super::super) async fn sees_everyone(
+    connection: &mut MySqlConnection,
+) -> Result<bool, sqlx::Error> {
+    // Without the right the list of transactions is empty instead of refused, so the right itself is looked up.
+    let row = sqlx::query(
+        "SELECT CAST(
+            @@global.auto_increment_increment = 1
+            AND @@global.read_only = 0
+            AND EXISTS (
+                SELECT 1
+                FROM information_schema.USER_PRIVILEGES AS p
+                WHERE p.PRIVILEGE_TYPE = 'PROCESS'
+                  AND p.GRANTEE = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')
+            )
+         AS SIGNED)",
+    )
+    .persistent(false)
+    .fetch_one(connection)
+    .await?;
+    Ok(row.try_get_unchecked::<i64, _>(0)? == 1)
+}
+
+/// Which transactions that may have taken a number are open; `None` when not all can be seen.
+async fn open_transactions(connection: &mut MySqlConnection) -> Result<Option<Wait>, sqlx::Error> {
+    if !sees_everyone(connection).await? {
+        return Ok(None);
+    }
+    let asked_at = now(connection).await?;
+    // A start is in the session's time zone, which is UTC.
+    let row = sqlx::query(
+        "SELECT CAST(MIN(UNIX_TIMESTAMP(trx_started)) * 1000 AS SIGNED)
+         FROM information_schema.INNODB_TRX
+         WHERE trx_is_read_only = 0
+           AND trx_mysql_thread_id <> CONNECTION_ID()",
+    )
+    .fetch_one(connection)
+    .await?;
+    let oldest: Option<i64> = row.try_get_unchecked(0)?;
+    Ok(Some(Wait::Ended { asked_at, oldest }))
 }
 
 /// Whether the feed still has the newest entry that was read.
@@ -193,6 +296,7 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(16);
+    const STEP: i64 = 1_000;
 
     fn place(numbers: &[u64]) -> Place {
         let mut place = Place::default();
@@ -214,26 +318,65 @@ mod tests {
     #[test]
     fn a_number_is_given_up_when_it_was_missing_for_long_enough_and_not_before() {
         let mut place = place(&[1, 3]);
-        place.watch(1_000_000, PATIENCE);
+        place.watch(1_000_000, Wait::For(PATIENCE), STEP);
         place.take(&[5]);
-        place.watch(1_008_000, PATIENCE);
-        place.watch(1_015_999, PATIENCE);
+        place.watch(1_008_000, Wait::For(PATIENCE), STEP);
+        place.watch(1_015_999, Wait::For(PATIENCE), STEP);
         assert_eq!(place.missing, [(2, 2), (4, 4)]);
-        place.watch(1_016_000, PATIENCE);
+        place.watch(1_016_000, Wait::For(PATIENCE), STEP);
         assert_eq!(place.missing, [(4, 4)]);
-        place.watch(1_024_000, PATIENCE);
+        place.watch(1_024_000, Wait::For(PATIENCE), STEP);
         assert_eq!(place.missing, []);
         assert_eq!(place.marks, []);
     }
 
     #[test]
+    fn a_number_is_given_up_when_all_have_ended_that_were_open_when_it_was_missed() {
+        let mut place = place(&[1, 3]);
+        let ended = |asked_at, oldest| Wait::Ended { asked_at, oldest };
+        place.watch(10_500, ended(9_000, None), STEP);
+        // Its transaction began before the mark, or in the same second; hours later it is still waited for.
+        for oldest in [9_000, 10_000] {
+            place.watch(9_000_000, ended(9_000_000, Some(oldest)), STEP);
+            assert_eq!(place.missing, [(2, 2)]);
+        }
+        // The list may have been made before the mark.
+        place.watch(11_600, ended(11_400, None), STEP);
+        assert_eq!(place.missing, [(2, 2)]);
+        place.watch(11_700, ended(11_500, Some(11_000)), STEP);
+        assert_eq!(place.missing, []);
+    }
+
+    #[test]
+    fn marks_stay_few_while_a_transaction_is_open_for_long() {
+        let mut place = place(&[1, 3]);
+        for second in 0..10_000_u64 {
+            let now = i64::try_from(second).expect("small") * 1_000 + 5_500;
+            place.take(&[4 + second]);
+            let wait = Wait::Ended {
+                asked_at: now,
+                oldest: Some(5_000),
+            };
+            place.watch(now, wait, STEP);
+            assert!(place.marks.len() <= 2 * MARKS as usize);
+        }
+        assert_eq!(place.missing, [(2, 2)]);
+        let end = Wait::Ended {
+            asked_at: 20_000_000,
+            oldest: None,
+        };
+        place.watch(20_000_000, end, STEP);
+        assert_eq!((place.missing, place.marks), (vec![], vec![]));
+    }
+
+    #[test]
     fn a_clock_that_goes_back_makes_the_wait_longer_never_shorter() {
         let mut place = place(&[1, 3]);
-        place.watch(1_000_000, PATIENCE);
-        place.watch(900_000, PATIENCE);
-        place.watch(915_999, PATIENCE);
+        place.watch(1_000_000, Wait::For(PATIENCE), STEP);
+        place.watch(900_000, Wait::For(PATIENCE), STEP);
+        place.watch(915_999, Wait::For(PATIENCE), STEP);
         assert_eq!(place.missing, [(2, 2)]);
-        place.watch(916_000, PATIENCE);
+        place.watch(916_000, Wait::For(PATIENCE), STEP);
         assert_eq!(place.missing, []);
     }
 
@@ -248,7 +391,11 @@ mod tests {
         }
         for second in 0..1_000 {
             place.take(&[2_002 + 2 * second]);
-            place.watch(i64::try_from(second).expect("small") * 100, PATIENCE);
+            place.watch(
+                i64::try_from(second).expect("small") * 100,
+                Wait::For(PATIENCE),
+                STEP,
+            );
         }
         assert!(place.marks.len() <= 1 + MARKS as usize, "{:?}", place.marks);
     }

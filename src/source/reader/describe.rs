@@ -54,7 +54,9 @@ impl<D: Dialect> Inner<D> {
             let asked = timeout(limit, dialect.feed(connection, wanted)).await;
             session.judge(asked)?;
             session.reading(SOURCE_QUERY);
-            (guarantee, improvement) = dialect.feed_guarantee();
+            let (_, connection) = session.parts();
+            let asked = timeout(limit, dialect.feed_guarantee(connection)).await;
+            (guarantee, improvement) = session.judge(asked)?;
         } else if let Some(cursor) = &layout.cursor {
             let (_, connection) = session.parts();
             let asked = timeout(limit, dialect.guarantee(connection, cursor)).await;

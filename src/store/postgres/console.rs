@@ -5,22 +5,21 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 
-use crate::model::{
-    EntryId, EntryState, InstallationId, Record, ResourceId, ResourceKey, Timestamp,
-};
+use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
 use crate::store::codec::{self, Cells as _, number, parsed, time};
 use crate::store::console::{
-    Act, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary, Order,
-    Person, Replica, Story,
+    Act, ActId, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary,
+    Order, Person, Replica, Story,
 };
 use crate::store::fault::Fault;
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
+use super::acts::{self, note};
 use super::pool::{Purpose, Transaction};
 use super::rows::PgRows;
-use super::{PostgresStore, columns, read};
+use super::{PostgresStore, read};
 
 /// After how long without a sign of life a daemon counts as gone, in seconds: it leaves one every few.
 const GONE_AFTER_SECONDS: i64 = 20;
@@ -190,55 +189,22 @@ impl Console for PostgresStore {
         })
         .await
     }
-}
 
-/// Leaves the row that tells of a person's pause; automatic ones are no acts.
-pub(super) async fn note_pause(rows: &mut PgRows, pause: &Pause) -> Result<(), Fault> {
-    match Act::paused(pause) {
-        Some(act) => note(rows, &act).await,
-        None => Ok(()),
+    async fn untold_acts(&self, limit: u32) -> Result<Vec<(ActId, Act)>, StoreError> {
+        self.read("read what people did", Purpose::Read, move |transaction| {
+            Box::pin(acts::untold(transaction, limit))
+        })
+        .await
     }
-}
 
-/// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
-pub(super) async fn note_fixes(
-    rows: &mut PgRows,
-    keys: &[ResourceKey],
-    by: &Person,
-    now: Timestamp,
-) -> Result<(), Fault> {
-    for key in keys {
-        let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
-        note(rows, &act).await?;
+    async fn acts_told(&self, ids: &[ActId], now: Timestamp) -> Result<(), StoreError> {
+        let ids = ids.to_vec();
+        self.write("keep that people's acts were logged", move |rows| {
+            let ids = ids.clone();
+            Box::pin(async move { acts::told(rows, &ids, now).await })
+        })
+        .await
     }
-    Ok(())
-}
-
-async fn note(rows: &mut PgRows, act: &Act) -> Result<(), Fault> {
-    let Act {
-        at,
-        actor,
-        act,
-        installation_id,
-        resource_id,
-        entry_id,
-        reason,
-    } = act;
-    rows.transaction
-        .query(
-            "INSERT INTO act (at, actor, act, installation_id, resource_id, entry_id, reason)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(at.as_millis())
-        .bind(columns::text(actor))
-        .bind(act)
-        .bind(installation_id.as_ref().map(InstallationId::as_str))
-        .bind(resource_id.as_ref().map(ResourceId::as_str))
-        .bind(entry_id.map(|id| id.0))
-        .bind(reason.as_deref().map(columns::text))
-        .execute(rows.transaction.connection())
-        .await?;
-    Ok(())
 }
 
 async fn carry_out(

@@ -154,6 +154,49 @@ impl Rows for PgRows {
         Ok(reserved)
     }
 
+    async fn paces(
+        &mut self,
+        installations: &[InstallationId],
+    ) -> Kept<BTreeMap<InstallationId, Timestamp>> {
+        let names: Vec<&str> = installations.iter().map(InstallationId::as_str).collect();
+        let rows = self
+            .transaction
+            .query(
+                "SELECT installation_id, full_at
+                 FROM pace
+                 WHERE installation_id = ANY($1)",
+            )
+            .bind(names)
+            .fetch_all(self.transaction.connection())
+            .await?;
+        let mut paces = BTreeMap::new();
+        for row in &rows {
+            let full_at = Timestamp::from_millis(row.integer("full_at")?);
+            paces.insert(codec::installation_id(row)?, full_at);
+        }
+        Ok(paces)
+    }
+
+    async fn set_paces(&mut self, full_at: &[(InstallationId, Timestamp)]) -> Kept<()> {
+        let (names, until): (Vec<&str>, Vec<i64>) = full_at
+            .iter()
+            .map(|(id, full_at)| (id.as_str(), full_at.as_millis()))
+            .unzip();
+        self.transaction
+            .query(
+                "INSERT INTO pace (installation_id, full_at)
+                 SELECT new.*
+                 FROM unnest($1::text[], $2::bigint[]) AS new
+                 ON CONFLICT (installation_id) DO UPDATE
+                 SET full_at = excluded.full_at",
+            )
+            .bind(names)
+            .bind(until)
+            .execute(self.transaction.connection())
+            .await?;
+        Ok(())
+    }
+
     async fn leased(&mut self, now: Option<Timestamp>, limit: u32) -> Kept<Vec<ResourceKey>> {
         self.flush().await?;
         let rows = self

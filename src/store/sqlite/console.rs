@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 
-use crate::model::{
-    EntryId, EntryState, InstallationId, Record, ResourceId, ResourceKey, Timestamp,
-};
+use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
 use crate::store::console::{
-    Act, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary, Order,
-    Person, Story,
+    Act, ActId, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary,
+    Order, Person, Story,
 };
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
+use super::acts::{self, note};
 use super::rows::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
@@ -171,54 +170,21 @@ impl Console for SqliteStore {
             })
             .await
     }
-}
 
-/// Leaves the row that tells of a person's pause; automatic ones are no acts.
-pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(), Fault> {
-    match Act::paused(pause) {
-        Some(act) => note(rows, &act).await,
-        None => Ok(()),
+    async fn untold_acts(&self, limit: u32) -> Result<Vec<(ActId, Act)>, StoreError> {
+        let read = async { acts::untold(&mut *self.reader().await?, limit).await };
+        read.await
+            .map_err(|fault| fault.during("read what people did"))
     }
-}
 
-/// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
-pub(super) async fn note_fixes(
-    rows: &mut SqliteRows,
-    keys: &[ResourceKey],
-    by: &Person,
-    now: Timestamp,
-) -> Result<(), Fault> {
-    for key in keys {
-        let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
-        note(rows, &act).await?;
+    async fn acts_told(&self, ids: &[ActId], now: Timestamp) -> Result<(), StoreError> {
+        let ids = ids.to_vec();
+        self.writer
+            .write("keep that people's acts were logged", move |rows| {
+                Box::pin(async move { acts::told(rows, &ids, now).await })
+            })
+            .await
     }
-    Ok(())
-}
-
-async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
-    let Act {
-        at,
-        actor,
-        act,
-        installation_id,
-        resource_id,
-        entry_id,
-        reason,
-    } = act;
-    sqlx::query(
-        "INSERT INTO act (at, actor, act, installation_id, resource_id, entry_id, reason)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )
-    .bind(at.as_millis())
-    .bind(actor)
-    .bind(act)
-    .bind(installation_id.as_ref().map(InstallationId::as_str))
-    .bind(resource_id.as_ref().map(ResourceId::as_str))
-    .bind(entry_id.map(|id| id.0))
-    .bind(reason)
-    .execute(&mut rows.0)
-    .await?;
-    Ok(())
 }
 
 async fn carry_out(

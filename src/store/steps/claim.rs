@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::model::{InstallationId, Lease, LeaseToken, Record};
+use crate::model::{InstallationId, Lease, LeaseToken, Record, Timestamp};
 use crate::plan::claim::Claim;
 use crate::plan::{self, Claimed};
 use crate::store::ClaimRequest;
@@ -26,6 +26,8 @@ pub(in crate::store) async fn claim<R: Rows>(
         tokens: request.tokens.iter().copied(),
         in_flight: request.in_flight.clone(),
         reserved: BTreeSet::new(),
+        full_at: BTreeMap::new(),
+        spent: BTreeSet::new(),
         passed_over: BTreeSet::new(),
         last: request.after.clone(),
         claimed: Vec::new(),
@@ -34,6 +36,14 @@ pub(in crate::store) async fn claim<R: Rows>(
         if !round.go(rows).await? {
             break;
         }
+    }
+    if !round.spent.is_empty() {
+        let spent: Vec<_> = round
+            .spent
+            .iter()
+            .filter_map(|id| Some((id.clone(), *round.full_at.get(id)?)))
+            .collect();
+        rows.set_paces(&spent).await?;
     }
     Ok(round.claimed)
 }
@@ -46,6 +56,10 @@ struct Round<'a> {
     in_flight: BTreeMap<InstallationId, u32>,
     /// The installations for which this claim alone is under way.
     reserved: BTreeSet<InstallationId>,
+    /// When the allowance of each reserved installation is whole again, as far as any of it is used.
+    full_at: BTreeMap<InstallationId, Timestamp>,
+    /// Those for which this claim has used some.
+    spent: BTreeSet<InstallationId>,
     /// Those for which another claim is under way: their turn comes with the next claim.
     passed_over: BTreeSet<InstallationId>,
     /// The installation that had the last turn.
@@ -64,7 +78,19 @@ impl Round<'_> {
 
     fn capacity(&self, installation_id: &InstallationId) -> usize {
         let busy = self.in_flight.get(installation_id).copied().unwrap_or(0);
+        if self.is_used_up(installation_id) {
+            return 0;
+        }
         usize::try_from(self.request.per_installation.saturating_sub(busy)).unwrap_or(usize::MAX)
+    }
+
+    /// Whether the installation has had its requests for now.
+    fn is_used_up(&self, installation_id: &InstallationId) -> bool {
+        let full_at = self.full_at.get(installation_id);
+        self.request
+            .rate
+            .zip(full_at)
+            .is_some_and(|(rate, full_at)| rate.is_used_up(*full_at, self.request.now))
     }
 
     /// Gives each installation with something due its turns; false when there is no point in another round.
@@ -119,16 +145,21 @@ impl Round<'_> {
             .collect();
         if !new.is_empty() {
             let mut reserved = rows.reserve(&new, &self.request.owner).await?;
+            let mut new_reserved = Vec::with_capacity(new.len());
             for installation_id in new {
                 match reserved.remove(&installation_id) {
                     Some(elsewhere) => {
                         *self.in_flight.entry(installation_id.clone()).or_default() += elsewhere;
+                        new_reserved.push(installation_id.clone());
                         self.reserved.insert(installation_id);
                     }
                     None => {
                         self.passed_over.insert(installation_id);
                     }
                 }
+            }
+            if self.request.rate.is_some() {
+                self.full_at.extend(rows.paces(&new_reserved).await?);
             }
         }
         let is_free = |installation_id: &InstallationId| {
@@ -202,6 +233,11 @@ impl Round<'_> {
             Claim::Claimed(claimed) => {
                 self.tokens.next();
                 let installation_id = claimed.key.installation_id.clone();
+                if let Some(rate) = self.request.rate {
+                    let full_at = rate.spend(self.full_at.get(&installation_id).copied(), *now);
+                    self.full_at.insert(installation_id.clone(), full_at);
+                    self.spent.insert(installation_id.clone());
+                }
                 *self.in_flight.entry(installation_id).or_default() += 1;
                 self.claimed.push(*claimed);
             }

@@ -10,6 +10,7 @@ use reconciled::telemetry::EVENTS;
 use rustix::process::Signal;
 
 use super::{World, get, listening};
+use crate::support::postgres::Postgres;
 use crate::support::server::find_program;
 
 /// A page of metrics: the value of each series, by its name with its labels.
@@ -92,6 +93,13 @@ async fn a_scrape_is_valid_complete_and_says_what_happened() {
             acknowledged,
         ),
         ("reconciled_delivery_lag_seconds_count", acknowledged),
+        ("reconciled_requests_total{answer=\"2xx\"}", acknowledged),
+        (
+            "reconciled_requests_total{answer=\"4xx\"}",
+            requests - acknowledged,
+        ),
+        // An integer does not say when.
+        ("reconciled_commit_lag_seconds_count", 0.0),
         ("reconciled_request_duration_seconds_count", requests),
         ("reconciled_outbox_entries{state=\"dead\"}", 1.0),
         ("reconciled_outbox_entries{state=\"waiting\"}", 0.0),
@@ -129,6 +137,80 @@ async fn a_scrape_is_valid_complete_and_says_what_happened() {
     for id in ["icfg_", "\"res_", "hunter2"] {
         assert!(!page.text.contains(id), "{id} is in a scrape");
     }
+    assert!(daemon.end_with(Signal::TERM).await.success());
+}
+
+#[tokio::test]
+async fn every_request_is_counted_also_those_that_an_answer_leads_to() {
+    let world = World::new().await;
+    world.insert(1, "res_1", 1, "ready").await;
+    world
+        .simulator
+        .remote()
+        .fault(Fault::Conflict, Matcher::patch());
+    world.configure("", "[schedule]\npoll = \"\"\nsweep = \"\"\n");
+    let mut daemon = world.installation.run();
+    let address = listening(&mut daemon).await;
+    daemon.wait_for_event("delivery.acknowledged").await;
+    let page = Page::of(&address).await;
+    // PATCH 409, GET, PATCH 200.
+    let requests = world.simulator.remote().requests();
+    let of = |digit: u16| {
+        let answered = |entry: &&reconciled::simulator::Entry| {
+            entry.status().is_some_and(|status| status / 100 == digit)
+        };
+        u32::try_from(requests.iter().filter(answered).count()).expect("a handful")
+    };
+    assert_eq!(requests.len(), 3);
+    page.expect(&[
+        ("reconciled_requests_total{answer=\"2xx\"}", of(2).into()),
+        ("reconciled_requests_total{answer=\"4xx\"}", of(4).into()),
+        ("reconciled_attempts_total{verdict=\"conflict\"}", 1.0),
+        ("reconciled_attempts_total{verdict=\"acknowledged\"}", 1.0),
+    ]);
+    assert!(daemon.end_with(Signal::TERM).await.success());
+}
+
+#[tokio::test]
+async fn the_time_from_commit_to_acknowledgement_is_measured_by_a_cursor_that_is_a_timestamp() {
+    let provider = Postgres::shared().database().await;
+    let world = World::over(provider).await;
+    let timestamped = world
+        .configuration("", "[schedule]\npoll = \"* * * * * *\"\nsweep = \"\"\n")
+        .replace("version AS cursor", "at AS cursor")
+        .replace("overlap = 0", "overlap = \"0s\"");
+    world.installation.configure(&timestamped);
+    world
+        .provider
+        .execute("ALTER TABLE resource ADD at timestamptz NOT NULL DEFAULT clock_timestamp()")
+        .await;
+    world.insert(1, "res_1", 1, "pending").await;
+    let mut daemon = world.installation.run();
+    let address = listening(&mut daemon).await;
+    daemon.wait_for_event("delivery.acknowledged").await;
+    let page = Page::of(&address).await;
+    // How long a resource has lain there that was never seen before says nothing.
+    page.expect(&[("reconciled_commit_lag_seconds_count", 0.0)]);
+    let before = page.value("reconciled_delivery_lag_seconds_sum");
+    world
+        .provider
+        .execute("UPDATE resource SET status = 'suspended', at = clock_timestamp()")
+        .await;
+    daemon.wait_for_event("delivery.acknowledged").await;
+    world
+        .provider
+        .execute("UPDATE resource SET status = 'ready', at = clock_timestamp() + interval '1 microsecond'")
+        .await;
+    daemon.wait_for_event("delivery.acknowledged").await;
+    let page = Page::of(&address).await;
+    page.expect(&[("reconciled_commit_lag_seconds_count", 2.0)]);
+    let sum = page.value("reconciled_commit_lag_seconds_sum");
+    let found = page.value("reconciled_delivery_lag_seconds_sum");
+    // The commit comes before the poll that finds it; both are told in whole milliseconds.
+    assert!(
+        sum > 0.0 && sum >= found - before - 0.002,
+        "{sum} from the commits, {found} - {before} from the polls"
+    );
     assert!(daemon.end_with(Signal::TERM).await.success());
 }
 

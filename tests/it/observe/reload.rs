@@ -85,6 +85,28 @@ async fn schedule_limits_guard_and_filter_change_while_it_runs() {
 }
 
 #[tokio::test]
+async fn summaries_go_on_however_often_the_configuration_is_read_again() {
+    let world = World::new().await;
+    world.configure("", &format!("{QUIET}[log]\nsummary_interval = \"1s\"\n"));
+    let mut daemon = world.installation.run();
+    daemon.wait_for_event("sweep.completed").await;
+    let mut reloads = 0;
+    while daemon.events("summary").len() < 2 {
+        daemon.signal(Signal::HUP);
+        daemon.wait_for_event("config.reloaded").await;
+        reloads += 1;
+        assert!(reloads < 10_000, "the reloads hold up every summary");
+    }
+    let covered = |event: &serde_json::Value| event["interval_ms"].as_u64().unwrap_or_default();
+    let summaries = daemon.events("summary");
+    assert!(
+        summaries.iter().all(|event| covered(event) >= 1000),
+        "{summaries:?}"
+    );
+    assert!(daemon.end_with(Signal::TERM).await.success());
+}
+
+#[tokio::test]
 async fn a_field_that_is_no_longer_left_to_vercel_is_sent_after_a_reload() {
     let world = World::new().await;
     world.insert(1, "res_1", 1, "ready").await;

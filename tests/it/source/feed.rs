@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reconciled::source::{FeedPage, Inspect, Overlap};
+use reconciled::source::{FeedPage, Guarantee, Inspect, Overlap};
 use sqlx::{AssertSqlSafe, Connection, Executor as _};
 
 use super::bed::{Bed, ids, text};
@@ -54,10 +54,15 @@ impl Follower {
     }
 
     fn again(bed: &Bed) -> Self {
+        Self::waiting(bed, &bed.database.url, PATIENCE)
+    }
+
+    fn waiting(bed: &Bed, url: &str, patience: Duration) -> Self {
         let query = "SELECT installation_id, id AS resource_id, name FROM resources";
         let source = bed.source_with(query, |settings| {
             settings.feed = Some("reconciled_feed".to_owned());
-            settings.overlap = Overlap::Duration(PATIENCE);
+            settings.overlap = Overlap::Duration(patience);
+            settings.url = url.into();
         });
         Self {
             source,
@@ -425,6 +430,73 @@ async fn mariadb_reads_what_commits_late_and_never_what_is_undone() {
     assert_eq!(follower.poll().await, ["late"]);
     undone.execute("ROLLBACK").await.expect("it works");
     assert_eq!(follower.poll().await, [""; 0]);
+}
+
+/// The promise of the feed, as `check` tells it.
+async fn promise(follower: &Follower) -> (Guarantee, Option<String>) {
+    let described = follower.source.describe().await.expect("it is described");
+    (described.guarantee, described.improvement)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_is_exact_without_overlap_for_a_role_that_sees_transactions() {
+    let bed = Bed::mariadb().await;
+    bed.database.execute(SCHEMA).await;
+    bed.database.execute(MYSQL).await;
+    let url = bed.database.reader().await;
+    let role = format!("{}_reader", bed.database.name);
+    let mut follower = Follower::waiting(&bed, &url, Duration::ZERO);
+    let (guarantee, improvement) = promise(&follower).await;
+    assert_eq!(guarantee, Guarantee::BoundedByOverlap);
+    assert!(
+        improvement.is_some_and(|advice| advice.contains("GRANT PROCESS ON *.*")),
+        "it says what to grant"
+    );
+    bed.database
+        .execute(&format!("GRANT PROCESS ON *.* TO {role}"))
+        .await;
+    follower = Follower::waiting(&bed, &url, Duration::ZERO);
+    assert_eq!(promise(&follower).await, (Guarantee::Exact, None));
+
+    assert!(follower.page(100).await.lost.is_some(), "the first time");
+    let mut late = bed.database.mariadb().await;
+    let mut undone = bed.database.mariadb().await;
+    let insert = |id: &str| {
+        AssertSqlSafe(format!(
+            "INSERT INTO resources VALUES ('{id}', 'i', NULL, 'x')"
+        ))
+    };
+    for connection in [&mut late, &mut undone] {
+        connection.execute("BEGIN").await.expect("it works");
+    }
+    late.execute(insert("late")).await.expect("it works");
+    undone.execute(insert("undone")).await.expect("it works");
+    let waits_for = |follower: &Follower| {
+        let position: serde_json::Value =
+            serde_json::from_str(follower.position.as_deref().expect("it has read")).expect("JSON");
+        position.to_string().contains("\"missing\":[[")
+    };
+    let clock = "SELECT CAST(UNIX_TIMESTAMP(SYSDATE()) AS SIGNED)";
+    let begun = bed.database.integer(clock).await;
+    let mut n = 0;
+    // Polls go on for as long as it takes that time alone would have given the numbers up.
+    while bed.database.integer(clock).await < begun + 4 {
+        n += 1;
+        bed.database
+            .execute(&format!(
+                "INSERT INTO resources VALUES ('early{n}', 'i', NULL, 'x')"
+            ))
+            .await;
+        assert_eq!(follower.poll().await, [format!("early{n}")]);
+    }
+    late.execute("COMMIT").await.expect("it works");
+    assert_eq!(follower.poll().await, ["late"]);
+    assert!(waits_for(&follower), "the other one is still open");
+    undone.execute("ROLLBACK").await.expect("it works");
+    // What was undone is given up in the end: nothing is looked for for ever.
+    while waits_for(&follower) {
+        assert_eq!(follower.poll().await, [""; 0]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

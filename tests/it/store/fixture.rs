@@ -242,6 +242,7 @@ pub(super) fn request(now: Timestamp, limit: u32) -> ClaimRequest {
         in_flight: BTreeMap::new(),
         after: None,
         excluded: Vec::new(),
+        rate: None,
         late_apply: LATE,
         secrets: SecretsWay::Together,
     }

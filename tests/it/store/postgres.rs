@@ -1,13 +1,16 @@
 //! What only the PostgreSQL state promises: its schema, its roles, and daemons that share it.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use reconciled::model::EntryId;
+use reconciled::model::{EntryId, Timestamp};
+use reconciled::plan::pace::Rate;
 use reconciled::plan::{Claimed, Outcome};
 use reconciled::store::postgres::Settings;
-use reconciled::store::{Access, Batch, PostgresStore, Store, StoreError};
+use reconciled::store::{Access, Batch, ClaimRequest, PostgresStore, Store, StoreError};
 
 use sqlx::{Connection as _, PgConnection};
 
@@ -274,4 +277,41 @@ async fn nothing_stays_in_a_session_behind_a_pooler() {
         .expect("readable");
     assert!(!path.contains("reconciled"), "{path}");
     assert_eq!((prepared, locks), (0, 0));
+}
+
+#[tokio::test]
+async fn requests_a_minute_are_counted_over_all_owners() {
+    let database = database().await;
+    let (one, other) = (
+        open_postgres(&database.url).await,
+        open_postgres(&database.url).await,
+    );
+    let rows = (0..40).map(|n| row(&key("icfg_1", &format!("res_{n}")), &status("ready")));
+    read(&one, START, rows.collect()).await;
+    let rate = Rate::per_minute(NonZeroU32::new(60).expect("not zero"));
+    let claimed = async |store: &PostgresStore, owner: &str, now: Timestamp, rate| {
+        let request = ClaimRequest {
+            owner: owner.to_owned(),
+            per_installation: 64,
+            rate,
+            ..request(now, 64)
+        };
+        claim_by(store, &request).await.len()
+    };
+    let start = seconds(10);
+    // Five seconds' worth at once, whoever asks.
+    assert_eq!(claimed(&one, "one", start, Some(rate)).await, 5);
+    assert_eq!(claimed(&other, "other", start, Some(rate)).await, 0);
+    // One comes back each second, for one of them.
+    let later = start.plus(Duration::from_secs(2));
+    assert_eq!(claimed(&other, "other", later, Some(rate)).await, 2);
+    assert_eq!(claimed(&one, "one", later, Some(rate)).await, 0);
+    // A clock that went back by hours is not waited for.
+    let earlier = seconds(1);
+    database
+        .execute("UPDATE reconciled.pace SET full_at = full_at + 36000000")
+        .await;
+    assert_eq!(claimed(&one, "one", earlier, Some(rate)).await, 5);
+    // Without a limit nothing is counted.
+    assert!(claimed(&one, "one", later, None).await > 20);
 }

@@ -1,0 +1,72 @@
+//! The client's own rate limit: requests a minute, spread evenly with a small burst (generic cell rate algorithm).
+//!
+//! All that is kept for an installation is one instant, `full_at`, at which its allowance is whole again.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::model::Timestamp;
+
+/// How much of an allowance may be used at once.
+const BURST: Duration = Duration::from_secs(5);
+
+/// A number of requests a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    interval: Duration,
+}
+
+impl Rate {
+    /// So many requests a minute.
+    #[must_use]
+    pub fn per_minute(requests: NonZeroU32) -> Self {
+        Self {
+            interval: Duration::from_secs(60) / requests.get(),
+        }
+    }
+
+    /// Whether nothing may be sent at `now`.
+    #[must_use]
+    pub fn is_used_up(self, full_at: Timestamp, now: Timestamp) -> bool {
+        self.standing(full_at, now).plus(self.interval) > now.plus(self.burst())
+    }
+
+    /// Where the allowance stands after a request at `now`.
+    #[must_use]
+    pub fn spend(self, full_at: Option<Timestamp>, now: Timestamp) -> Timestamp {
+        full_at
+            .map_or(now, |full_at| self.standing(full_at, now))
+            .plus(self.interval)
+    }
+
+    /// An instant that lies further ahead than any allowance reaches comes from a clock that went back: it counts as now.
+    fn standing(self, full_at: Timestamp, now: Timestamp) -> Timestamp {
+        if full_at > now.plus(self.burst() * 4) {
+            return now;
+        }
+        full_at.max(now)
+    }
+
+    fn burst(self) -> Duration {
+        BURST.max(self.interval)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_went_back_neither_stops_requests_nor_lifts_the_limit() {
+        let rate = Rate::per_minute(NonZeroU32::new(60).expect("not zero"));
+        let now = Timestamp::from_millis(1_000_000);
+        let mut full_at = Some(now.plus(Duration::from_secs(36_000)));
+        let mut sent = 0;
+        while full_at.is_none_or(|full_at| !rate.is_used_up(full_at, now)) {
+            full_at = Some(rate.spend(full_at, now));
+            sent += 1;
+            assert!(sent < 100, "without a limit");
+        }
+        assert_eq!(sent, 5);
+    }
+}
