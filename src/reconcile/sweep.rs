@@ -16,9 +16,9 @@ use super::{OnMissing, PageCounts, PassError, QuarantineNotice, Reconciler};
 /// How many unchanged rows a sweep reads, at least, before it writes down where it is, in pages of `page_rows`.
 const PAGES_BETWEEN_MARKS: u64 = 20;
 /// A page grows, while its rows can be compared where they lie, to so many times `page_rows`.
-const GROWTH_MAX: u32 = 8;
+const GROWTH_MAX: u32 = 4;
 /// A page of more bytes than this grows no further.
-const PAGE_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 512 << 10;
 /// How long a page that was read ahead may wait before it is read again instead.
 const AHEAD_MAX: Duration = Duration::from_secs(5);
 

@@ -26,8 +26,8 @@ pub(super) trait Dialect: Send + Sync + 'static {
     const COMPARISON: Comparison;
     /// Whether a poll's page is bounded first, since the database would sort everything after the cursor for every page.
     const BOUNDS_POLLS: bool;
-    /// What begins a list of pairs after `IN (`.
-    const PAIRS: &'static str = "VALUES ";
+    /// What stands before and after a list of pairs in `IN (…)`, such that an index serves it.
+    const PAIRS: (&'static str, &'static str) = ("VALUES ", "");
 
     /// The database for messages: never with a password.
     fn target(&self) -> &str;

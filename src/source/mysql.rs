@@ -119,7 +119,7 @@ impl Dialect for MySqlDialect {
     // An order of the cursor and expressions is sorted as a whole, however the cursor is indexed.
     const BOUNDS_POLLS: bool = true;
     // The range optimiser knows a list of constant pairs, and no table of them.
-    const PAIRS: &'static str = "";
+    const PAIRS: (&'static str, &'static str) = ("", "");
 
     fn target(&self) -> &str {
         &self.target

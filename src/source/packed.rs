@@ -37,7 +37,7 @@ pub(super) fn line(operands: &[String]) -> String {
 
 /// The rows of a page and the place of its last one; `None` when they have to be read one by one.
 pub(super) fn unpack(layout: &Layout, page: &[u8]) -> Option<(RawRows, Option<RawKey>)> {
-    let mut rows = RawRows::with_capacity(page.len() * 2);
+    let mut rows = RawRows::with_capacity(page.len() + page.len() / 4);
     let mut place = None;
     let mut rest = page;
     while let Some((kinds, values)) = rest.split_first_chunk::<2>() {

@@ -297,18 +297,17 @@ impl<D: Dialect> Pages<'_, D> {
         }
         let mut statement = self.select(&keys, None);
         // As one list: planning so many alternatives would take longer than finding the rows.
+        let (before, after) = D::PAIRS;
         statement.push(&format!(
-            "\nWHERE ({}, {}) IN ({}",
-            keys.installation.order,
-            keys.resource.order,
-            D::PAIRS
+            "\nWHERE ({}, {}) IN ({before}",
+            keys.installation.order, keys.resource.order
         ));
         for (index, [installation, resource]) in params.iter().enumerate() {
             statement.push(if index == 0 { "(" } else { ", (" });
             statement.param(installation).push(", ").param(resource);
             statement.push(")");
         }
-        statement.push(&format!(")\nLIMIT {MAX_FETCHED_ROWS}"));
+        statement.push(&format!("{after})\nLIMIT {MAX_FETCHED_ROWS}"));
         Some(statement)
     }
 

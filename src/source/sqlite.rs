@@ -82,6 +82,8 @@ impl Dialect for SqliteDialect {
     const COMPARISON: Comparison = Comparison::RowValues;
     // Rows come in the order of an index on the cursor, and only ties are sorted.
     const BOUNDS_POLLS: bool = false;
+    // Constant rows by themselves would be looked through for each row of the query.
+    const PAIRS: (&'static str, &'static str) = ("SELECT column1, column2 FROM (VALUES ", ")");
 
     fn target(&self) -> &str {
         &self.target
