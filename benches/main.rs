@@ -76,6 +76,7 @@ async fn measure(words: &[&str]) {
     // `cargo bench` says so; `cargo test` does not.
     let is_full = words.contains(&"--bench");
     let scale = if is_full { Scale::FULL } else { Scale::SHORT };
+    let scale = scale.or_asked_for();
     let chosen: Vec<&str> = words
         .iter()
         .copied()

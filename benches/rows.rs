@@ -28,6 +28,16 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
+    /// With another number of changes, where one is asked for: few, under a profiler.
+    pub(crate) fn or_asked_for(self) -> Self {
+        let asked = std::env::var("BARS_CHANGES").ok();
+        let changes = asked.map(|text| text.parse().expect("BARS_CHANGES is a number"));
+        Self {
+            changes: changes.unwrap_or(self.changes),
+            ..self
+        }
+    }
+
     pub(crate) const FULL: Self = Self {
         rounds: 3,
         changes: 20_000,

@@ -3,14 +3,15 @@
 //! Key order, white space and the spelling of numbers do not survive; everything else does, digits included.
 
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// A JSON value in canonical text: keys sorted, no white space, numbers in their shortest decimal form.
+/// A JSON value in canonical text: keys sorted, no white space, numbers in their shortest decimal form. A copy shares the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Json(Box<str>);
+pub struct Json(Arc<str>);
 
 impl Json {
     /// The canonical form of a value.
@@ -18,7 +19,7 @@ impl Json {
     pub fn from_value(value: &Value) -> Self {
         let mut text = String::new();
         write_canonical(&mut text, value);
-        Self(text.into_boxed_str())
+        Self(text.into())
     }
 
     /// A JSON string.
@@ -71,7 +72,7 @@ impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         if is_canonical(raw.get()) {
-            return Ok(Self(raw.into()));
+            return Ok(Self(raw.get().into()));
         }
         let value = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
         Ok(Self::from_value(&value))

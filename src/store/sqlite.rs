@@ -37,9 +37,11 @@ mod due;
 mod file;
 mod glance;
 mod guard;
+mod many;
 mod read;
 mod rows;
 mod save;
+mod session;
 mod upkeep;
 mod watch;
 mod writer;
@@ -50,6 +52,8 @@ const SQLITE_VERSION_MIN: (u32, u32, u32) = (3, 51, 3);
 const APPLICATION_ID: i64 = 0x7263_6e64;
 /// How long a connection waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of the file the writing connection keeps in memory.
+const CACHE_KIB: u32 = 8 * 1024;
 /// How many reads run at once.
 const READERS_MAX: u32 = 4;
 
@@ -79,6 +83,8 @@ impl SqliteStore {
         let refused = |fault: Fault| cannot_open(path, &fault.problem());
         let options = options(path);
         let mut connection = options
+            .clone()
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
             .connect()
             .await
             .map_err(|error| refused(error.into()))?;
@@ -125,6 +131,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
+        // What a statement may have to undo is kept in memory, as are sorted rows: no file but the state's own holds anything of it.
+        .pragma("temp_store", "MEMORY")
         .disable_statement_logging()
 }
 

@@ -8,7 +8,7 @@ use crate::store::codec::{self, Cells as _, json};
 use crate::store::console::{Act, ActId, Person};
 use crate::store::fault::Fault;
 
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 
 /// Leaves the row that tells of a person's pause; automatic ones are no acts.
 pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(), Fault> {
@@ -54,7 +54,7 @@ pub(super) async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> 
     .bind(resource_id.as_ref().map(ResourceId::as_str))
     .bind(entry_id.map(|id| id.0))
     .bind(reason)
-    .execute(&mut rows.0)
+    .execute(rows.connection())
     .await?;
     Ok(())
 }
@@ -93,7 +93,7 @@ pub(super) async fn told(
     )
     .bind(now.as_millis())
     .bind(json(&ids))
-    .execute(&mut rows.0)
+    .execute(rows.connection())
     .await?;
     Ok(())
 }

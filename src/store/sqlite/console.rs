@@ -15,7 +15,7 @@ use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
 use crate::store::fault::Fault;
@@ -200,7 +200,7 @@ async fn carry_out(
          WHERE id = ?1",
     )
     .bind(id.0)
-    .fetch_optional(&mut rows.0)
+    .fetch_optional(rows.connection())
     .await?;
     let Some(row) = row else {
         return Ok(Answer::Unknown);

@@ -8,7 +8,7 @@ use crate::store::hold::{Hold, HoldReport, SUMMARY_ENTRIES_MAX};
 use crate::store::steps::guard::GuardRows;
 
 use super::read;
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 use crate::store::codec::{self, json, number};
 use crate::store::fault::Fault;
 
@@ -24,7 +24,7 @@ impl GuardRows for SqliteRows {
                 OR state = 'provisional'
              ORDER BY id",
         )
-        .fetch_all(&mut self.0)
+        .fetch_all(self.connection())
         .await?;
         rows.iter().map(codec::hold).collect()
     }
@@ -36,7 +36,7 @@ impl GuardRows for SqliteRows {
         )
         .bind(origin.name())
         .bind(now.as_millis())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(added.last_insert_rowid())
     }
@@ -67,7 +67,7 @@ impl GuardRows for SqliteRows {
         .bind(closed_at.map(Timestamp::as_millis))
         .bind(i64::from(found.destructive))
         .bind(i64::from(found.changes))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         match updated.rows_affected() {
             1 => Ok(()),
@@ -81,7 +81,7 @@ impl GuardRows for SqliteRows {
              WHERE id = ?1",
         )
         .bind(id)
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         match deleted.rows_affected() {
             1 => Ok(()),
@@ -95,7 +95,7 @@ impl GuardRows for SqliteRows {
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Fault> {
-        keys_under(&mut self.0, hold, after, limit).await
+        keys_under(self.connection(), hold, after, limit).await
     }
 
     async fn note_guarded(
@@ -116,7 +116,7 @@ impl GuardRows for SqliteRows {
         .bind(key.resource_id.as_str())
         .bind(at.as_millis())
         .bind(json(kinds(impact)))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -131,7 +131,7 @@ impl GuardRows for SqliteRows {
         .bind(key.installation_id.as_str())
         .bind(key.resource_id.as_str())
         .bind(json(kinds(impact)))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -151,7 +151,7 @@ impl GuardRows for SqliteRows {
         )
         .bind(after.as_millis())
         .bind(until.as_millis())
-        .fetch_one(&mut self.0)
+        .fetch_one(self.connection())
         .await?;
         codec::found(&row)
     }
@@ -179,7 +179,7 @@ impl GuardRows for SqliteRows {
         .bind(after.map_or("", |key| key.installation_id.as_str()))
         .bind(after.map_or("", |key| key.resource_id.as_str()))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&mut self.0)
+        .fetch_all(self.connection())
         .await?;
         rows.iter().map(codec::key).collect()
     }
@@ -194,7 +194,7 @@ impl GuardRows for SqliteRows {
             .bind(*kind)
             .bind(before.as_millis())
             .bind(after.as_millis())
-            .execute(&mut self.0)
+            .execute(self.connection())
             .await?;
         }
         Ok(())

@@ -8,37 +8,49 @@ use crate::store::{Counts, Glance, Pause, Progress};
 use crate::store::codec::{self, key_pairs, time};
 use crate::store::fault::Fault;
 
+use super::many::{Many, Statement};
+
 /// The whole records of these resources, in order.
 pub(super) async fn records(
     connection: &mut SqliteConnection,
     keys: &[ResourceKey],
 ) -> Result<Vec<Record>, Fault> {
-    if keys.is_empty() {
-        return Ok(Vec::new());
+    let mut wanted = Many::new(&RECORDS);
+    for (turn, key) in keys.iter().enumerate() {
+        wanted
+            .row()
+            .int(i64::try_from(turn).unwrap_or(i64::MAX))
+            .text(key.installation_id.as_str())
+            .text(key.resource_id.as_str());
     }
-    let rows = sqlx::query(concat!(
-        "SELECT ",
-        codec::resource_columns!(),
-        ", ",
-        codec::entry_columns!(),
-        " FROM json_each(?1) AS wanted
-         LEFT JOIN resource
-           ON resource.installation_id = wanted.value ->> 0
-          AND resource.resource_id = wanted.value ->> 1
-         LEFT JOIN entry
-           ON entry.installation_id = resource.installation_id
-          AND entry.resource_id = resource.resource_id
-          AND entry.closed_at IS NULL
-         ORDER BY wanted.key"
-    ))
-    .bind(key_pairs(keys))
-    .fetch_all(connection)
-    .await?;
+    let rows = wanted.fetch(connection).await?;
     keys.iter()
         .zip(&rows)
         .map(|(key, row)| codec::record(key, row))
         .collect()
 }
+
+const RECORDS: Statement = Statement {
+    what: "records",
+    columns: 3,
+    before: "WITH wanted (turn, installation_id, resource_id)
+             AS (VALUES ",
+    after: concat!(
+        ") SELECT ",
+        codec::resource_columns!(),
+        ", ",
+        codec::entry_columns!(),
+        " FROM wanted
+          LEFT JOIN resource
+            ON resource.installation_id = wanted.installation_id
+           AND resource.resource_id = wanted.resource_id
+          LEFT JOIN entry
+            ON entry.installation_id = resource.installation_id
+           AND entry.resource_id = resource.resource_id
+           AND entry.closed_at IS NULL
+          ORDER BY wanted.turn"
+    ),
+};
 
 /// One glance per key, in order.
 pub(super) async fn glance(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::Row as _;
 
 use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::claim::DUE_HORIZON;
@@ -12,11 +12,8 @@ use crate::store::steps::{AttemptRow, Change, DueRequest, Rows};
 use crate::store::{Pause, PauseKind, PollProgress, Quarantined, SweepProgress};
 
 use super::due::{DUE_INSTALLATIONS, DUE_RESOURCES};
-use super::{read, save};
-
-/// The connection that writes, inside a transaction.
-#[derive(Debug)]
-pub(super) struct SqliteRows(pub(super) SqliteConnection);
+use super::save;
+use super::session::SqliteRows;
 
 type Kept<T> = Result<T, Fault>;
 
@@ -24,15 +21,15 @@ impl Rows for SqliteRows {
     type Error = Fault;
 
     async fn records(&mut self, keys: &[ResourceKey]) -> Kept<Vec<Record>> {
-        read::records(&mut self.0, keys).await
+        self.find(keys).await
     }
 
     async fn save(&mut self, change: Change<'_>) -> Kept<()> {
-        save::save_all(&mut self.0, &mut [change]).await
+        self.write(&mut [change]).await
     }
 
     async fn save_all(&mut self, changes: &mut [Change<'_>]) -> Kept<()> {
-        save::save_all(&mut self.0, changes).await
+        self.write(changes).await
     }
 
     async fn due_installations(&mut self, request: DueRequest<'_>) -> Kept<Vec<InstallationId>> {
@@ -52,7 +49,7 @@ impl Rows for SqliteRows {
             .bind(now.plus(DUE_HORIZON).as_millis())
             .bind(json(&excluded))
             .bind(count(limit))
-            .fetch_all(&mut self.0)
+            .fetch_all(self.connection())
             .await?;
         rows.iter().map(codec::installation_id).collect()
     }
@@ -77,7 +74,7 @@ impl Rows for SqliteRows {
                 .bind(from)
                 .bind(to)
                 .bind(count(each))
-                .fetch_all(&mut self.0)
+                .fetch_all(self.connection())
                 .await?;
             for row in &rows {
                 let turn: i64 = row.try_get("turn")?;
@@ -112,7 +109,7 @@ impl Rows for SqliteRows {
              GROUP BY installation_id",
         )
         .bind(owner)
-        .fetch_all(&mut self.0)
+        .fetch_all(self.connection())
         .await?;
         let mut reserved: BTreeMap<InstallationId, u32> = installations
             .iter()
@@ -137,17 +134,17 @@ impl Rows for SqliteRows {
         )
         .bind(now.map_or(i64::MAX, Timestamp::as_millis))
         .bind(i64::from(limit))
-        .fetch_all(&mut self.0)
+        .fetch_all(self.connection())
         .await?;
         rows.iter().map(codec::key).collect()
     }
 
     async fn add_attempt(&mut self, attempt: AttemptRow<'_>) -> Kept<()> {
-        save::add_attempts(&mut self.0, &[attempt]).await
+        save::add_attempts(self.connection(), &[attempt]).await
     }
 
     async fn add_attempts(&mut self, attempts: &[AttemptRow<'_>]) -> Kept<()> {
-        save::add_attempts(&mut self.0, attempts).await
+        save::add_attempts(self.connection(), attempts).await
     }
 
     async fn limited_until(&mut self, installation_id: &InstallationId) -> Kept<Option<Timestamp>> {
@@ -157,7 +154,7 @@ impl Rows for SqliteRows {
              WHERE installation_id = ?1",
         )
         .bind(installation_id.as_str())
-        .fetch_optional(&mut self.0)
+        .fetch_optional(self.connection())
         .await?;
         Ok(until.map(Timestamp::from_millis))
     }
@@ -175,7 +172,7 @@ impl Rows for SqliteRows {
         )
         .bind(installation_id.as_str())
         .bind(until.as_millis())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -194,7 +191,7 @@ impl Rows for SqliteRows {
         ))
         .bind(installation_id.as_str())
         .bind(kind.name())
-        .fetch_optional(&mut self.0)
+        .fetch_optional(self.connection())
         .await?;
         row.as_ref().map(codec::pause).transpose()
     }
@@ -223,7 +220,7 @@ impl Rows for SqliteRows {
         .bind(until.map(Timestamp::as_millis))
         .bind(probe_at.map(Timestamp::as_millis))
         .bind(i64::from(*probes_failed))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -240,7 +237,7 @@ impl Rows for SqliteRows {
         )
         .bind(installation_id.as_str())
         .bind(kind.name())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -260,7 +257,7 @@ impl Rows for SqliteRows {
     }
 
     async fn end_quarantine(&mut self, keys: &[ResourceKey]) -> Kept<u64> {
-        if keys.is_empty() {
+        if keys.is_empty() || !self.has_rows(IS_ANY_QUARANTINED).await? {
             return Ok(0);
         }
         let ended = sqlx::query(
@@ -271,7 +268,7 @@ impl Rows for SqliteRows {
                     FROM json_each(?1))",
         )
         .bind(key_pairs(keys))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(ended.rows_affected())
     }
@@ -285,7 +282,7 @@ impl Rows for SqliteRows {
         )
         .bind(i64::try_from(sweep.number).unwrap_or(i64::MAX))
         .bind(sweep.started_at.as_millis())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -297,13 +294,13 @@ impl Rows for SqliteRows {
         )
         .bind(key.installation_id.as_str())
         .bind(key.resource_id.as_str())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
 
     async fn end_rechecks(&mut self, keys: &[ResourceKey]) -> Kept<()> {
-        if keys.is_empty() {
+        if keys.is_empty() || !self.has_rows(IS_ANY_RECHECKED).await? {
             return Ok(());
         }
         sqlx::query(
@@ -313,7 +310,7 @@ impl Rows for SqliteRows {
                     FROM json_each(?1))",
         )
         .bind(key_pairs(keys))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }
@@ -327,7 +324,17 @@ impl Rows for SqliteRows {
     }
 }
 
+/// Both tables are empty most of the time, while the keys of a page take long to look up in them.
+const IS_ANY_QUARANTINED: &str = "SELECT EXISTS (SELECT 1 FROM quarantine)";
+const IS_ANY_RECHECKED: &str = "SELECT EXISTS (SELECT 1 FROM recheck)";
+
 impl SqliteRows {
+    async fn has_rows(&mut self, question: &'static str) -> Kept<bool> {
+        Ok(sqlx::query_scalar(question)
+            .fetch_one(self.connection())
+            .await?)
+    }
+
     async fn put_progress(&mut self, name: &'static str, value: String) -> Kept<()> {
         sqlx::query(
             "INSERT INTO progress (name, value)
@@ -337,7 +344,7 @@ impl SqliteRows {
         )
         .bind(name)
         .bind(value)
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(())
     }

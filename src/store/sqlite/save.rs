@@ -1,15 +1,17 @@
-//! Writes many records in a few statements: each takes its rows as one JSON array, which costs a fraction of a statement per row.
+//! Writes many records in a few statements of many rows each, which cost a fraction of a statement per row.
 //!
 //! What did not change is not written: a claim touches the lease and the doubt, and no index that says nothing of them.
 
 use sqlx::SqliteConnection;
 
-use crate::model::{Entry, EntryId, InFlight, Lease, Record, Timestamp};
+use crate::model::{Entry, EntryId, Record, Timestamp};
 use crate::store::AttemptRecord;
 use crate::store::steps::{AttemptRow, Change};
 
 use crate::store::codec::{json, name_of};
 use crate::store::fault::Fault;
+
+use super::many::{Many, Statement};
 
 /// Writes what changed of the records, their entries and the entries that were closed.
 ///
@@ -35,7 +37,7 @@ pub(super) async fn add_attempts(
     connection: &mut SqliteConnection,
     attempts: &[AttemptRow<'_>],
 ) -> Result<(), Fault> {
-    let mut rows = Statement::new("attempts", ADD_ATTEMPTS);
+    let mut rows = Many::new(&ADD_ATTEMPTS);
     for attempt in attempts {
         let AttemptRow {
             entry_id,
@@ -62,15 +64,14 @@ pub(super) async fn add_attempts(
             .text(key.resource_id.as_str())
             .int(started_at.as_millis())
             .int(ended_at.as_millis())
-            .text(method)
-            .text(&json(fields))
-            .text(&json(secret_names))
-            .text(outcome)
+            .text(*method)
+            .owned(json(fields))
+            .owned(json(secret_names))
+            .text(*outcome)
             .int(status.map(i64::from))
-            .optional(error_code.as_deref())
-            .optional(message.as_deref())
-            .optional(vercel_id.as_deref())
-            .end();
+            .text(error_code.as_deref())
+            .text(message.as_deref())
+            .text(vercel_id.as_deref());
     }
     rows.run(connection).await
 }
@@ -96,7 +97,7 @@ async fn insert_entries(
     .fetch_optional(&mut *connection)
     .await?;
     let mut number = last.unwrap_or(0);
-    let mut rows = Statement::new("new entries", INSERT_ENTRIES);
+    let mut rows = Many::new(&INSERT_ENTRIES);
     for change in &mut new {
         let Record { key, entry, .. } = &mut *change.after;
         let Some(entry) = entry else { continue };
@@ -107,38 +108,37 @@ async fn insert_entries(
             .text(key.installation_id.as_str())
             .text(key.resource_id.as_str())
             .text(entry.state.name())
-            .text(&json(&entry.desired))
+            .owned(json(&entry.desired))
             .int(i64::from(entry.generation))
             .text(entry.origin.name())
-            .text(&name_of(&entry.mode))
+            .owned(name_of(&entry.mode))
             .text(entry.reason.code())
             .int(entry.created_at.as_millis())
             .int(entry.due_at.as_millis())
             .int(i64::from(entry.attempts))
             .int(i64::from(entry.failures))
             .int(i64::from(entry.conflicts))
-            .text(&json(&entry.rejected))
-            .int(entry.hold)
-            .end();
+            .owned(json(&entry.rejected))
+            .int(entry.hold);
     }
     rows.run(connection).await
 }
 
 /// The rows of each statement.
 struct Work {
-    updates: Statement,
-    leases: Statement,
-    resources: Statement,
-    doubts: Statement,
+    updates: Many,
+    leases: Many,
+    resources: Many,
+    doubts: Many,
 }
 
 impl Default for Work {
     fn default() -> Self {
         Self {
-            updates: Statement::new("entries", UPDATE_ENTRIES),
-            leases: Statement::new("leases of entries", UPDATE_LEASES),
-            resources: Statement::new("resources", PUT_RESOURCES),
-            doubts: Statement::new("doubts of resources", UPDATE_DOUBTS),
+            updates: Many::new(&UPDATE_ENTRIES),
+            leases: Many::new(&UPDATE_LEASES),
+            resources: Many::new(&PUT_RESOURCES),
+            doubts: Many::new(&UPDATE_DOUBTS),
         }
     }
 }
@@ -194,23 +194,22 @@ impl Work {
             .row()
             .int(id.0)
             .text(state.name())
-            .optional(desired.as_deref())
+            .owned(desired)
             .int(i64::from(*generation))
-            .text(&name_of(mode))
+            .owned(name_of(mode))
             .text(reason.code())
             .int(due_at.as_millis())
             .int(i64::from(*attempts))
             .int(i64::from(*failures))
             .int(i64::from(*conflicts))
-            .text(&json(rejected))
+            .owned(json(rejected))
             .int(*hold)
             .lease(entry)
-            .int(closed_at.map(Timestamp::as_millis))
-            .end();
+            .int(closed_at.map(Timestamp::as_millis));
     }
 
     fn lease(&mut self, entry: &Entry) {
-        self.leases.row().int(entry.id.0).lease(entry).end();
+        self.leases.row().int(entry.id.0).lease(entry);
     }
 
     fn resource(&mut self, before: &Record, after: &Record) {
@@ -238,21 +237,20 @@ impl Work {
                 );
         if is_doubt_alone {
             let row = self.doubts.row().text(installation_id).text(resource_id);
-            row.text(&json(doubt)).end();
+            row.owned(json(doubt));
             return;
         }
         self.resources
             .row()
             .text(installation_id)
             .text(resource_id)
-            .text(&json(acknowledged))
-            .text(&json(doubt))
-            .text(&json(dismissed))
-            .raw(row_hash.map(|hash| json(&hash)).as_deref())
+            .owned(json(acknowledged))
+            .owned(json(doubt))
+            .owned(json(dismissed))
+            .bytes(row_hash.map(|hash| hash.as_bytes().to_vec()))
             .int(missing.map(|missing| missing.since.as_millis()))
             .int(missing.map(|missing| i64::from(missing.sweeps)))
-            .int(acknowledged_at.map(Timestamp::as_millis))
-            .end();
+            .int(acknowledged_at.map(Timestamp::as_millis));
     }
 }
 
@@ -298,176 +296,98 @@ fn is_lease_alone(before: &Entry, after: &Entry) -> bool {
         )
 }
 
-/// A statement and its rows, as one JSON array of arrays.
-struct Statement {
-    what: &'static str,
-    sql: &'static str,
-    rows: u64,
-    array: String,
-}
+const ADD_ATTEMPTS: Statement = Statement {
+    what: "attempts",
+    columns: 14,
+    before: "INSERT INTO attempt
+                 (entry_id, number, installation_id, resource_id, started_at, ended_at, method, fields, secret_names, outcome,
+                  status, error_code, message, vercel_id)
+             VALUES ",
+    after: "",
+};
 
-impl Statement {
-    const fn new(what: &'static str, sql: &'static str) -> Self {
-        Self {
-            what,
-            sql,
-            rows: 0,
-            array: String::new(),
-        }
-    }
+const INSERT_ENTRIES: Statement = Statement {
+    what: "new entries",
+    columns: 16,
+    before: "INSERT INTO entry
+                 (id, installation_id, resource_id, state, desired, generation, origin, mode, reason, created_at, due_at,
+                  attempts, failures, conflicts, rejected, hold_id)
+             VALUES ",
+    after: "",
+};
 
-    fn row(&mut self) -> Row<'_> {
-        self.array.push(if self.rows == 0 { '[' } else { ',' });
-        self.array.push('[');
-        self.rows += 1;
-        Row {
-            array: &mut self.array,
-            is_first: true,
-        }
-    }
+const UPDATE_ENTRIES: Statement = Statement {
+    what: "entries",
+    columns: 17,
+    before: "WITH new (id, state, desired, generation, mode, reason, due_at, attempts, failures, conflicts, rejected, hold_id,
+                       lease_owner, lease_token, lease_expires_at, in_flight, closed_at)
+             AS (VALUES ",
+    after: ")
+            UPDATE entry
+            SET state = new.state,
+                desired = coalesce(new.desired, entry.desired),
+                generation = new.generation,
+                mode = new.mode,
+                reason = new.reason,
+                due_at = new.due_at,
+                attempts = new.attempts,
+                failures = new.failures,
+                conflicts = new.conflicts,
+                rejected = new.rejected,
+                hold_id = new.hold_id,
+                lease_owner = new.lease_owner,
+                lease_token = new.lease_token,
+                lease_expires_at = new.lease_expires_at,
+                in_flight = new.in_flight,
+                closed_at = new.closed_at
+            FROM new
+            WHERE entry.id = new.id
+              AND entry.closed_at IS NULL",
+};
 
-    /// Runs the statement, which must write one row for each that was given.
-    async fn run(mut self, connection: &mut SqliteConnection) -> Result<(), Fault> {
-        if self.rows == 0 {
-            return Ok(());
-        }
-        self.array.push(']');
-        let written = sqlx::query(self.sql)
-            .bind(self.array)
-            .execute(connection)
-            .await?
-            .rows_affected();
-        if written == self.rows {
-            Ok(())
-        } else {
-            let Self { what, rows, .. } = self;
-            Err(Fault::Corrupt(format!(
-                "writing {rows} {what} changed {written} rows"
-            )))
-        }
-    }
-}
+const UPDATE_LEASES: Statement = Statement {
+    what: "leases of entries",
+    columns: 5,
+    before: "WITH new (id, lease_owner, lease_token, lease_expires_at, in_flight)
+             AS (VALUES ",
+    after: ")
+            UPDATE entry
+            SET lease_owner = new.lease_owner,
+                lease_token = new.lease_token,
+                lease_expires_at = new.lease_expires_at,
+                in_flight = new.in_flight
+            FROM new
+            WHERE entry.id = new.id
+              AND entry.closed_at IS NULL",
+};
 
-/// One row of a statement under construction.
-struct Row<'a> {
-    array: &'a mut String,
-    is_first: bool,
-}
+const PUT_RESOURCES: Statement = Statement {
+    what: "resources",
+    columns: 9,
+    before: "INSERT INTO resource
+                 (installation_id, resource_id, acknowledged, doubt, dismissed, row_hash, missing_since, missing_sweeps,
+                  acknowledged_at)
+             VALUES ",
+    after: "
+            ON CONFLICT (installation_id, resource_id) DO UPDATE
+            SET acknowledged = excluded.acknowledged,
+                doubt = excluded.doubt,
+                dismissed = excluded.dismissed,
+                row_hash = excluded.row_hash,
+                missing_since = excluded.missing_since,
+                missing_sweeps = excluded.missing_sweeps,
+                acknowledged_at = excluded.acknowledged_at",
+};
 
-impl Row<'_> {
-    /// JSON as it is; null for none.
-    fn raw<'t>(mut self, json: impl Into<Option<&'t str>>) -> Self {
-        if !std::mem::replace(&mut self.is_first, false) {
-            self.array.push(',');
-        }
-        self.array.push_str(json.into().unwrap_or("null"));
-        self
-    }
-
-    fn int(self, integer: impl Into<Option<i64>>) -> Self {
-        match integer.into() {
-            Some(integer) => self.raw(integer.to_string().as_str()),
-            None => self.raw(None),
-        }
-    }
-
-    fn text(self, text: &str) -> Self {
-        self.raw(json(text).as_str())
-    }
-
-    fn optional(self, text: Option<&str>) -> Self {
-        match text {
-            Some(text) => self.text(text),
-            None => self.raw(None),
-        }
-    }
-
-    /// The four columns that are set exactly while a request is under way.
-    fn lease(self, entry: &Entry) -> Self {
-        let lease = entry.lease.as_ref();
-        let in_flight = entry.in_flight.as_ref().map(json::<InFlight>);
-        self.optional(lease.map(|lease| lease.owner.as_str()))
-            .int(lease.map(|lease: &Lease| lease.token.0))
-            .int(lease.map(|lease| lease.expires_at.as_millis()))
-            .optional(in_flight.as_deref())
-    }
-
-    fn end(self) {
-        self.array.push(']');
-    }
-}
-
-const ADD_ATTEMPTS: &str = "
-    INSERT INTO attempt
-        (entry_id, number, installation_id, resource_id, started_at, ended_at, method, fields, secret_names, outcome, status,
-         error_code, message, vercel_id)
-    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
-           value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
-    FROM json_each(?1)
-    ORDER BY key";
-
-const INSERT_ENTRIES: &str = "
-    INSERT INTO entry
-        (id, installation_id, resource_id, state, desired, generation, origin, mode, reason, created_at, due_at, attempts,
-         failures, conflicts, rejected, hold_id)
-    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
-           value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15
-    FROM json_each(?1)
-    ORDER BY key";
-
-const UPDATE_ENTRIES: &str = "
-    UPDATE entry
-    SET state = value ->> 1,
-        desired = coalesce(value ->> 2, desired),
-        generation = value ->> 3,
-        mode = value ->> 4,
-        reason = value ->> 5,
-        due_at = value ->> 6,
-        attempts = value ->> 7,
-        failures = value ->> 8,
-        conflicts = value ->> 9,
-        rejected = value ->> 10,
-        hold_id = value ->> 11,
-        lease_owner = value ->> 12,
-        lease_token = value ->> 13,
-        lease_expires_at = value ->> 14,
-        in_flight = value ->> 15,
-        closed_at = value ->> 16
-    FROM json_each(?1)
-    WHERE entry.id = value ->> 0
-      AND entry.closed_at IS NULL";
-
-const UPDATE_LEASES: &str = "
-    UPDATE entry
-    SET lease_owner = value ->> 1,
-        lease_token = value ->> 2,
-        lease_expires_at = value ->> 3,
-        in_flight = value ->> 4
-    FROM json_each(?1)
-    WHERE entry.id = value ->> 0
-      AND entry.closed_at IS NULL";
-
-const PUT_RESOURCES: &str = "
-    INSERT INTO resource
-        (installation_id, resource_id, acknowledged, doubt, dismissed, row_hash, missing_since, missing_sweeps, acknowledged_at)
-    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 6, value ->> 7,
-           value ->> 8
-    FROM json_each(?1)
-    -- Without it the ON of the conflict would be taken for one of a join.
-    WHERE true
-    ORDER BY key
-    ON CONFLICT (installation_id, resource_id) DO UPDATE
-    SET acknowledged = excluded.acknowledged,
-        doubt = excluded.doubt,
-        dismissed = excluded.dismissed,
-        row_hash = excluded.row_hash,
-        missing_since = excluded.missing_since,
-        missing_sweeps = excluded.missing_sweeps,
-        acknowledged_at = excluded.acknowledged_at";
-
-const UPDATE_DOUBTS: &str = "
-    UPDATE resource
-    SET doubt = value ->> 2
-    FROM json_each(?1)
-    WHERE resource.installation_id = value ->> 0
-      AND resource.resource_id = value ->> 1";
+const UPDATE_DOUBTS: Statement = Statement {
+    what: "doubts of resources",
+    columns: 3,
+    before: "WITH new (installation_id, resource_id, doubt)
+             AS (VALUES ",
+    after: ")
+            UPDATE resource
+            SET doubt = new.doubt
+            FROM new
+            WHERE resource.installation_id = new.installation_id
+              AND resource.resource_id = new.resource_id",
+};

@@ -4,7 +4,7 @@ use crate::store::fault::Fault;
 use crate::store::rules::quarantine_slot;
 use crate::store::{Cutoffs, Quarantined};
 
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 
 impl SqliteRows {
     /// Keeps an unusable row; true when it is new or changed.
@@ -38,7 +38,7 @@ impl SqliteRows {
         .bind(&slot)
         .bind(row_hash.as_bytes().to_vec())
         .bind(sweep)
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         if known.rows_affected() > 0 {
             return Ok(false);
@@ -57,7 +57,7 @@ impl SqliteRows {
         .bind(row_hash.as_bytes().to_vec())
         .bind(since.as_millis())
         .bind(sweep)
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(true)
     }
@@ -75,7 +75,7 @@ impl SqliteRows {
         )
         .bind(entries.as_millis())
         .bind(i64::from(limit))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?
         .rows_affected();
         let attempts = sqlx::query(
@@ -88,7 +88,7 @@ impl SqliteRows {
         )
         .bind(attempts.as_millis())
         .bind(i64::from(limit))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?
         .rows_affected();
         Ok(entries + attempts)

@@ -6,7 +6,7 @@ use crate::store::codec;
 use crate::store::fault::Fault;
 use crate::store::steps::watch::WatchRows;
 
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 
 impl WatchRows for SqliteRows {
     async fn watch(&mut self) -> Result<Option<Lease>, Fault> {
@@ -15,7 +15,7 @@ impl WatchRows for SqliteRows {
              FROM lease
              WHERE name = 'watch'",
         )
-        .fetch_optional(&mut self.0)
+        .fetch_optional(self.connection())
         .await?;
         row.as_ref().map(codec::watch_lease).transpose()
     }
@@ -37,7 +37,7 @@ impl WatchRows for SqliteRows {
         .bind(lease.expires_at.as_millis())
         .bind(now.as_millis())
         .bind(now.plus(DUE_HORIZON).as_millis())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(taken.rows_affected() == 1)
     }
@@ -55,7 +55,7 @@ impl WatchRows for SqliteRows {
         )
         .bind(token.0)
         .bind(expires_at.as_millis())
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(renewed.rows_affected() == 1)
     }
@@ -67,7 +67,7 @@ impl WatchRows for SqliteRows {
                AND (?1 IS NULL OR token = ?1)",
         )
         .bind(token.map(|token| token.0))
-        .execute(&mut self.0)
+        .execute(self.connection())
         .await?;
         Ok(dropped.rows_affected() == 1)
     }

@@ -6,14 +6,14 @@
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
-use sqlx::{Connection as _, SqliteConnection};
+use sqlx::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::store::StoreError;
 
 use super::file::DaemonLock;
-use super::rows::SqliteRows;
+use super::session::SqliteRows;
 use crate::store::fault::Fault;
 
 /// The most jobs in one transaction.
@@ -32,7 +32,7 @@ impl Writer {
     /// Starts the task on its connection; the lock, if any, is given back after its last transaction.
     pub(super) fn start(connection: SqliteConnection, lock: Option<DaemonLock>) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let task = tokio::spawn(run(SqliteRows(connection), receiver, lock));
+        let task = tokio::spawn(run(SqliteRows::new(connection), receiver, lock));
         Self {
             jobs: Mutex::new(Some(sender)),
             task: Mutex::new(Some(task)),
@@ -156,16 +156,14 @@ async fn run(
             job.answer(committed.as_ref().copied());
         }
     }
-    // Whatever the journal still holds is found again by the next one who opens the state.
-    let _ = rows.0.close().await;
+    rows.close().await;
     drop(lock);
 }
 
 async fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
     let result = try_commit(rows, jobs).await;
     if result.is_err() {
-        // SQLite may have ended the transaction already; then there is nothing to undo.
-        let _ = sqlx::query("ROLLBACK").execute(&mut rows.0).await;
+        rows.roll_back().await;
     }
     result.map_err(|error| {
         let fault = Fault::from(error);
@@ -177,27 +175,23 @@ async fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Re
 }
 
 async fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), sqlx::Error> {
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut rows.0).await?;
+    rows.begin().await?;
     if let [job] = jobs {
         // Alone it spoils no other.
         if job.run(rows).await {
-            sqlx::query("COMMIT").execute(&mut rows.0).await?;
+            rows.commit().await?;
         } else {
-            // SQLite may have undone it already.
-            let _ = sqlx::query("ROLLBACK").execute(&mut rows.0).await;
+            rows.roll_back().await;
         }
         return Ok(());
     }
     for job in jobs {
-        sqlx::query("SAVEPOINT job").execute(&mut rows.0).await?;
-        if !job.run(rows).await {
-            // Fails when SQLite undid the whole transaction, and so do all of its jobs then.
-            sqlx::query("ROLLBACK TO job").execute(&mut rows.0).await?;
-        }
-        sqlx::query("RELEASE job").execute(&mut rows.0).await?;
+        rows.begin_part().await?;
+        let done = job.run(rows).await;
+        // Fails when SQLite undid the whole transaction, and so do all of its jobs then.
+        rows.end_part(done).await?;
     }
-    sqlx::query("COMMIT").execute(&mut rows.0).await?;
-    Ok(())
+    rows.commit().await
 }
 
 #[cfg(test)]
@@ -235,7 +229,7 @@ mod tests {
                 sqlx::query("INSERT INTO kept (value, filling) VALUES (?1, zeroblob(?2))")
                     .bind(value)
                     .bind(bytes)
-                    .execute(&mut rows.0)
+                    .execute(rows.connection())
                     .await?;
                 if fails {
                     return Err(Fault::Corrupt("as told".to_owned()));
@@ -250,7 +244,7 @@ mod tests {
         let work = boxed(|rows| {
             Box::pin(async move {
                 let query = sqlx::query_scalar("SELECT value FROM kept ORDER BY value");
-                Ok(query.fetch_all(&mut rows.0).await?)
+                Ok(query.fetch_all(rows.connection()).await?)
             })
         });
         writer.write("read", work).await.expect("readable")
@@ -304,7 +298,7 @@ mod tests {
         let limit = boxed(|rows| {
             Box::pin(async move {
                 sqlx::query("PRAGMA max_page_count = 8")
-                    .execute(&mut rows.0)
+                    .execute(rows.connection())
                     .await?;
                 Ok(())
             })
