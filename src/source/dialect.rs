@@ -9,7 +9,7 @@ use super::columns::{Column, CursorColumn, Described};
 use super::feed;
 use super::inspect::Inspection;
 use super::query::{Lexis, Query};
-use super::statement::{Comparison, Param, Placeholders, Statement};
+use super::statement::{Bind, Comparison, Param, Placeholders, Statement};
 use super::{CursorKind, Guarantee};
 
 /// The longest id, in bytes, that takes part in the order of a sweep; no usable id is longer.
@@ -193,4 +193,15 @@ impl Rows {
 /// The value as text, if it is any.
 pub(super) fn text(cell: Cell) -> Option<String> {
     cell.and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+}
+
+/// A key's text in the byte order of hexadecimal digits, for dialects that compare it so.
+pub(super) fn hex(id: &str) -> Bind {
+    use std::fmt::Write as _;
+    let end = id.len().min(MAX_ORDERED_BYTES);
+    let mut text = String::with_capacity(2 * end);
+    for byte in &id.as_bytes()[..end] {
+        write!(text, "{byte:02X}").expect("a String takes all text");
+    }
+    Bind::Text(text)
 }

@@ -9,9 +9,9 @@ use std::collections::HashSet;
 use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Layout};
-use super::dialect::{Cell, Dialect, Key, MAX_ORDERED_BYTES, Rows, text};
+use super::dialect::{Cell, Dialect, Key, Rows, text};
 use super::query::Query;
-use super::statement::{Bind, Comparison, Param, Statement};
+use super::statement::{Comparison, Param, Statement};
 use super::{Position, RawKey};
 use crate::model::{CellText, RawRow, RawText, ResourceKey};
 
@@ -556,17 +556,6 @@ pub(super) fn poll_params<D: Dialect>(
     let value = dialect.cursor_param(cursor, &position.cursor)?;
     let [installation, resource] = sweep_params(dialect, keys, &position.key)?;
     Some([value, installation, resource])
-}
-
-/// A key's text in the byte order of hexadecimal digits, for dialects that compare it so.
-pub(super) fn hex(id: &str) -> Bind {
-    use std::fmt::Write as _;
-    let end = id.len().min(MAX_ORDERED_BYTES);
-    let mut text = String::with_capacity(2 * end);
-    for byte in &id.as_bytes()[..end] {
-        write!(text, "{byte:02X}").expect("a String takes all text");
-    }
-    Bind::Text(text)
 }
 
 #[cfg(test)]

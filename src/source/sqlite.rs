@@ -16,12 +16,11 @@ use sqlx::{
 
 use super::columns::{CURSOR, Column, CursorColumn, Described, Reach};
 use super::connections::CONNECT_TIMEOUT;
-use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink};
+use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
 use super::error::{self, Failure};
 use super::feed;
 use super::inspect::Inspection;
 use super::packed;
-use super::pages::hex;
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
 use super::{CursorKind, Guarantee};
