@@ -71,8 +71,11 @@ fn is_ordered(rows: &RawRows) -> bool {
     })
 }
 
+/// Both ids of a row.
+type Ids<'a> = (&'a str, &'a str);
+
 /// The first and the last key.
-fn bounds(rows: &RawRows) -> Option<((&str, &str), (&str, &str))> {
+fn bounds(rows: &RawRows) -> Option<(Ids<'_>, Ids<'_>)> {
     Some((rows.iter().next()?.ids()?, rows.last()?.ids()?))
 }
 
