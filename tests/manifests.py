@@ -169,6 +169,14 @@ def check_dockerfile():
     """Cargo wants every target of the manifest to exist, also those that the image does not build."""
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     copied = set(re.findall(r"^COPY (\w+) \1$", dockerfile, re.MULTILINE))
+    ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+    sources = [path for line in re.findall(r"^COPY (?!--)(.+)$", dockerfile, re.MULTILINE) for path in line.split()[:-1]]
+    assert sources, "the image is built from nothing"
+    for path in sources:
+        assert (ROOT / path).exists(), f"the image copies {path}, which is not there"
+        assert f"!{path}" in ignored, f"the image copies {path}, which Dockerfile.dockerignore keeps out"
+    for path in (line[1:] for line in ignored if line.startswith("!")):
+        assert path in sources, f"Dockerfile.dockerignore lets {path} in, which nothing copies"
     manifest = tomllib.loads((ROOT / "Cargo.toml").read_text())
     for kind in ("bin", "test", "bench", "example"):
         for target in manifest.get(kind, []):

@@ -6,8 +6,9 @@
 --   mysql provider < deploy/source/mysql-feed.sql
 --   mysql provider --execute "GRANT SELECT ON reconciled_feed TO 'reconciled'@'%'"
 --
--- Numbers become visible out of order when transactions commit out of order. The daemon looks for those left out until they have been
--- missing for `[source] overlap`: keep it above your longest transaction that writes. In a cluster with several writers it is no more
+-- Numbers become visible out of order when transactions commit out of order. With GRANT PROCESS ON *.* the daemon looks for
+-- those left out until all transactions have ended that were open when it missed them. Without it, until they have been missing for
+-- `[source] overlap`: keep it above your longest transaction that writes. In a cluster with several writers it is no more
 -- than that either: a change made on another node arrives with its number when it is applied.
 --
 -- Foreign keys that cascade fire no triggers. With binlog_format = STATEMENT the server warns of AUTO_INCREMENT in triggers: use ROW.

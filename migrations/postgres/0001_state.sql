@@ -45,6 +45,7 @@ CREATE TABLE resource (
 
 CREATE INDEX resource_acknowledged ON resource (acknowledged_at) WHERE acknowledged_at IS NOT NULL;
 CREATE INDEX resource_missing ON resource (missing_since) WHERE missing_since IS NOT NULL;
+CREATE INDEX resource_dismissed ON resource (installation_id) WHERE dismissed <> '{}';
 
 -- The guard's holds: passes that were beyond the blast radius and wait for a person. A provisional one keeps back what a pass has
 -- counted until the pass ends; within the limits it is deleted then.

@@ -74,6 +74,8 @@ struct Overview {
     daemon: Daemon,
     /// Attempts of the last hour that had to be repeated.
     retries: u64,
+    /// Resources that differ since a person discarded the change.
+    discarded: u64,
     installations: Vec<InstallationSummary>,
     /// Of installations and unusable rows only those of this one are shown.
     only: Option<InstallationId>,
@@ -105,6 +107,7 @@ impl Overview {
             progress: console.progress().await?,
             daemon: console.daemon().await?,
             retries: console.retries_since(now.minus(RETRIES)).await?,
+            discarded: console.discarded().await?,
             installations: console.installations().await?,
             only: None,
             unusable,
@@ -251,6 +254,7 @@ pub(super) mod tests {
                 replicas: Vec::new(),
             },
             retries: 3,
+            discarded: 0,
             installations: vec![
                 installation("icfg_7Hd", 0, 0),
                 installation("icfg_9aQ", 0, 0),

@@ -39,6 +39,9 @@ pub trait Console: Store {
     /// How many attempts that ended at or after `since` had to be repeated.
     async fn retries_since(&self, since: Timestamp) -> Result<u64, StoreError>;
 
+    /// How many resources differ from what Vercel acknowledged since a person discarded the change.
+    async fn discarded(&self) -> Result<u64, StoreError>;
+
     /// Does the same to each of these entries, in one transaction; one answer per entry, in order.
     async fn act(
         &self,

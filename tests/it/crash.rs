@@ -307,3 +307,78 @@ async fn a_sweep_that_was_killed_goes_on_where_it_stopped() {
     assert_eq!(adopted().await, i64::try_from(ROWS).expect("small"));
     assert!(daemon.end_with(Signal::TERM).await.success());
 }
+
+#[tokio::test]
+async fn a_restore_beside_a_sweep_that_was_killed_is_followed_by_a_whole_sweep() {
+    const ROWS: u64 = 300;
+    const PAGE: u64 = 10;
+    let world = World::new(sqlite::database()).await;
+    // Without a cursor: only sweeps see these rows, but for one that polls have to stand by.
+    let rows = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+         INSERT INTO resource (installation_id, id, version, status)
+         SELECT 'icfg_0', printf('res_%04d', i), CASE i WHEN {ROWS} THEN 1 END, 'ready' FROM n"
+    );
+    world.provider.execute(&rows).await;
+    let state = world.installation.path("state.db");
+    let configure = |rows_per_second: u64| {
+        world.installation.configure(&format!(
+            "[source]\nurl = \"{}\"\noverlap = 0\n\
+             query = \"SELECT installation_id, id AS resource_id, version AS cursor, status FROM resource\"\n\
+             installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
+             [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n\
+             [reconcile]\nfirst_sight = \"adopt\"\nsweep_rows_per_second = {rows_per_second}\n\
+             [schedule]\npoll = \"* * * * * *\"\n",
+            world.provider.url,
+            state.display(),
+            world.simulator.base_url(),
+        ));
+    };
+    configure(PAGE);
+    let mut daemon = world.installation.run();
+    daemon.wait_for_event("daemon.started").await;
+    let adopted = async || -> i64 {
+        let url = format!("sqlite://{}?mode=ro", state.display());
+        let connection = sqlx::SqliteConnection::connect(&url).await;
+        let mut connection = connection.expect("the state is there");
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM resource");
+        let count = count.fetch_one(&mut connection).await;
+        count.expect("the state is readable")
+    };
+    while adopted().await < 2 * i64::try_from(PAGE).expect("small") {
+        tokio::task::yield_now().await;
+    }
+    daemon.end_with(Signal::KILL).await;
+    assert_eq!(daemon.events("sweep.completed").len(), 0);
+
+    // Another file under the same name, in which a row differs that the sweep has passed.
+    let (file, restored) = (
+        &world.provider.name,
+        format!("{}.restored", world.provider.name),
+    );
+    std::fs::copy(file, &restored).expect("the directory is writable");
+    std::fs::rename(&restored, file).expect("the directory is writable");
+    world
+        .provider
+        .execute("UPDATE resource SET status = 'suspended' WHERE id = 'res_0001'")
+        .await;
+    configure(0);
+    let mut daemon = world.installation.run();
+    let why = daemon.wait_for_event("poll.needs_sweep").await;
+    assert_eq!(why["reason"], "the source is another database than before");
+    let part = daemon.wait_for_event("sweep.completed").await;
+    assert!(
+        part["rows"].as_u64().is_some_and(|rows| rows < ROWS),
+        "it went on where it had stopped: {part}"
+    );
+    let whole = daemon.wait_for_event("sweep.completed").await;
+    assert_eq!(whole["rows"], ROWS, "{whole}");
+    let reached = world.remote().wait_until(|remote| {
+        let resource = remote.resource("icfg_0", "res_0001");
+        resource.is_some_and(|resource| {
+            resource.field(reconciled::simulator::Field::Status) == Some(&"suspended".into())
+        })
+    });
+    reached.await.expect("the whole sweep finds it");
+    assert!(daemon.end_with(Signal::TERM).await.success());
+}

@@ -13,6 +13,7 @@ use crate::support::{
 };
 
 mod guard;
+mod terminal;
 mod upkeep;
 
 const TABLES: &str = "

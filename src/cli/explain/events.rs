@@ -143,7 +143,8 @@ fn entries(story: &Story) -> Vec<Event> {
 
 fn found(fields: &str, origin: &str) -> String {
     if fields.is_empty() {
-        format!("({origin})")
+        // Nothing of it was sent, and what it would have sent is not kept.
+        format!("found ({origin})")
     } else {
         format!("{fields} ({origin})")
     }
@@ -443,7 +444,7 @@ pub(crate) mod tests {
             anstream::adapter::strip_str(&table(&events(&story), look).render(look)).to_string();
         insta::assert_snapshot!(text, @r"
         TIME      EVENT         WHAT                                                 TOOK    X-VERCEL-ID
-        13:55:31  changed       (sweep)
+        13:55:31  changed       found (sweep)
         13:55:41  withdrawn     the source went back; nothing was left to send
         14:01:33  changed       secrets.DATABASE_URL (poll)
         14:01:34  failed        ×3 over 17 s  503 server_error secrets.DATABASE_URL  400 ms  iad1::q3

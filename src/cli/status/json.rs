@@ -57,6 +57,7 @@ pub(super) fn render(overview: &Overview) -> Value {
         },
         "resources": resources,
         "missing": missing,
+        "discarded": overview.discarded,
         "paused_installations": paused,
         "quarantined": {
             "count": overview.unusable_total,

@@ -62,6 +62,16 @@ fn facts(overview: &Overview, look: Look) -> Vec<(&'static str, String)> {
     facts.push(("poll", poll(overview, look)));
     facts.push(("sweep", sweep(overview, look)));
     facts.push(("vercel", vercel(overview, look)));
+    if overview.discarded > 0 {
+        let differ = counted(overview.discarded, "resource");
+        let verb = if overview.discarded == 1 {
+            "differs"
+        } else {
+            "differ"
+        };
+        let text = format!("{differ} {verb} since a person discarded the change");
+        facts.push(("discards", text));
+    }
     if overview.counts.missing > 0 {
         let missing = counted(overview.counts.missing, "resource");
         facts.push((
@@ -230,6 +240,16 @@ fn holds(overview: &Overview, look: Look) -> String {
             .iter()
             .map(|key| visible(&key.to_string()))
             .collect();
+        // At a terminal a line holds a few; in a pipe all stand on one.
+        let a_line = if look.terminal {
+            3
+        } else {
+            examples.len().max(1)
+        };
+        let examples: Vec<String> = examples
+            .chunks(a_line)
+            .map(|some| some.join(", "))
+            .collect();
         let found = &hold.found;
         text.push_str(&format!(
             "\n{} {} kept back since {}, {} destructive of {} found\n         would change {}\n         for example {}\n         all of it: reconciled plan --held\n",
@@ -239,7 +259,7 @@ fn holds(overview: &Overview, look: Look) -> String {
             count(found.destructive.into()),
             counted(found.changes.into(), "change"),
             hold::towards(summary),
-            examples.join(", ")
+            examples.join(",\n                     ")
         ));
     }
     text
@@ -416,6 +436,21 @@ mod tests {
 
         Next: reconciled plan --held
         ");
+    }
+
+    #[test]
+    fn what_a_person_discarded_is_no_agreement() {
+        let mut overview = in_sync();
+        overview.discarded = 300;
+        let shown = plain(&overview, LOOK);
+        assert!(
+            shown.starts_with("IN SYNC   nothing is open, 300 discarded; every row compared "),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("\ndiscards 300 resources differ since a person discarded the change\n"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -170,7 +170,11 @@ impl Verdict {
                     .as_ref()
                     .and_then(|sweep| sweep.last);
                 let swept = swept.map(|(at, _)| format!("; every row compared {}", look.when(at)));
-                return format!("nothing is open{}", swept.unwrap_or_default());
+                let open = match overview.discarded {
+                    0 => "nothing is open".to_owned(),
+                    discarded => format!("nothing is open, {} discarded", count(discarded)),
+                };
+                return format!("{open}{}", swept.unwrap_or_default());
             }
         };
         if counts.waiting + counts.held + counts.dead == 0 {

@@ -267,3 +267,26 @@ fn every_wait_stays_below_what_is_taken_for_a_clock_set_back() {
     let longest = Duration::from_secs(15 * 60);
     assert!(longest < crate::plan::claim::DUE_HORIZON);
 }
+
+#[test]
+fn the_speed_of_sweeps_is_any_number_up_to_a_million_and_0_is_no_limit() {
+    let speed = |value: i64| {
+        let text = least(&format!("[reconcile]\nsweep_rows_per_second = {value}\n"));
+        Config::from_toml(&text).map(|config| config.reconcile.sweep_rows_per_second)
+    };
+    for (value, expected) in [
+        (0, None),
+        (1, std::num::NonZeroU32::new(1)),
+        (1_000_000, std::num::NonZeroU32::new(1_000_000)),
+    ] {
+        assert_eq!(speed(value).expect("it is accepted"), expected, "{value}");
+    }
+    for value in [-1, 1_000_001] {
+        let refused = speed(value).expect_err("it is refused").to_string();
+        assert!(
+            refused.contains("`reconcile.sweep_rows_per_second` is out of range")
+                && refused.contains("from 0 to 1000000"),
+            "{refused}"
+        );
+    }
+}

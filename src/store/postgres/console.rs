@@ -138,6 +138,23 @@ impl Console for PostgresStore {
         .await
     }
 
+    async fn discarded(&self) -> Result<u64, StoreError> {
+        self.read("count what was discarded", Purpose::Survey, |transaction| {
+            Box::pin(async move {
+                let row = transaction
+                    .query(
+                        "SELECT count(*) AS discarded
+                         FROM resource
+                         WHERE dismissed <> '{}'",
+                    )
+                    .fetch_one(transaction.connection())
+                    .await?;
+                number(row.integer("discarded")?, "discarded")
+            })
+        })
+        .await
+    }
+
     async fn act(
         &self,
         ids: &[EntryId],

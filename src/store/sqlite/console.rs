@@ -119,6 +119,21 @@ impl Console for SqliteStore {
             .map_err(|fault: Fault| fault.during("count retries"))
     }
 
+    async fn discarded(&self) -> Result<u64, StoreError> {
+        let read = async {
+            let discarded: i64 = sqlx::query_scalar(
+                "SELECT count(*)
+                 FROM resource INDEXED BY resource_dismissed
+                 WHERE dismissed <> '{}'",
+            )
+            .fetch_one(&mut *self.reader().await?)
+            .await?;
+            number(discarded, "discarded")
+        };
+        read.await
+            .map_err(|fault: Fault| fault.during("count what was discarded"))
+    }
+
     async fn act(
         &self,
         ids: &[EntryId],
