@@ -19,6 +19,7 @@ use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
+use crate::reread::Reread;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
@@ -96,6 +97,7 @@ pub struct Reconciler {
     /// What the last complete poll left.
     quiet: Mutex<Option<poll::Quiet>>,
     mark: Mark,
+    reread: Reread,
     /// Where it is noted when changes were committed.
     commits: Option<Arc<Commits>>,
 }
@@ -122,6 +124,7 @@ impl Reconciler {
             overtakes: AtomicU64::new(0),
             quiet: Mutex::default(),
             mark: Mark::default(),
+            reread: Reread::default(),
             commits: None,
         }
     }
@@ -170,6 +173,11 @@ impl Reconciler {
     /// Leaves a mark for each page: a pass may take long.
     pub fn mark_progress(&mut self, mark: Mark) {
         self.mark = mark;
+    }
+
+    /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`.
+    pub fn hand_over(&mut self, reread: Reread) {
+        self.reread = reread;
     }
 
     /// Notes when the changes that polls find were committed, as far as their cursors tell.
