@@ -26,7 +26,7 @@ use serde_json::json;
 
 use figure::{Figure, heading};
 use mock::Mock;
-use rows::{Scale, backlog, delivery, poll, size, sweep};
+use rows::{Scale, backlog, delivery, listen, poll, size, sweep};
 use support::database::Engine;
 
 /// The groups of rows, in the order of the table.
@@ -37,6 +37,7 @@ const GROUPS: &[&str] = &[
     "sweep-postgres",
     "sweep-sqlite",
     "poll",
+    "listen",
     "backlog",
     "size",
 ];
@@ -99,6 +100,7 @@ async fn measure(words: &[&str]) {
             "sweep-postgres" => sweep::unchanged(scale, &mock, Engine::Postgres).await,
             "sweep-sqlite" => sweep::unchanged(scale, &mock, Engine::Sqlite).await,
             "poll" => poll::polls(scale, &mock).await,
+            "listen" => listen::instant(scale, &mock).await,
             "backlog" => backlog::drained(scale, &mock).await,
             "size" => size::program(),
             other => unreachable!("{other} is no group"),

@@ -46,6 +46,8 @@ pub(crate) struct Provider {
 pub(crate) struct Setting {
     pub(crate) vercel: String,
     pub(crate) max_in_flight: u64,
+    /// Whether the daemon listens, and polls on schedule once a minute only.
+    pub(crate) listens: bool,
 }
 
 impl Provider {
@@ -124,16 +126,21 @@ impl Provider {
         let Setting {
             vercel,
             max_in_flight,
+            listens,
         } = setting;
+        let (listen, poll) = match listens {
+            true => ("listen = \"reconciled\"", "0 * * * * *"),
+            false => ("", "* * * * * *"),
+        };
         let (url, state) = (&self.database.url, self.state());
         let text = format!(
             "[source]\nurl = \"{url}\"\n\
              query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name, status, metadata, billing_plan, secrets FROM resource\"\n\
              installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
-             {overlap}\n\
+             {overlap}\n{listen}\n\
              [state]\nurl = \"sqlite://{}\"\n\
              [vercel]\nbase_url = \"{vercel}\"\nmax_in_flight = {max_in_flight}\n\
-             [schedule]\npoll = \"* * * * * *\"\nsweep = \"\"\n\
+             [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n\
              [log]\nfilter = \"info,reconciled::app::watch=debug\"\nsummary_interval = \"5s\"\n",
             state.display(),
             overlap = match self.database.engine {
@@ -169,8 +176,13 @@ impl Provider {
                  metadata = '{{\"region\":\"iad1\",\"round\":{round}}}' WHERE id < 'res_{count:07}'"
             ),
         };
+        // In the same transaction, as the trigger of the recipe does it; nobody listens unless told to.
+        let notify = match self.database.engine {
+            Engine::Postgres => "; NOTIFY reconciled",
+            _ => "",
+        };
         self.database
-            .execute(&format!("UPDATE resource SET {set}"))
+            .execute(&format!("UPDATE resource SET {set}{notify}"))
             .await;
     }
 

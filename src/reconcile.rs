@@ -8,9 +8,10 @@ mod baseline;
 mod feed;
 mod page;
 mod poll;
+mod skim;
 mod sweep;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
@@ -27,7 +28,7 @@ pub use page::{PageCounts, QuarantineNotice};
 pub use poll::PollReport;
 pub use sweep::{Sweep, SweepReport, SweepStep};
 
-/// The most rows in a page: one transaction on each side.
+/// The most rows that are decided on in one transaction, and the rows in a page of a poll.
 pub const PAGE_ROWS: u32 = 500;
 
 /// What passes depend on.
@@ -91,6 +92,10 @@ pub struct Reconciler {
     watch: Option<LeaseToken>,
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
+    /// Grows with what is committed of rows that were not read by a sweep: a sweep's page that was read before is not to follow.
+    overtakes: AtomicU64,
+    /// What the last complete poll left.
+    quiet: Mutex<Option<poll::Quiet>>,
     mark: Mark,
     reread: Reread,
     /// Where it is noted when changes were committed.
@@ -116,6 +121,8 @@ impl Reconciler {
             guard_events: Mutex::default(),
             watch: None,
             poll_undecided: AtomicBool::new(true),
+            overtakes: AtomicU64::new(0),
+            quiet: Mutex::default(),
             mark: Mark::default(),
             reread: Reread::default(),
             commits: None,
@@ -136,6 +143,9 @@ impl Reconciler {
     /// Has a batch decided and committed, and keeps what the guard did.
     async fn commit(&self, batch: Batch) -> Result<Reconciled, StoreError> {
         let (is_poll, ends_pass) = (batch.origin == Origin::Poll, batch.ends_pass);
+        if batch.origin != Origin::Sweep {
+            self.overtakes.fetch_add(1, Ordering::Relaxed);
+        }
         let reconciled = self.store.reconcile(batch).await?;
         self.mark.leave();
         if is_poll && (ends_pass || reconciled.undecided) {
@@ -154,6 +164,8 @@ impl Reconciler {
     /// Reads under this watch from now on: what it reads is committed only while the state has the watch's token.
     pub fn hold_watch(&mut self, token: LeaseToken) {
         self.watch = Some(token);
+        self.overtakes.fetch_add(1, Ordering::Relaxed);
+        self.quiet = Mutex::default();
         // Another process may have left a poll half done.
         self.poll_undecided.store(true, Ordering::Relaxed);
     }

@@ -15,6 +15,7 @@ mod horizon;
 mod inspect;
 mod listen;
 mod mysql;
+mod packed;
 mod pages;
 mod postgres;
 mod query;
@@ -29,7 +30,7 @@ pub use connect::{Settings, connect, listen};
 pub use inspect::{Description, Guarantee};
 pub use listen::{Keepalive, Listen, ListenError};
 
-use crate::model::{AccessToken, FieldSet, InstallationId, RawRow, ResourceKey};
+use crate::model::{AccessToken, FieldSet, InstallationId, RawRow, RawRows, ResourceKey};
 
 /// Reads the source query and the installations query.
 #[async_trait]
@@ -59,6 +60,25 @@ pub trait Source: Send + Sync {
         after: Option<&RawKey>,
         limit: u32,
     ) -> Result<SweepPage, SourceError>;
+
+    /// The page of [`Source::sweep_page`] in one piece: the rows without their cursors.
+    async fn sweep_rows(
+        &self,
+        after: Option<&RawKey>,
+        limit: u32,
+    ) -> Result<SweepRows, SourceError> {
+        let SweepPage { rows, next } = self.sweep_page(after, limit).await?;
+        Ok(SweepRows {
+            rows: rows.into_iter().collect(),
+            next,
+        })
+    }
+
+    /// The ids of the rows that [`Source::fetch`] would give, one for each row.
+    async fn fetch_ids(&self, keys: &[ResourceKey]) -> Result<Vec<ResourceKey>, SourceError> {
+        let rows = self.fetch(keys).await?;
+        Ok(rows.iter().filter_map(|row| row.key().ok()).collect())
+    }
 
     /// The rows of these resources, in any order; a resource may have none, or more than one.
     async fn fetch(&self, keys: &[ResourceKey]) -> Result<Vec<RawRow>, SourceError>;
@@ -148,6 +168,9 @@ pub struct PollPage {
     /// It is never later than the last row's cursor, and it is taken before the pass's first page is read, so that it holds for
     /// every page of the pass, also when the pass is not finished.
     pub horizon: Option<String>,
+    /// A cursor such that what this pass has not seen lies at or after it, whatever rows the source has before it; `None`: nobody
+    /// knows one. Given with the first page of a pass.
+    pub unseen: Option<String>,
 }
 
 /// One page of a change feed.
@@ -168,6 +191,15 @@ pub struct FeedPage {
 pub struct SweepPage {
     /// The rows, in order.
     pub rows: Vec<RawRow>,
+    /// Where the next page starts; `None`: this was the last.
+    pub next: Option<RawKey>,
+}
+
+/// One page of a sweep in one piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepRows {
+    /// The rows, in order, without their cursors.
+    pub rows: RawRows,
     /// Where the next page starts; `None`: this was the last.
     pub next: Option<RawKey>,
 }

@@ -20,6 +20,7 @@ use crate::plan::{Claimed, Decision, Outcome, Policy, RetryPolicy, SecretsWay, g
 mod codec;
 pub mod console;
 mod fault;
+mod glance;
 pub mod hold;
 pub mod memory;
 mod migrate;
@@ -29,6 +30,7 @@ pub mod sqlite;
 mod steps;
 
 pub use console::{Console, Person};
+pub use glance::{Glance, Glances};
 pub use hold::{GuardEvent, Hold, HoldReport, HoldState};
 pub use memory::MemoryStore;
 pub use postgres::PostgresStore;
@@ -51,6 +53,15 @@ pub trait Store: Send + Sync {
 
     /// The little that a pass needs to see that a row is unchanged: one answer per key, in order.
     async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError>;
+
+    /// The same of every resource between two keys, both included, in byte order; `None` when there are more than `limit`. A resource
+    /// of which only an unusable row was ever seen is not among them.
+    async fn glance_between(
+        &self,
+        first: (&str, &str),
+        last: (&str, &str),
+        limit: u32,
+    ) -> Result<Option<Glances>, StoreError>;
 
     /// The whole records of these resources, in order; a resource never seen before gives [`Record::new`].
     async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError>;
@@ -174,19 +185,6 @@ pub trait Store: Send + Sync {
     /// Deletes closed entries and attempts past their retention, at most `limit` of each, the oldest first; returns how many were
     /// deleted. Either may outlive the other.
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError>;
-}
-
-/// What a pass needs to know of one resource to skip it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Glance {
-    /// The row that was last decided on; `None`: never seen.
-    pub row_hash: Option<RowHash>,
-    /// The state of the open entry.
-    pub entry: Option<EntryState>,
-    /// The unusable row that was last quarantined for it.
-    pub quarantined: Option<RowHash>,
-    /// Whether a sweep found it missing.
-    pub missing: bool,
 }
 
 /// Rows of one page and where the pass stands after it.

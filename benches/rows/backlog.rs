@@ -18,6 +18,7 @@ pub(crate) async fn drained(scale: Scale, mock: &Mock) -> Vec<Figure> {
     let setting = |vercel| Setting {
         vercel,
         max_in_flight: 64,
+        listens: false,
     };
     let config = provider.configure(&setting(nobody));
     let mut daemon = Daemon::start(&config);

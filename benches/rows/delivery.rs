@@ -83,6 +83,7 @@ async fn compare(
     let config = provider.configure(&Setting {
         vercel: mock.url(),
         max_in_flight: load.in_flight,
+        listens: false,
     });
     provider.adopt(&config).await;
     let cpu_bar = cpu_bar.map_or(Bar::None, Bar::AtMost);

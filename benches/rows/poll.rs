@@ -23,6 +23,7 @@ pub(crate) async fn polls(scale: Scale, mock: &Mock) -> Vec<Figure> {
         let config = provider.configure(&Setting {
             vercel: mock.url(),
             max_in_flight: 64,
+            listens: false,
         });
         provider.adopt(&config).await;
         let mut daemon = Daemon::start(&config);

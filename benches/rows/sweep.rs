@@ -18,6 +18,7 @@ pub(crate) async fn unchanged(scale: Scale, mock: &Mock, engine: Engine) -> Vec<
     let config = provider.configure(&Setting {
         vercel: mock.url(),
         max_in_flight: 64,
+        listens: false,
     });
     let started = Instant::now();
     provider.adopt(&config).await;

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::id::InvalidId;
 use super::value::{InvalidValue, parse_secrets, parse_value};
 use super::{
-    Field, FieldSet, FingerprintKey, InstallationId, Json, ResourceId, ResourceKey, RowHash,
-    SecretSet, Snapshot,
+    Field, FieldSet, FingerprintKey, InstallationId, Json, RawRows, ResourceId, ResourceKey,
+    RowHash, RowHasher, SecretSet, Snapshot,
 };
 
 /// One column's text as the source gave it.
@@ -92,30 +92,10 @@ impl RawRow {
     /// `epoch` stands for the settings that change what a row means, for instance the fields left to Vercel.
     #[must_use]
     pub fn hash(&self, key: &FingerprintKey, epoch: u64) -> RowHash {
-        let Self {
-            installation_id,
-            resource_id,
-            cursor: _,
-            columns,
-        } = self;
-        let mut hasher = key.hasher("row");
-        hasher.update(&epoch.to_le_bytes());
-        let mut part = |tag: u8, text: &RawText| {
-            let (kind, bytes) = match text {
-                RawText::Null => (0, &[][..]),
-                RawText::Text(text) => (1, text.as_bytes()),
-                RawText::Unreadable(problem) => (2, problem.as_bytes()),
-            };
-            hasher.update(&[tag, kind]);
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        };
-        part(u8::MAX, installation_id);
-        part(u8::MAX, resource_id);
-        for (field, text) in columns {
-            part(*field as u8, text);
-        }
-        RowHash::from_hasher(&hasher)
+        let mut one = RawRows::default();
+        one.push(self);
+        let only = one.last().expect("it was just pushed");
+        only.hash(&RowHasher::new(key, epoch))
     }
 
     /// The row's key, if both of its texts are ids.

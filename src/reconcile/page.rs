@@ -76,7 +76,7 @@ impl PageCounts {
         self.recovered += recovered;
     }
 
-    fn stands(&mut self, entry: Option<EntryState>) {
+    pub(super) fn stands(&mut self, entry: Option<EntryState>) {
         match entry {
             Some(EntryState::Held) => self.held += 1,
             Some(EntryState::Dead) => self.dead += 1,
@@ -223,9 +223,7 @@ impl Reconciler {
         for ((key, rows), glance) in by_key.into_iter().zip(glances) {
             sorted.counts.known += u64::from(glance.row_hash.is_some()) * rows.len() as u64;
             let hash = self.hash(&rows);
-            let settled =
-                glance.row_hash == Some(hash) && glance.quarantined.is_none() && !glance.missing;
-            if settled && rows.len() == 1 {
+            if glance.is_settled(hash) && rows.len() == 1 {
                 sorted.counts.stands(glance.entry);
             } else if glance.quarantined == Some(hash) {
                 sorted.counts.quarantined += rows.len() as u64;
@@ -240,7 +238,7 @@ impl Reconciler {
         Ok(sorted)
     }
 
-    /// Reads suspects again by key: the newer reading counts, and shows rows that name the same resource.
+    /// Asks for the suspects' ids by key, which shows rows that name the same resource; those rows are read again together.
     async fn take_suspects(
         &self,
         sorted: &mut Sorted,
@@ -250,15 +248,33 @@ impl Reconciler {
             return Ok(());
         }
         let keys: Vec<ResourceKey> = suspects.iter().map(|(key, ..)| key.clone()).collect();
+        let mut found: BTreeMap<ResourceKey, usize> = BTreeMap::new();
+        for key in self.source.fetch_ids(&keys).await? {
+            *found.entry(key).or_default() += 1;
+        }
+        // One row in the page and one in all are the same row, perhaps changed meanwhile, which the next poll finds.
+        let is_one = |key: &ResourceKey, rows: &[RawRow]| rows.len() == 1 && found[key] == 1;
+        let several: Vec<ResourceKey> = suspects
+            .iter()
+            .filter(|(key, rows, _)| found.contains_key(key) && !is_one(key, rows))
+            .map(|(key, ..)| key.clone())
+            .collect();
         let mut fetched: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
-        for row in self.source.fetch(&keys).await? {
-            if let Ok(key) = row.key() {
-                fetched.entry(key).or_default().push(row);
+        if !several.is_empty() {
+            for row in self.source.fetch(&several).await? {
+                if let Ok(key) = row.key() {
+                    fetched.entry(key).or_default().push(row);
+                }
             }
         }
-        for (key, _, glance) in suspects {
+        for (key, rows, glance) in suspects {
             // A row that is gone meanwhile is for the sweep to find missing.
-            let Some(rows) = fetched.remove(&key) else {
+            let rows = match found.get(&key) {
+                None => None,
+                Some(_) if is_one(&key, &rows) => Some(rows),
+                Some(_) => fetched.remove(&key),
+            };
+            let Some(rows) = rows else {
                 continue;
             };
             if glance.quarantined == Some(self.hash(&rows)) {

@@ -1,11 +1,12 @@
 //! The poll: what changed since the cursor.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::model::{Origin, Timestamp};
 use crate::planted::{Bug, is_planted};
-use crate::source::{PollFrom, RawKey};
+use crate::source::{PollFrom, PollPage, RawKey};
 use crate::store::PollProgress;
 
 use super::page::{Duplicates, Position};
@@ -24,6 +25,24 @@ pub struct PollReport {
     pub duration: Duration,
 }
 
+/// What a complete pass leaves for the next one; lost without harm.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    /// The cursor that was kept: another one now means that another pass came in between.
+    cursor: Option<String>,
+    /// See [`PollPage::unseen`].
+    unseen: Option<String>,
+    /// The most rows that a pass has read.
+    rows: u64,
+}
+
+/// One pass.
+struct Pass<'a> {
+    identity: &'a str,
+    started_at: Timestamp,
+    report: &'a mut PollReport,
+}
+
 impl Reconciler {
     /// Reads what changed since the cursor; `None` when there is neither a cursor nor a change feed and every poll
     /// is a sweep.
@@ -39,19 +58,15 @@ impl Reconciler {
         if shape.cursor.is_none() {
             return Ok(None);
         }
-        let identity = self.source.identity().await?.id;
         let previous = self.store.progress().await?.poll;
         let mut report = PollReport::default();
-        let cursor = previous
-            .as_ref()
-            .filter(|previous| previous.identity == identity)
-            .and_then(|p| p.cursor.clone());
-        if previous
-            .is_some_and(|previous| previous.identity != identity && previous.cursor.is_some())
-        {
-            report.needs_sweep = Some("the source is another database than before");
-        }
-        let from = cursor.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
+        let kept = previous.as_ref().and_then(|p| p.cursor.clone());
+        let quiet = self.quiet_since(kept.as_deref());
+        let from = match (&quiet, &kept) {
+            (Some(quiet), _) => PollFrom::Cursor(quiet.clone()),
+            (None, Some(cursor)) => PollFrom::Cursor(cursor.clone()),
+            (None, None) => PollFrom::Beginning,
+        };
         let from = match from {
             PollFrom::Cursor(cursor) if is_planted(Bug::OverlapIgnored) => {
                 let key = RawKey {
@@ -67,20 +82,44 @@ impl Reconciler {
             }
             from => from,
         };
-        let resumed = !matches!(from, PollFrom::Beginning);
-        self.read_pages(from, cursor, &identity, started_at, &mut report)
-            .await?;
-        if resumed && report.counts.rows == 0 {
-            // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
-            self.read_pages(
-                PollFrom::Beginning,
-                None,
-                &identity,
-                started_at,
-                &mut report,
-            )
-            .await?;
-            report.needs_sweep = Some("the newest row of the source is older than before");
+        // Both at once: that the database is still the same is nearly always so, and known before anything is committed.
+        let (identity, first) = futures_util::future::join(
+            self.source.identity(),
+            self.source.poll_page(&from, self.settings.page_rows),
+        )
+        .await;
+        let identity = identity?.id;
+        let is_same = previous.is_none_or(|previous| previous.identity == identity);
+        if !is_same && kept.is_some() {
+            report.needs_sweep = Some("the source is another database than before");
+        }
+        let mut pass = Pass {
+            identity: &identity,
+            started_at,
+            report: &mut report,
+        };
+        if !is_same || kept.is_none() {
+            let first = if is_same { Some(first?) } else { None };
+            self.read_pages(PollFrom::Beginning, None, first, &mut pass)
+                .await?;
+        } else {
+            self.read_pages(from, kept.clone(), Some(first?), &mut pass)
+                .await?;
+            let newest_is_there = match kept {
+                _ if pass.report.counts.rows > 0 => true,
+                // From where nothing new was found the newest row is not seen: it is asked for.
+                Some(cursor) if quiet.is_some() => {
+                    let newest = self.source.poll_page(&PollFrom::Cursor(cursor), 1).await?;
+                    !newest.rows.is_empty()
+                }
+                _ => false,
+            };
+            if !newest_is_there {
+                // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
+                self.read_pages(PollFrom::Beginning, None, None, &mut pass)
+                    .await?;
+                report.needs_sweep = Some("the newest row of the source is older than before");
+            }
         }
         report.duration = self.clock.now().since(started_at);
         Ok(Some(report))
@@ -90,21 +129,31 @@ impl Reconciler {
         &self,
         from: PollFrom,
         cursor: Option<String>,
-        identity: &str,
-        started_at: Timestamp,
-        report: &mut PollReport,
+        first: Option<PollPage>,
+        pass: &mut Pass<'_>,
     ) -> Result<(), PassError> {
+        let Pass {
+            identity,
+            started_at,
+            report,
+        } = pass;
         let restart = cursor.is_none() && from == PollFrom::Beginning;
         let mut from = from;
+        let mut first = first;
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
         let mut horizon: Option<String> = None;
+        let mut unseen: Option<String> = None;
         let mut rows = 0;
         loop {
-            let page = self
-                .source
-                .poll_page(&from, self.settings.page_rows)
-                .await?;
+            let page = match first.take() {
+                Some(page) => page,
+                None => {
+                    let limit = self.settings.page_rows;
+                    self.source.poll_page(&from, limit).await?
+                }
+            };
+            unseen = unseen.or(page.unseen);
             if !is_planted(Bug::HorizonIgnored) {
                 horizon = horizon.or(page.horizon);
             }
@@ -114,8 +163,8 @@ impl Reconciler {
             let is_last = page.next.is_none();
             let progress = PollProgress {
                 cursor: next_cursor.clone(),
-                identity: identity.to_owned(),
-                completed_at: is_last.then_some(started_at),
+                identity: (*identity).to_owned(),
+                completed_at: is_last.then_some(*started_at),
                 rows,
             };
             let undecided = is_last && self.poll_undecided.load(Ordering::Relaxed);
@@ -134,8 +183,38 @@ impl Reconciler {
             report.notices.extend(done.notices);
             match page.next {
                 Some(position) => from = PollFrom::After(position),
-                None => return Ok(()),
+                None => {
+                    self.remember(Quiet {
+                        cursor: committed,
+                        unseen,
+                        rows,
+                    });
+                    return Ok(());
+                }
             }
         }
+    }
+
+    /// From where this pass may start although the cursor that was kept lies earlier.
+    ///
+    /// After a change of many rows at once they all lie within the overlap of the newest: without this each pass would read them
+    /// again until something newer comes. What the last complete pass has not seen lies at or after the place that it gave, less
+    /// the overlap, whatever rows there are before it.
+    fn quiet_since(&self, kept: Option<&str>) -> Option<String> {
+        // To read a few rows again and again costs next to nothing, less than to ask for the newest row besides.
+        let many = u64::from(self.settings.page_rows / 4);
+        let last = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .filter(|last| kept.is_some() && last.cursor.as_deref() == kept && last.rows >= many)
+            .and_then(|last| last.unseen.clone())
+    }
+
+    fn remember(&self, pass: Quiet) {
+        let mut last = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        // A pass that started there read few rows because it did.
+        let rows = last
+            .as_ref()
+            .map_or(pass.rows, |last| last.rows.max(pass.rows));
+        *last = Some(Quiet { rows, ..pass });
     }
 }

@@ -1,17 +1,26 @@
 //! The sweep: every row, in constant memory, resumed where it stopped, ending with an account.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::model::{Origin, ResourceKey, Timestamp};
+use crate::model::{Origin, RawRow, ResourceKey, Timestamp};
 use crate::planted::{Bug, is_planted};
+use crate::source::{RawKey, SourceError, SweepRows};
 use crate::store::{Batch, SweepAccount, SweepProgress};
 
-use super::page::{Duplicates, Position};
+use super::page::{Duplicates, PageReport, Position};
+use super::skim::Skimmed;
 use super::{OnMissing, PageCounts, PassError, QuarantineNotice, Reconciler};
 
-/// How many unchanged pages a sweep reads before it writes down where it is.
+/// How many unchanged rows a sweep reads, at least, before it writes down where it is, in pages of `page_rows`.
 const PAGES_BETWEEN_MARKS: u64 = 20;
+/// A page grows, while its rows can be compared where they lie, to so many times `page_rows`.
+const GROWTH_MAX: u32 = 4;
+/// A page of more bytes than this grows no further.
+const PAGE_BYTES: usize = 512 << 10;
+/// How long a page that was read ahead may wait before it is read again instead.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
 
 /// What a step of a sweep did.
 #[derive(Debug)]
@@ -67,12 +76,26 @@ pub struct Sweep {
     progress: SweepProgress,
     /// Rows of resources that the state knows; `None` when it was resumed and cannot say.
     known: Option<u64>,
-    pages: u64,
+    /// Rows since it was last written down where the sweep is.
+    unmarked: u64,
+    /// The most rows of the next page.
+    page_rows: u32,
+    ahead: Option<Ahead>,
     started_at: Timestamp,
     /// Every row was read, and what the state has beyond them is looked for.
     search: Option<Search>,
     /// Before when the next step is too early.
     rests_until: Timestamp,
+}
+
+/// The next page, read while the one before it was compared.
+#[derive(Debug)]
+struct Ahead {
+    page: SweepRows,
+    read_at: Timestamp,
+    /// [`Reconciler::overtakes`] when it was asked for.
+    overtakes: u64,
+    limit: u32,
 }
 
 impl Sweep {
@@ -116,7 +139,9 @@ impl Reconciler {
         Ok(Sweep {
             progress,
             known: (!resumed).then_some(0),
-            pages: 0,
+            unmarked: 0,
+            page_rows: self.settings.page_rows,
+            ahead: None,
             started_at,
             search: None,
             rests_until: now,
@@ -129,10 +154,11 @@ impl Reconciler {
     /// The source or the state failed; the step may be tried again.
     pub async fn step(&self, sweep: &mut Sweep) -> Result<SweepStep, PassError> {
         let begun_at = self.clock.now();
-        let limit = self.sweep_page_rows();
+        let mut limit = self.at_most(sweep.page_rows);
         let step = match &mut sweep.search {
-            None => self.read_page(sweep, limit).await?,
+            None => self.read_page(sweep, &mut limit).await?,
             Some(search) => {
+                limit = self.at_most(self.settings.page_rows);
                 if self.search_page(search, &sweep.progress, limit).await? {
                     let found = search.found;
                     self.complete(sweep, found, Vec::new()).await?
@@ -150,33 +176,83 @@ impl Reconciler {
         Ok(step)
     }
 
-    fn sweep_page_rows(&self) -> u32 {
+    /// A page holds no more rows than one second may.
+    fn at_most(&self, page_rows: u32) -> u32 {
         let most = self.settings.sweep_rows_per_second;
-        let most = most.map_or(u32::MAX, std::num::NonZeroU32::get);
-        self.settings.page_rows.min(most)
+        page_rows.min(most.map_or(u32::MAX, std::num::NonZeroU32::get))
     }
 
-    async fn read_page(&self, sweep: &mut Sweep, limit: u32) -> Result<SweepStep, PassError> {
-        let page = self
-            .source
-            .sweep_page(sweep.progress.after.as_ref(), limit)
-            .await?;
+    /// The page that was read ahead, unless something that was read later has been committed since: an older reading is never
+    /// to follow a newer one.
+    fn take_ahead(&self, sweep: &mut Sweep) -> Option<Ahead> {
+        let ahead = sweep.ahead.take()?;
+        let is_newest = ahead.overtakes == self.overtakes.load(Ordering::Relaxed);
+        (is_newest && self.clock.now().since(ahead.read_at) <= AHEAD_MAX).then_some(ahead)
+    }
+
+    async fn read(&self, after: Option<&RawKey>, limit: u32) -> Result<Ahead, SourceError> {
+        // Taken before the page is read.
+        let overtakes = self.overtakes.load(Ordering::Relaxed);
+        let read_at = self.clock.now();
+        let page = self.source.sweep_rows(after, limit).await?;
+        Ok(Ahead {
+            page,
+            read_at,
+            overtakes,
+            limit,
+        })
+    }
+
+    /// The next page's rows: as many as fit, where rows are compared in order; few where each is looked at by itself.
+    fn next_page_rows(&self, page: &SweepRows, limit: u32, is_ordered: bool) -> u32 {
+        let least = self.settings.page_rows;
+        if !is_ordered || page.rows.size() == 0 {
+            return least;
+        }
+        let fit = page.rows.len().saturating_mul(PAGE_BYTES) / page.rows.size();
+        let fit = u32::try_from(fit).unwrap_or(u32::MAX);
+        fit.min(limit.saturating_mul(2))
+            .clamp(least, least.saturating_mul(GROWTH_MAX))
+    }
+
+    async fn read_page(&self, sweep: &mut Sweep, limit: &mut u32) -> Result<SweepStep, PassError> {
+        let Ahead {
+            page, limit: asked, ..
+        } = match self.take_ahead(sweep) {
+            Some(ahead) => ahead,
+            None => self.read(sweep.progress.after.as_ref(), *limit).await?,
+        };
+        *limit = asked;
+        let Skimmed {
+            rest,
+            counts,
+            is_ordered,
+        } = self.skim(&page.rows).await?;
+        sweep.page_rows = self.next_page_rows(&page, asked, is_ordered);
         let mut progress = sweep.progress.clone();
         progress.after = page.next.clone();
-        sweep.pages += 1;
-        let keep = sweep.pages.is_multiple_of(PAGES_BETWEEN_MARKS);
-        // The account of this page is known only after it was decided: what is written down with it is that before it, so a
-        // resumed sweep may count a page short, never read one twice.
-        let position = Position {
-            poll: None,
-            sweep: Some(progress.clone()),
-            keep,
-            // The sweep ends with its account.
-            ends_pass: false,
+        sweep.unmarked += page.rows.len() as u64;
+        let marks = PAGES_BETWEEN_MARKS * u64::from(self.settings.page_rows);
+        let keep = sweep.unmarked >= marks;
+        drop(page.rows);
+        // A throttled sweep waits anyway, and reads then.
+        let is_throttled = self.settings.sweep_rows_per_second.is_some();
+        let next_rows = self.at_most(sweep.page_rows);
+        let ahead = async {
+            match page.next.as_ref().filter(|_| !is_throttled) {
+                Some(next) => self.read(Some(next), next_rows).await.ok(),
+                None => None,
+            }
         };
-        let done = self
-            .commit_page(page.rows, Origin::Sweep, Duplicates::InThisPage, position)
-            .await?;
+        let deciding = self.commit_rest(rest, is_ordered, &progress, keep);
+        // One that could not be read is asked for again in its turn, and then says why.
+        let (done, ahead) = futures_util::future::join(deciding, ahead).await;
+        let mut done = done?;
+        done.counts.add(&counts);
+        sweep.ahead = ahead;
+        if keep {
+            sweep.unmarked = 0;
+        }
         add(&mut progress.account, &done.counts);
         sweep.known = sweep.known.map(|known| known + done.counts.known);
         sweep.progress = progress;
@@ -196,6 +272,49 @@ impl Reconciler {
             }
         }
         self.complete(sweep, Missing::default(), done.notices).await
+    }
+
+    /// Commits what is not as it was, a transaction's rows at a time, and the place after the page with the last of them.
+    ///
+    /// The account of this page is known only after it was decided: what is written down with it is that before it, so a
+    /// resumed sweep may count a page short, never read one twice.
+    async fn commit_rest(
+        &self,
+        mut rest: Vec<RawRow>,
+        is_ordered: bool,
+        progress: &SweepProgress,
+        keep: bool,
+    ) -> Result<PageReport, PassError> {
+        let mut report = PageReport::default();
+        let page_rows = usize::try_from(self.settings.page_rows).unwrap_or(usize::MAX);
+        // Rows of one resource are decided on together: only where there are none can a page be cut.
+        while is_ordered && rest.len() > page_rows {
+            let later = rest.split_off(page_rows);
+            let rows = std::mem::replace(&mut rest, later);
+            let done = self
+                .commit_page(
+                    rows,
+                    Origin::Sweep,
+                    Duplicates::InThisPage,
+                    Position::default(),
+                )
+                .await?;
+            report.counts.add(&done.counts);
+            report.notices.extend(done.notices);
+        }
+        let position = Position {
+            poll: None,
+            sweep: Some(progress.clone()),
+            keep,
+            // The sweep ends with its account.
+            ends_pass: false,
+        };
+        let done = self
+            .commit_page(rest, Origin::Sweep, Duplicates::InThisPage, position)
+            .await?;
+        report.counts.add(&done.counts);
+        report.notices.extend(done.notices);
+        Ok(report)
     }
 
     async fn complete(

@@ -14,9 +14,9 @@ use crate::model::{
 use crate::plan::Claimed;
 use crate::store::Access;
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
-    MemoryStore, Pause, PauseKind, Person, Progress, Reconciled, Settlement, SqliteStore, Store,
-    StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold,
+    HoldReport, MemoryStore, Pause, PauseKind, Person, Progress, Reconciled, Settlement,
+    SqliteStore, Store, StoreError,
 };
 
 /// Where a trial's state is kept.
@@ -145,6 +145,16 @@ impl Store for Blocking {
 
     async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError> {
         self.runtime.block_on(self.store.glance(keys))
+    }
+
+    async fn glance_between(
+        &self,
+        first: (&str, &str),
+        last: (&str, &str),
+        limit: u32,
+    ) -> Result<Option<Glances>, StoreError> {
+        self.runtime
+            .block_on(self.store.glance_between(first, last, limit))
     }
 
     async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError> {

@@ -10,8 +10,8 @@ use crate::model::{
 use crate::plan::classify::{RATE_LIMIT_WAIT_MAX, RATE_LIMIT_WAIT_MIN};
 use crate::plan::{Claimed, Outcome};
 use crate::store::{
-    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold, HoldReport,
-    Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat, Hold,
+    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
 };
 
 use super::backend::Committed;
@@ -80,6 +80,16 @@ impl Store for SimStore {
     async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError> {
         self.before("read rows").await?;
         self.committed.glance(keys).await
+    }
+
+    async fn glance_between(
+        &self,
+        first: (&str, &str),
+        last: (&str, &str),
+        limit: u32,
+    ) -> Result<Option<Glances>, StoreError> {
+        self.before("read rows").await?;
+        self.committed.glance_between(first, last, limit).await
     }
 
     async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError> {

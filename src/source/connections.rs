@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::SourceError;
-use super::dialect::{Began, Dialect, Limits, Rows};
+use super::dialect::{Began, Dialect, Limits, Rows, Sink};
 use super::error::Failure;
 use super::statement::Statement;
 
@@ -138,16 +138,34 @@ impl<D: Dialect> Session<D> {
 
     /// Runs a page's statement.
     pub(super) async fn rows(&mut self, statement: &Statement) -> Result<Rows, SourceError> {
+        let mut rows = Rows::default();
+        rows.is_cut = self.read(statement, &mut rows).await?;
+        Ok(rows)
+    }
+
+    /// Runs a page's statement and gives its rows to `sink`; true when they were cut short.
+    pub(super) async fn read(
+        &mut self,
+        statement: &Statement,
+        sink: &mut (dyn Sink + Send),
+    ) -> Result<bool, SourceError> {
         let (connections, connection) = self.parts();
         let limits = Limits {
             time: connections.statement_timeout,
             bytes: MAX_STATEMENT_BYTES,
         };
-        let running = connections.dialect.rows(connection, statement, limits);
+        let running = connections
+            .dialect
+            .rows(connection, statement, limits, sink);
         let outcome = timeout(limits.time + GRACE, running).await;
-        let rows = self.judge(outcome)?;
-        self.is_spent |= rows.is_cut;
-        Ok(rows)
+        let is_cut = !self.judge(outcome)?;
+        self.is_spent |= is_cut;
+        Ok(is_cut)
+    }
+
+    /// Whether the server can end a page with all rows that are equal to its last one.
+    pub(super) fn has_ties(&self) -> bool {
+        self.connections.dialect.has_ties(&self.connection)
     }
 
     /// Judges what a call of the dialect gave within the statement timeout.

@@ -9,7 +9,7 @@ use super::columns::{Column, CursorColumn, Described};
 use super::feed;
 use super::inspect::Inspection;
 use super::query::{Lexis, Query};
-use super::statement::{Comparison, Param, Placeholders, Statement};
+use super::statement::{Bind, Comparison, Param, Placeholders, Statement};
 use super::{CursorKind, Guarantee};
 
 /// The longest id, in bytes, that takes part in the order of a sweep; no usable id is longer.
@@ -26,6 +26,8 @@ pub(super) trait Dialect: Send + Sync + 'static {
     const COMPARISON: Comparison;
     /// Whether a poll's page is bounded first, since the database would sort everything after the cursor for every page.
     const BOUNDS_POLLS: bool;
+    /// What stands before and after a list of pairs in `IN (…)`, such that an index serves it.
+    const PAIRS: (&'static str, &'static str) = ("VALUES ", "");
 
     /// The database for messages: never with a password.
     fn target(&self) -> &str;
@@ -34,6 +36,9 @@ pub(super) trait Dialect: Send + Sync + 'static {
     fn operand(&self, name: &str) -> String;
     /// The column as text (or as bytes that should be UTF-8).
     fn text(&self, column: &Column) -> String;
+    /// The column as text; of a value beyond [`MAX_COLUMN_BYTES`](crate::model::value::MAX_COLUMN_BYTES) no more than shows
+    /// that it is. NULL only where the column is.
+    fn value(&self, column: &Column) -> String;
     /// The kind of cursor that a column of this type is; `None` when it cannot be one.
     fn cursor_kind(&self, type_name: &str) -> Option<CursorKind>;
     /// The cursor as text from which [`Dialect::cursor_param`] gives exactly the same value back.
@@ -44,6 +49,11 @@ pub(super) trait Dialect: Send + Sync + 'static {
     fn cursor_param(&self, cursor: &CursorColumn, text: &str) -> Option<Param>;
     /// Appends the cursor less the column's reach.
     fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, param: &Param);
+
+    /// A row as one text that [`super::packed`] reads; `None` where reading rows one by one costs no more.
+    fn packed(&self, _: &[&Column]) -> Option<String> {
+        None
+    }
 
     /// How a column takes part in an order that an index can give; `None` when its type has no such order.
     fn native_key(&self, column: &Column) -> Option<Key>;
@@ -68,13 +78,19 @@ pub(super) trait Dialect: Send + Sync + 'static {
         connection: &mut Self::Connection,
         query: &Query,
     ) -> Result<Vec<Described>, sqlx::Error>;
-    /// Runs one prepared statement and reads its rows until they end or hold more than `max_bytes`.
+    /// Runs one prepared statement and gives its rows away until they end or hold more than `limits.bytes`: then false, and the
+    /// connection must not be used any more.
     async fn rows(
         &self,
         connection: &mut Self::Connection,
         statement: &Statement,
         limits: Limits,
-    ) -> Result<Rows, sqlx::Error>;
+        sink: &mut (dyn Sink + Send),
+    ) -> Result<bool, sqlx::Error>;
+    /// Whether this server can end a page with all rows that are equal to its last one.
+    fn has_ties(&self, _: &Self::Connection) -> bool {
+        false
+    }
 
     /// Where the next poll must start because of transactions that are open now; asked before the first page is read.
     async fn horizon(
@@ -123,6 +139,8 @@ pub(super) struct Key {
     pub(super) position: String,
     /// The column's type; `None` for the byte order.
     pub(super) type_name: Option<String>,
+    /// Whether the position is the column's own text.
+    pub(super) is_text: bool,
 }
 
 /// What a transaction found when it began.
@@ -141,12 +159,27 @@ pub(super) struct Limits {
 /// One value as the driver gave it: NULL, or bytes that should be UTF-8 text.
 pub(super) type Cell = Option<Zeroizing<Vec<u8>>>;
 
+/// Takes the rows of a statement while they are read.
+pub(super) trait Sink {
+    fn row(&mut self, cells: &[Option<&[u8]>]);
+}
+
+/// The most columns that a statement of ours selects.
+pub(super) const MAX_CELLS: usize = 16;
+
 /// What a statement yielded.
 #[derive(Default)]
 pub(super) struct Rows {
     pub(super) rows: Vec<Vec<Cell>>,
     /// Whether reading stopped at the limit on bytes; the connection must not be used any more.
     pub(super) is_cut: bool,
+}
+
+impl Sink for Rows {
+    fn row(&mut self, cells: &[Option<&[u8]>]) {
+        let kept = |cell: &Option<&[u8]>| cell.map(|bytes| Zeroizing::new(bytes.to_vec()));
+        self.rows.push(cells.iter().map(kept).collect());
+    }
 }
 
 impl Rows {
@@ -160,4 +193,15 @@ impl Rows {
 /// The value as text, if it is any.
 pub(super) fn text(cell: Cell) -> Option<String> {
     cell.and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+}
+
+/// A key's text in the byte order of hexadecimal digits, for dialects that compare it so.
+pub(super) fn hex(id: &str) -> Bind {
+    use std::fmt::Write as _;
+    let end = id.len().min(MAX_ORDERED_BYTES);
+    let mut text = String::with_capacity(2 * end);
+    for byte in &id.as_bytes()[..end] {
+        write!(text, "{byte:02X}").expect("a String takes all text");
+    }
+    Bind::Text(text)
 }

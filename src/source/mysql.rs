@@ -10,17 +10,16 @@ use sqlx::{
     AssertSqlSafe, Column as _, ConnectOptions, Connection, Executor, MySqlConnection, Row,
     SqlSafeStr, Statement as _, TypeInfo,
 };
-use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Described, Reach};
-use super::dialect::{Began, Cell, Dialect, Key, Limits, MAX_ORDERED_BYTES, Rows};
+use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
 use super::error::{self, Failure};
 use super::feed;
 use super::inspect::{Inspection, bounded};
-use super::pages::hex;
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
 use super::{CursorKind, Guarantee};
+use crate::model::value::MAX_COLUMN_BYTES;
 
 /// How many prepared statements a connection keeps: those of polls, sweeps and tokens, and some look-ups.
 const STATEMENTS_KEPT: usize = 32;
@@ -118,6 +117,8 @@ impl Dialect for MySqlDialect {
     const COMPARISON: Comparison = Comparison::Expanded;
     // An order of the cursor and expressions is sorted as a whole, however the cursor is indexed.
     const BOUNDS_POLLS: bool = true;
+    // The range optimiser knows a list of constant pairs, and no table of them.
+    const PAIRS: (&'static str, &'static str) = ("", "");
 
     fn target(&self) -> &str {
         &self.target
@@ -133,6 +134,11 @@ impl Dialect for MySqlDialect {
         format!(
             "(CASE CHARSET({operand}) WHEN 'binary' THEN CAST({operand} AS BINARY) ELSE CAST(CONVERT({operand} USING utf8mb4) AS BINARY) END)"
         )
+    }
+
+    fn value(&self, column: &Column) -> String {
+        // Of bytes: what is beyond the limit by one is too long.
+        format!("LEFT({}, {})", self.text(column), MAX_COLUMN_BYTES + 1)
     }
 
     fn cursor_kind(&self, type_name: &str) -> Option<CursorKind> {
@@ -194,6 +200,7 @@ impl Dialect for MySqlDialect {
             order: self.operand(column.name),
             position: self.text(column),
             type_name: Some(column.type_name.clone()),
+            is_text: true,
         })
     }
 
@@ -206,6 +213,7 @@ impl Dialect for MySqlDialect {
             order: digits.clone(),
             position: digits,
             type_name: None,
+            is_text: false,
         }
     }
 
@@ -308,22 +316,27 @@ impl Dialect for MySqlDialect {
         connection: &mut MySqlConnection,
         statement: &Statement,
         limits: Limits,
-    ) -> Result<Rows, sqlx::Error> {
+        sink: &mut (dyn Sink + Send),
+    ) -> Result<bool, sqlx::Error> {
         let sql = AssertSqlSafe(statement.text().to_owned());
         let query = bind_all(sqlx::query(sql), statement.binds());
         let mut stream = query.fetch(connection);
-        let mut rows = Rows::default();
         let mut bytes = 0;
         while let Some(row) = stream.try_next().await? {
-            let cells = cells(&row)?;
-            bytes += cells.iter().flatten().map(|cell| cell.len()).sum::<usize>();
-            rows.rows.push(cells);
+            let mut cells = [None; MAX_CELLS];
+            let cells = cells
+                .get_mut(..row.len())
+                .expect("no statement selects more columns");
+            for (index, cell) in cells.iter_mut().enumerate() {
+                *cell = value(&row, index)?;
+                bytes += cell.map_or(0, <[u8]>::len);
+            }
+            sink.row(cells);
             if bytes > limits.bytes {
-                rows.is_cut = true;
-                break;
+                return Ok(false);
             }
         }
-        Ok(rows)
+        Ok(true)
     }
 
     async fn horizon(
@@ -491,13 +504,8 @@ fn bind_all<'q>(
 }
 
 /// Every value that a page selects is bytes or text.
-fn cells(row: &MySqlRow) -> Result<Vec<Cell>, sqlx::Error> {
-    (0..row.len())
-        .map(|index| {
-            let bytes: Option<Vec<u8>> = row.try_get_unchecked(index)?;
-            Ok(bytes.map(Zeroizing::new))
-        })
-        .collect()
+fn value(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    row.try_get_unchecked(index)
 }
 
 #[cfg(test)]

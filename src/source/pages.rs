@@ -9,19 +9,18 @@ use std::collections::HashSet;
 use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Layout};
-use super::dialect::{Cell, Dialect, Key, MAX_ORDERED_BYTES, Rows, text};
+use super::dialect::{Cell, Dialect, Key, Rows, text};
 use super::query::Query;
-use super::statement::{Bind, Comparison, Param, Statement};
+use super::statement::{Comparison, Param, Statement};
 use super::{Position, RawKey};
-use crate::model::value::MAX_COLUMN_BYTES;
-use crate::model::{RawRow, RawText, ResourceKey};
+use crate::model::{CellText, RawRow, RawText, ResourceKey};
 
 /// The most rows that are read of one group of equal ids; further ones could only repeat that the id is not unique.
 pub(super) const MAX_GROUP_ROWS: u32 = 1_000;
 /// The most rows without an id that can be ordered that a sweep reads.
 pub(super) const MAX_IRREGULAR_ROWS: u32 = 10_000;
 /// The most resources that one statement looks up.
-pub(super) const MAX_FETCH_KEYS: usize = 100;
+pub(super) const MAX_FETCH_KEYS: usize = 500;
 /// The most rows that one look-up of [`MAX_FETCH_KEYS`] may yield.
 pub(super) const MAX_FETCHED_ROWS: u32 = 2_000;
 
@@ -174,20 +173,10 @@ impl<D: Dialect> Pages<'_, D> {
 
     /// A sweep's page of rows whose ids can be ordered.
     pub(super) fn sweep(&self, keys: &Keys, after: Option<&[Param; 2]>, limit: u32) -> Statement {
-        let mut statement = self.select(keys, None);
-        statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
-        if let Some([installation, resource]) = after {
-            statement.push("\nAND ");
-            statement.after(
-                [&keys.installation.order, &keys.resource.order],
-                [installation, resource],
-                D::COMPARISON,
-            );
-        }
-        statement.push(&format!(
-            "\nORDER BY {}, {}\nLIMIT {limit}",
-            keys.installation.order, keys.resource.order
-        ));
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        self.push_columns(&mut statement, keys, None);
+        self.push_sweep(&mut statement, keys, after);
+        statement.push(&format!("\nLIMIT {limit}"));
         statement
     }
 
@@ -211,6 +200,74 @@ impl<D: Dialect> Pages<'_, D> {
         statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
         push_equal(&mut statement, keys, installation, resource);
         statement
+    }
+
+    /// A sweep's page as the texts of its ids and fields alone; `None` when a place cannot be told from the texts of the ids.
+    pub(super) fn sweep_texts(
+        &self,
+        keys: &Keys,
+        after: Option<&[Param; 2]>,
+        limit: u32,
+        has_ties: bool,
+    ) -> Option<Statement> {
+        if !keys.installation.is_text || !keys.resource.is_text {
+            return None;
+        }
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement.push(&format!(
+            "SELECT {},\n  {}",
+            keys.installation.position, keys.resource.position
+        ));
+        for (_, column) in &self.layout.fields {
+            statement.push(&format!(",\n  {}", self.dialect.value(column)));
+        }
+        self.push_sweep(&mut statement, keys, after);
+        statement.push(&match has_ties {
+            true => format!("\nFETCH FIRST {limit} ROWS WITH TIES"),
+            false => format!("\nLIMIT {limit}"),
+        });
+        Some(statement)
+    }
+
+    /// A sweep's page as one text, where the dialect can make it.
+    pub(super) fn sweep_packed(
+        &self,
+        keys: &Keys,
+        after: Option<&[Param; 2]>,
+        limit: u32,
+    ) -> Option<Statement> {
+        let (installation, resource) = (&keys.installation, &keys.resource);
+        if installation.type_name.is_none() || resource.type_name.is_none() {
+            return None;
+        }
+        let ids = [&self.layout.installation_id, &self.layout.resource_id];
+        let fields = self.layout.fields.iter().map(|(_, column)| column);
+        let columns: Vec<&Column> = ids.into_iter().chain(fields).collect();
+        let line = self.dialect.packed(&columns)?;
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement.push(&format!(
+            "SELECT group_concat(line, '')\nFROM (SELECT {line} AS line"
+        ));
+        self.push_sweep(&mut statement, keys, after);
+        statement.push(&format!("\nLIMIT {limit})"));
+        Some(statement)
+    }
+
+    fn push_sweep(&self, statement: &mut Statement, keys: &Keys, after: Option<&[Param; 2]>) {
+        self.push_from(statement);
+        statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
+        if let Some([installation, resource]) = after {
+            statement.push("\nAND ");
+            statement.after(
+                [&keys.installation.order, &keys.resource.order],
+                [installation, resource],
+                D::COMPARISON,
+            );
+        }
+        statement.push(&format!(
+            "\nORDER BY {}, {}",
+            keys.installation.order, keys.resource.order
+        ));
     }
 
     fn irregular(&self) -> String {
@@ -239,18 +296,18 @@ impl<D: Dialect> Pages<'_, D> {
             return None;
         }
         let mut statement = self.select(&keys, None);
-        statement.push("\nWHERE ");
+        // As one list: planning so many alternatives would take longer than finding the rows.
+        let (before, after) = D::PAIRS;
+        statement.push(&format!(
+            "\nWHERE ({}, {}) IN ({before}",
+            keys.installation.order, keys.resource.order
+        ));
         for (index, [installation, resource]) in params.iter().enumerate() {
-            statement.push(if index == 0 { "(" } else { "\nOR (" });
-            statement
-                .push(&format!("{} = ", keys.installation.order))
-                .param(installation);
-            statement
-                .push(&format!(" AND {} = ", keys.resource.order))
-                .param(resource);
+            statement.push(if index == 0 { "(" } else { ", (" });
+            statement.param(installation).push(", ").param(resource);
             statement.push(")");
         }
-        statement.push(&format!("\nLIMIT {MAX_FETCHED_ROWS}"));
+        statement.push(&format!("{after})\nLIMIT {MAX_FETCHED_ROWS}"));
         Some(statement)
     }
 
@@ -300,6 +357,18 @@ impl<D: Dialect> Pages<'_, D> {
     /// `SELECT` with the columns that [`decode`] expects, up to and without `WHERE`.
     fn select(&self, keys: &Keys, settled: Option<(&str, &Param)>) -> Statement {
         let mut statement = Statement::new(D::PLACEHOLDERS);
+        self.push_columns(&mut statement, keys, settled);
+        self.push_from(&mut statement);
+        statement
+    }
+
+    /// The columns that [`decode`] expects.
+    fn push_columns(
+        &self,
+        statement: &mut Statement,
+        keys: &Keys,
+        settled: Option<(&str, &Param)>,
+    ) {
         statement.push("SELECT ");
         match settled {
             Some((operand, horizon)) => {
@@ -323,18 +392,8 @@ impl<D: Dialect> Pages<'_, D> {
         let ids = [&self.layout.installation_id, &self.layout.resource_id];
         let fields = self.layout.fields.iter().map(|(_, column)| column);
         for column in ids.into_iter().chain(fields) {
-            let text = self.dialect.text(column);
-            let operand = self.dialect.operand(column.name);
-            // A value that is too long stays where it is; that there is one is said beside it.
-            statement.push(&format!(
-                ",\n  CASE WHEN octet_length({text}) <= {MAX_COLUMN_BYTES} THEN {text} END"
-            ));
-            statement.push(&format!(
-                ",\n  CASE WHEN {operand} IS NOT NULL THEN 'y' END"
-            ));
+            statement.push(&format!(",\n  {}", self.dialect.value(column)));
         }
-        self.push_from(&mut statement);
-        statement
     }
 
     /// The query as a subquery. The line break ends a comment that the query may end with.
@@ -366,13 +425,12 @@ pub(super) fn token<D: Dialect>(
     let key = native.unwrap_or_else(|| dialect.binary_key(&layout.installation_id));
     let param = dialect.id_param(&key, installation_id)?;
     let mut statement = Statement::new(D::PLACEHOLDERS);
-    let operand = dialect.operand(super::columns::ACCESS_TOKEN);
-    let token = dialect.text(&layout.access_token);
     // The id again as text: the database may take other ids for equal.
     statement
         .push(&format!(
-            "SELECT {},\n  CASE WHEN octet_length({token}) <= {MAX_COLUMN_BYTES} THEN {token} END,\n  CASE WHEN {operand} IS NOT NULL THEN 'y' END\nFROM (",
-            dialect.text(&layout.installation_id)
+            "SELECT {},\n  {}\nFROM (",
+            dialect.text(&layout.installation_id),
+            dialect.value(&layout.access_token)
         ))
         .push(query.text())
         .push(&format!("\n) AS resource\nWHERE {} = ", key.order))
@@ -417,10 +475,7 @@ fn decode_row(layout: &Layout, cells: Vec<Cell>) -> PlacedRow {
         resource_id: text(next()).unwrap_or_default(),
     };
     let cursor = text(next());
-    let mut column = || {
-        let value = next();
-        raw_text(value, next().is_some())
-    };
+    let mut column = || raw_text(next());
     let installation_id = column();
     let resource_id = column();
     let columns = layout
@@ -440,18 +495,17 @@ fn decode_row(layout: &Layout, cells: Vec<Cell>) -> PlacedRow {
     }
 }
 
-/// A column's text from its value and whether there is one at all.
-pub(super) fn raw_text(value: Cell, is_present: bool) -> RawText {
-    match value {
-        None if is_present => RawText::Unreadable("is longer than 1 MiB"),
-        None => RawText::Null,
-        Some(bytes) if std::str::from_utf8(&bytes).is_ok() => {
+/// A column's text from its value.
+pub(super) fn raw_text(value: Cell) -> RawText {
+    match CellText::of(value.as_ref().map(|bytes| bytes.as_slice())) {
+        CellText::Null => RawText::Null,
+        CellText::Unreadable(problem) => RawText::Unreadable(problem),
+        CellText::Text(_) => {
             // Takes the bytes instead of copying them: what is left behind is empty.
-            let mut bytes: Zeroizing<Vec<u8>> = bytes;
+            let mut bytes: Zeroizing<Vec<u8>> = value.expect("it has a text");
             let bytes = std::mem::take(&mut *bytes);
-            RawText::text(String::from_utf8(bytes).expect("checked above"))
+            RawText::text(String::from_utf8(bytes).expect("it is a text"))
         }
-        Some(_) => RawText::Unreadable("is no UTF-8"),
     }
 }
 
@@ -502,17 +556,6 @@ pub(super) fn poll_params<D: Dialect>(
     let value = dialect.cursor_param(cursor, &position.cursor)?;
     let [installation, resource] = sweep_params(dialect, keys, &position.key)?;
     Some([value, installation, resource])
-}
-
-/// A key's text in the byte order of hexadecimal digits, for dialects that compare it so.
-pub(super) fn hex(id: &str) -> Bind {
-    use std::fmt::Write as _;
-    let end = id.len().min(MAX_ORDERED_BYTES);
-    let mut text = String::with_capacity(2 * end);
-    for byte in &id.as_bytes()[..end] {
-        write!(text, "{byte:02X}").expect("a String takes all text");
-    }
-    Bind::Text(text)
 }
 
 #[cfg(test)]

@@ -11,10 +11,9 @@ use sqlx::{
     AssertSqlSafe, Column as _, ConnectOptions, Executor, PgConnection, Row, SqlSafeStr,
     Statement as _, TypeInfo, ValueRef,
 };
-use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Described, Reach};
-use super::dialect::{Began, Cell, Dialect, Key, Limits, MAX_ORDERED_BYTES, Rows};
+use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink};
 use super::error::{self, Failure};
 use super::feed;
 use super::horizon;
@@ -22,6 +21,10 @@ use super::inspect::{Inspection, bounded};
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
 use super::{CursorKind, Guarantee};
+use crate::model::value::MAX_COLUMN_BYTES;
+
+/// What a value may take in the table, compressed or not, to be taken as text without a look at its length.
+const SMALL_BYTES: usize = 2_000;
 
 /// One PostgreSQL database. It has no `Debug`: the driver's options would print the password.
 pub(super) struct PostgresDialect {
@@ -103,6 +106,16 @@ impl Dialect for PostgresDialect {
         format!("({})::text", self.operand(column.name))
     }
 
+    /// Neither form is computed twice, and one value brings in a few MiB at most: a small value is small as text too, and of any
+    /// other no more is taken than shows that it is too long.
+    fn value(&self, column: &Column) -> String {
+        let (operand, text) = (self.operand(column.name), self.text(column));
+        let most = MAX_COLUMN_BYTES + 1;
+        format!(
+            "CASE WHEN pg_column_size({operand}) <= {SMALL_BYTES} THEN {text} ELSE left({text}, {most}) END"
+        )
+    }
+
     fn cursor_kind(&self, type_name: &str) -> Option<CursorKind> {
         Some(match type_name {
             "TIMESTAMPTZ" | "TIMESTAMP" => CursorKind::Timestamp,
@@ -165,6 +178,7 @@ impl Dialect for PostgresDialect {
             order: self.operand(column.name),
             position: self.text(column),
             type_name: Some(column.type_name.clone()),
+            is_text: true,
         })
     }
 
@@ -175,6 +189,7 @@ impl Dialect for PostgresDialect {
             order: format!("{prefix} COLLATE \"C\""),
             position: prefix,
             type_name: None,
+            is_text: false,
         }
     }
 
@@ -205,6 +220,12 @@ impl Dialect for PostgresDialect {
             ),
             _ => format!("({operand} IS NULL)"),
         }
+    }
+
+    fn has_ties(&self, connection: &PgConnection) -> bool {
+        connection
+            .server_version_num()
+            .is_some_and(|version| version >= 130_000)
     }
 
     async fn open(&self) -> Result<PgConnection, sqlx::Error> {
@@ -254,20 +275,25 @@ impl Dialect for PostgresDialect {
         connection: &mut PgConnection,
         statement: &Statement,
         limits: Limits,
-    ) -> Result<Rows, sqlx::Error> {
+        sink: &mut (dyn Sink + Send),
+    ) -> Result<bool, sqlx::Error> {
         let mut stream = prepared(statement).fetch(connection);
-        let mut rows = Rows::default();
         let mut bytes = 0;
         while let Some(row) = stream.try_next().await? {
-            let cells = cells(&row)?;
-            bytes += cells.iter().flatten().map(|cell| cell.len()).sum::<usize>();
-            rows.rows.push(cells);
+            let mut cells = [None; MAX_CELLS];
+            let cells = cells
+                .get_mut(..row.len())
+                .expect("no statement selects more columns");
+            for (index, cell) in cells.iter_mut().enumerate() {
+                *cell = value(&row, index)?;
+                bytes += cell.map_or(0, <[u8]>::len);
+            }
+            sink.row(cells);
             if bytes > limits.bytes {
-                rows.is_cut = true;
-                break;
+                return Ok(false);
             }
         }
-        Ok(rows)
+        Ok(true)
     }
 
     async fn horizon(
@@ -431,17 +457,12 @@ fn bind_all<'q>(
 }
 
 /// Every value that a page selects is text, whose binary form is its bytes.
-fn cells(row: &PgRow) -> Result<Vec<Cell>, sqlx::Error> {
-    (0..row.len())
-        .map(|index| {
-            let value = row.try_get_raw(index)?;
-            if value.is_null() {
-                return Ok(None);
-            }
-            let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
-            Ok(Some(Zeroizing::new(bytes.to_vec())))
-        })
-        .collect()
+fn value(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    let value = row.try_get_raw(index)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    value.as_bytes().map(Some).map_err(sqlx::Error::Decode)
 }
 
 fn native_key_fits(type_name: &str, text: &str) -> bool {

@@ -13,18 +13,18 @@ use sqlx::{
     AssertSqlSafe, Column as _, ConnectOptions, Executor, Row, SqlSafeStr, SqliteConnection,
     Statement as _, TypeInfo,
 };
-use zeroize::Zeroizing;
 
 use super::columns::{CURSOR, Column, CursorColumn, Described, Reach};
 use super::connections::CONNECT_TIMEOUT;
-use super::dialect::{Began, Cell, Dialect, Key, Limits, MAX_ORDERED_BYTES, Rows};
+use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
 use super::error::{self, Failure};
 use super::feed;
 use super::inspect::Inspection;
-use super::pages::hex;
+use super::packed;
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
 use super::{CursorKind, Guarantee};
+use crate::model::value::MAX_COLUMN_BYTES;
 
 /// After how many of SQLite's own instructions the deadline is looked at.
 const INSTRUCTIONS_BETWEEN_CHECKS: i32 = 1_000;
@@ -81,6 +81,8 @@ impl Dialect for SqliteDialect {
     const COMPARISON: Comparison = Comparison::RowValues;
     // Rows come in the order of an index on the cursor, and only ties are sorted.
     const BOUNDS_POLLS: bool = false;
+    // Constant rows by themselves would be looked through for each row of the query.
+    const PAIRS: (&'static str, &'static str) = ("SELECT column1, column2 FROM (VALUES ", ")");
 
     fn target(&self) -> &str {
         &self.target
@@ -93,6 +95,16 @@ impl Dialect for SqliteDialect {
     /// As bytes: text that is no UTF-8 is legal in SQLite.
     fn text(&self, column: &Column) -> String {
         format!("CAST({} AS BLOB)", self.operand(column.name))
+    }
+
+    fn value(&self, column: &Column) -> String {
+        // The length of a value is known without reading it; the zeroes that stand for it are as many as are too many.
+        format!(
+            "CASE WHEN octet_length({}) > {MAX_COLUMN_BYTES} THEN zeroblob({}) ELSE {} END",
+            self.operand(column.name),
+            MAX_COLUMN_BYTES + 1,
+            self.text(column)
+        )
     }
 
     fn cursor_kind(&self, type_name: &str) -> Option<CursorKind> {
@@ -132,6 +144,14 @@ impl Dialect for SqliteDialect {
         statement.param(&Param::plain(bind));
     }
 
+    fn packed(&self, columns: &[&Column]) -> Option<String> {
+        let operands: Vec<String> = columns
+            .iter()
+            .map(|column| self.operand(column.name))
+            .collect();
+        Some(packed::line(&operands))
+    }
+
     /// The position says which of its two types the value has: `i42`, or `t` and the text's bytes in hexadecimal.
     ///
     /// A column that is declared neither integer nor text, an expression above all, can hold `42` as either.
@@ -146,6 +166,7 @@ impl Dialect for SqliteDialect {
             ),
             order: operand,
             type_name: Some(column.type_name.clone()),
+            is_text: false,
         })
     }
 
@@ -158,6 +179,7 @@ impl Dialect for SqliteDialect {
             order: digits.clone(),
             position: digits,
             type_name: None,
+            is_text: false,
         }
     }
 
@@ -251,23 +273,28 @@ impl Dialect for SqliteDialect {
         connection: &mut SqliteConnection,
         statement: &Statement,
         limits: Limits,
-    ) -> Result<Rows, sqlx::Error> {
+        sink: &mut (dyn Sink + Send),
+    ) -> Result<bool, sqlx::Error> {
         set_deadline(connection, limits.time).await?;
         let sql = AssertSqlSafe(statement.text().to_owned());
         let query = bind_all(sqlx::query(sql).persistent(false), statement.binds());
         let mut stream = query.fetch(connection);
-        let mut rows = Rows::default();
         let mut bytes = 0;
         while let Some(row) = stream.try_next().await? {
-            let cells = cells(&row)?;
-            bytes += cells.iter().flatten().map(|cell| cell.len()).sum::<usize>();
-            rows.rows.push(cells);
+            let mut cells = [None; MAX_CELLS];
+            let cells = cells
+                .get_mut(..row.len())
+                .expect("no statement selects more columns");
+            for (index, cell) in cells.iter_mut().enumerate() {
+                *cell = value(&row, index)?;
+                bytes += cell.map_or(0, <[u8]>::len);
+            }
+            sink.row(cells);
             if bytes > limits.bytes {
-                rows.is_cut = true;
-                break;
+                return Ok(false);
             }
         }
-        Ok(rows)
+        Ok(true)
     }
 
     async fn horizon(
@@ -404,13 +431,8 @@ fn bind_all<'q>(
 }
 
 /// Every value that a page selects is bytes or text.
-fn cells(row: &SqliteRow) -> Result<Vec<Cell>, sqlx::Error> {
-    (0..row.len())
-        .map(|index| {
-            let bytes: Option<Vec<u8>> = row.try_get_unchecked(index)?;
-            Ok(bytes.map(Zeroizing::new))
-        })
-        .collect()
+fn value(row: &SqliteRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    row.try_get_unchecked(index)
 }
 
 #[cfg(test)]

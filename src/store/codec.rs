@@ -18,7 +18,7 @@ use crate::plan::guard::Found;
 use crate::plan::pending;
 use crate::store::console::{Act, Attempt, InstallationSummary, ListedEntry};
 use crate::store::hold::{Hold, HoldState};
-use crate::store::{Counts, Glance, Pause, PauseKind, Progress, Quarantined};
+use crate::store::{Counts, Glance, Glances, Pause, PauseKind, Progress, Quarantined};
 
 use super::fault::Fault;
 
@@ -330,6 +330,62 @@ pub(super) fn glance(row: &impl Cells) -> Result<Glance, Fault> {
         quarantined: hash("quarantined")?,
         missing: row.flag("missing")?,
     })
+}
+
+/// A range of resources from its lines: the ids, the row's hash in hexadecimal, `!` for a missing one, separated by tabs.
+pub(super) fn glances(lines: &str) -> Result<Glances, Fault> {
+    let mut glances = Glances::default();
+    for line in lines.lines() {
+        let mut parts = line.split('\t');
+        let (Some(installation_id), Some(resource_id), Some(rest)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(unknown("resource"));
+        };
+        let digits = rest.trim_end_matches('!');
+        let glance = Glance {
+            row_hash: match digits {
+                "" => None,
+                digits => Some(Fingerprint::from_bytes(
+                    unhex(digits).ok_or_else(|| unknown("row_hash"))?,
+                )),
+            },
+            missing: digits.len() < rest.len(),
+            ..Glance::default()
+        };
+        glances.push((installation_id, resource_id), glance);
+    }
+    Ok(glances)
+}
+
+fn unhex(digits: &str) -> Option<[u8; 16]> {
+    let digits: &[u8; 32] = digits.as_bytes().try_into().ok()?;
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Notes the open entries of a range.
+pub(super) fn note_entries(glances: &mut Glances, rows: &[impl Cells]) -> Result<(), Fault> {
+    for row in rows {
+        let state = EntryState::from_name(&row.text("state")?);
+        let key = (row.text("installation_id")?, row.text("resource_id")?);
+        glances.change((&key.0, &key.1), |glance| glance.entry = state);
+    }
+    Ok(())
+}
+
+/// Notes the unusable rows of a range.
+pub(super) fn note_quarantined(glances: &mut Glances, rows: &[impl Cells]) -> Result<(), Fault> {
+    for row in rows {
+        let hash = fingerprint(&row.bytes("row_hash")?, "row_hash")?;
+        let key = (row.text("installation_id")?, row.text("resource_id")?);
+        glances.change((&key.0, &key.1), |glance| glance.quarantined = Some(hash));
+    }
+    Ok(())
 }
 
 /// Where polls and sweeps stand, from the rows that there are.

@@ -28,8 +28,9 @@ use super::rules::{is_due, limit_holds, pause_holds, quarantine_slot};
 use super::steps::watch::WatchRows;
 use super::steps::{self, Change};
 use super::{
-    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat,
-    Pause, PauseKind, Person, Progress, Quarantined, Reconciled, Settlement, Store, StoreError,
+    Advanced, AttemptRecord, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances,
+    Heartbeat, Pause, PauseKind, Person, Progress, Quarantined, Reconciled, Settlement, Store,
+    StoreError,
 };
 
 /// A state in memory.
@@ -365,6 +366,25 @@ impl Store for MemoryStore {
     async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError> {
         let state = self.state.lock().await;
         Ok(keys.iter().map(|key| state.glance(key)).collect())
+    }
+
+    async fn glance_between(
+        &self,
+        first: (&str, &str),
+        last: (&str, &str),
+        limit: u32,
+    ) -> Result<Option<Glances>, StoreError> {
+        let state = self.state.lock().await;
+        let mut glances = Glances::default();
+        for key in state.records.keys() {
+            let ids = (key.installation_id.as_str(), key.resource_id.as_str());
+            if ids < first || ids > last {
+                continue;
+            }
+            glances.push(ids, state.glance(key));
+        }
+        let fits = glances.len() <= usize::try_from(limit).unwrap_or(usize::MAX);
+        Ok(fits.then_some(glances))
     }
 
     async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError> {

@@ -21,8 +21,9 @@ use super::fault::Fault;
 use super::steps;
 use super::steps::watch::WatchRows as _;
 use super::{
-    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold,
-    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat,
+    Hold, HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store,
+    StoreError,
 };
 
 use migrate::{Found, Rights};
@@ -33,6 +34,7 @@ mod acts;
 mod columns;
 mod console;
 mod due;
+mod glance;
 mod guard;
 mod locks;
 mod migrate;
@@ -313,6 +315,23 @@ impl Store for PostgresStore {
         let keys = keys.to_vec();
         self.read("look at resources", Purpose::Read, move |transaction| {
             Box::pin(async move { read::glance(transaction, &keys).await })
+        })
+        .await
+    }
+
+    async fn glance_between(
+        &self,
+        first: (&str, &str),
+        last: (&str, &str),
+        limit: u32,
+    ) -> Result<Option<Glances>, StoreError> {
+        let owned = |key: (&str, &str)| (key.0.to_owned(), key.1.to_owned());
+        let (first, last) = (owned(first), owned(last));
+        self.read("look at resources", Purpose::Read, move |transaction| {
+            Box::pin(async move {
+                let (first, last) = ((&*first.0, &*first.1), (&*last.0, &*last.1));
+                glance::between(transaction, first, last, limit).await
+            })
         })
         .await
     }

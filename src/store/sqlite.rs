@@ -22,8 +22,9 @@ use super::migrate::{self, SQLITE};
 use super::steps;
 use super::steps::watch::WatchRows as _;
 use super::{
-    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Heartbeat, Hold,
-    HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store, StoreError,
+    Access, Advanced, Batch, ClaimRequest, Counts, Cutoffs, Drifted, Glance, Glances, Heartbeat,
+    Hold, HoldReport, Pause, PauseKind, Person, Progress, Reconciled, Settlement, Store,
+    StoreError,
 };
 
 use super::fault::Fault;
@@ -34,6 +35,7 @@ mod acts;
 mod console;
 mod due;
 mod file;
+mod glance;
 mod guard;
 mod many;
 mod packed;
@@ -275,6 +277,17 @@ impl Store for SqliteStore {
 
     async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError> {
         let read = async { read::glance(&mut *self.reader().await?, keys).await };
+        read.await
+            .map_err(|fault| fault.during("look at resources"))
+    }
+
+    async fn glance_between(
+        &self,
+        first: (&str, &str),
+        last: (&str, &str),
+        limit: u32,
+    ) -> Result<Option<Glances>, StoreError> {
+        let read = async { glance::between(&mut *self.reader().await?, first, last, limit).await };
         read.await
             .map_err(|fault| fault.during("look at resources"))
     }

@@ -277,6 +277,11 @@ async fn a_look_up_finds_exactly_the_resources_named(bed: Bed) {
     assert_eq!(found, ["r1", "r2", "r2"]);
     let many: Vec<ResourceKey> = (0..350).map(|index| key(&format!("r{index}"))).collect();
     assert_eq!(source.fetch(&many).await.expect("a look-up").len(), 351);
+    let mut named = source.fetch_ids(&many).await.expect("a look-up");
+    named.sort_unstable();
+    assert_eq!(named.len(), 351);
+    named.dedup();
+    assert_eq!(named.len(), 350);
     assert!(source.fetch(&[]).await.expect("nothing").is_empty());
 }
 

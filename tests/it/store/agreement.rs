@@ -271,6 +271,16 @@ impl Stores {
         let keys: Vec<ResourceKey> = (0..RESOURCES).map(resource).collect();
         all!(self, store => store.records(&keys));
         all!(self, store => store.glance(&keys));
+        let ids =
+            |key: &ResourceKey| (key.installation_id.to_string(), key.resource_id.to_string());
+        for (first, last, limit) in [
+            (&keys[0], &keys[keys.len() - 1], 100),
+            (&keys[1], &keys[3], 2),
+        ] {
+            let (first, last) = (ids(first), ids(last));
+            let (first, last) = ((&*first.0, &*first.1), (&*last.0, &*last.1));
+            all!(self, store => store.glance_between(first, last, limit));
+        }
         all!(self, store => store.counts(self.now));
         all!(self, store => store.next_due());
         all!(self, store => store.progress());

@@ -986,6 +986,32 @@ pub(super) async fn glance_tells_what_a_pass_needs(store: &dyn Store) {
     ];
     assert_eq!(glances, expected);
     assert!(store.glance(&[]).await.expect("readable").is_empty());
+    let between = async |first, last, limit| {
+        let found = store.glance_between(first, last, limit).await;
+        let found = found.expect("readable")?;
+        let owned = found
+            .iter()
+            .map(|((_, id), glance)| (id.to_owned(), *glance));
+        Some(owned.collect::<Vec<_>>())
+    };
+    // The third was never usable.
+    let known = vec![("1".to_owned(), glances[3]), ("2".to_owned(), waiting)];
+    assert_eq!(
+        between(("a", "1"), ("a", "4"), 2).await,
+        Some(known.clone())
+    );
+    assert_eq!(between(("a", "1"), ("a", "4"), 1).await, None);
+    assert_eq!(
+        between(("a", "2"), ("a", "2"), 1).await,
+        Some(known[1..].to_vec())
+    );
+    assert_eq!(between(("a", "12"), ("a", "13"), 1).await, Some(Vec::new()));
+    assert_eq!(between(("", ""), ("b", ""), 9).await, Some(known));
+    let mut more = batch(START, Vec::new());
+    more.quarantined = vec![unusable(&keys[1], "y", START)];
+    store.reconcile(more).await.expect("committed");
+    let found = between(("a", "2"), ("a", "3"), 9).await.expect("they fit");
+    assert_eq!(found[0].1.quarantined, Some(fingerprint("y")));
     // A complete set of secrets survives the way through the store.
     let desired = with_secrets(status("ready"), &["A=1", "B=2"]);
     read(store, START, vec![row(&keys[3], &desired)]).await;

@@ -1,0 +1,360 @@
+//! A page of rows in one piece of memory, each row as the bytes that its hash is taken of.
+//!
+//! A sweep reads millions of rows to find that nearly all of them are as they were. A row that is unchanged is hashed where it lies and
+//! never becomes a [`RawRow`]; one that is not becomes exactly the [`RawRow`] that was pushed, but for the cursor, which no hash sees.
+
+use std::fmt;
+
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::{Field, FingerprintKey, RawRow, RawText, RowHash};
+
+/// The tag of both ids; fields have their own numbers.
+const ID_TAG: u8 = u8::MAX;
+/// Before a cell's text: its tag, its kind, its length.
+const HEAD_BYTES: usize = 10;
+/// What a text can be instead of readable.
+const PROBLEMS: [&str; 2] = [TOO_LONG, NO_UTF8];
+/// The problem of a value beyond [`MAX_COLUMN_BYTES`](super::value::MAX_COLUMN_BYTES).
+pub const TOO_LONG: &str = "is longer than 1 MiB";
+/// The problem of a value that is no text.
+pub const NO_UTF8: &str = "is no UTF-8";
+
+/// Rows without their cursors, zeroed when dropped.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RawRows {
+    bytes: Zeroizing<Vec<u8>>,
+    /// Where each row ends.
+    ends: Vec<usize>,
+}
+
+/// Says how many there are and nothing of what is in them.
+impl fmt::Debug for RawRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows", self.len())
+    }
+}
+
+impl RawRows {
+    /// Room for so many bytes, so that less has to be moved.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self {
+            bytes: Zeroizing::new(Vec::with_capacity(bytes)),
+            ends: Vec::new(),
+        }
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// How much memory their texts take, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Begins a row with one of its two ids; the other, the fields and [`RawRows::end_row`] follow.
+    pub fn push_id(&mut self, text: CellText<'_>) {
+        self.push_cell(ID_TAG, text);
+    }
+
+    /// Goes on with a managed column, in the fixed order of the query's fields.
+    pub fn push_field(&mut self, field: Field, text: CellText<'_>) {
+        self.push_cell(field as u8, text);
+    }
+
+    /// Ends a row.
+    pub fn end_row(&mut self) {
+        self.ends.push(self.bytes.len());
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, row: &RawRow) {
+        let RawRow {
+            installation_id,
+            resource_id,
+            cursor: _,
+            columns,
+        } = row;
+        self.push_id(installation_id.into());
+        self.push_id(resource_id.into());
+        for (field, text) in columns {
+            self.push_field(*field, text.into());
+        }
+        self.end_row();
+    }
+
+    /// Appends other rows.
+    pub fn append(&mut self, others: &Self) {
+        let base = self.bytes.len();
+        self.reserve(others.bytes.len());
+        self.bytes.extend_from_slice(&others.bytes);
+        self.ends.extend(others.ends.iter().map(|end| base + end));
+    }
+
+    /// The rows in order.
+    pub fn iter(&self) -> impl Iterator<Item = RawRowRef<'_>> {
+        self.ends.iter().enumerate().map(|(index, end)| {
+            let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+            RawRowRef(&self.bytes[start..*end])
+        })
+    }
+
+    /// The last row.
+    #[must_use]
+    pub fn last(&self) -> Option<RawRowRef<'_>> {
+        let end = *self.ends.last()?;
+        let start = self.ends.len().checked_sub(2).map_or(0, |at| self.ends[at]);
+        Some(RawRowRef(&self.bytes[start..end]))
+    }
+
+    fn push_cell(&mut self, tag: u8, text: CellText<'_>) {
+        let (kind, bytes) = match text {
+            CellText::Null => (0, &[][..]),
+            CellText::Text(text) => (1, text.as_bytes()),
+            CellText::Unreadable(problem) => (2, problem.as_bytes()),
+        };
+        self.reserve(HEAD_BYTES + bytes.len());
+        self.bytes.extend_from_slice(&[tag, kind]);
+        self.bytes
+            .extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Grows into memory of its own, so that what is left behind can be zeroed.
+    fn reserve(&mut self, bytes: usize) {
+        let needed = self.bytes.len() + bytes;
+        if needed > self.bytes.capacity() {
+            let mut grown = Vec::with_capacity(needed.max(2 * self.bytes.capacity()).max(4_096));
+            grown.extend_from_slice(&self.bytes);
+            let mut left = std::mem::replace(&mut *self.bytes, grown);
+            left.zeroize();
+        }
+    }
+}
+
+impl FromIterator<RawRow> for RawRows {
+    fn from_iter<I: IntoIterator<Item = RawRow>>(rows: I) -> Self {
+        let mut all = Self::default();
+        for row in rows {
+            all.push(&row);
+        }
+        all
+    }
+}
+
+/// One column's text while it is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum CellText<'a> {
+    /// SQL NULL.
+    Null,
+    /// The text.
+    Text(&'a str),
+    /// The source could not give the value as text: why, without the value.
+    Unreadable(&'static str),
+}
+
+impl<'a> CellText<'a> {
+    /// A value as the database gave it.
+    #[must_use]
+    pub fn of(value: Option<&'a [u8]>) -> Self {
+        match value {
+            None => Self::Null,
+            Some(bytes) if bytes.len() > super::value::MAX_COLUMN_BYTES => {
+                Self::Unreadable(TOO_LONG)
+            }
+            Some(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => Self::Text(text),
+                Err(_) => Self::Unreadable(NO_UTF8),
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a RawText> for CellText<'a> {
+    fn from(text: &'a RawText) -> Self {
+        match text {
+            RawText::Null => Self::Null,
+            RawText::Text(text) => Self::Text(text),
+            RawText::Unreadable(problem) => Self::Unreadable(problem),
+        }
+    }
+}
+
+/// One of the rows.
+#[derive(Clone, Copy)]
+pub struct RawRowRef<'a>(&'a [u8]);
+
+impl<'a> RawRowRef<'a> {
+    /// The row's hash, the same as [`RawRow::hash`].
+    #[must_use]
+    pub fn hash(self, hasher: &RowHasher) -> RowHash {
+        hasher.hash(self.0)
+    }
+
+    /// Both ids, if they are texts.
+    #[must_use]
+    pub fn ids(self) -> Option<(&'a str, &'a str)> {
+        let mut cells = cells(self.0);
+        let mut id = || match cells.next() {
+            Some((ID_TAG, CellText::Text(text))) => Some(text),
+            _ => None,
+        };
+        Some((id()?, id()?))
+    }
+
+    /// The row as it was read, without its cursor.
+    #[must_use]
+    pub fn to_row(self) -> RawRow {
+        let mut cells = cells(self.0);
+        let mut id = || {
+            cells
+                .next()
+                .map_or(RawText::Null, |(_, text)| RawText::from(text))
+        };
+        let (installation_id, resource_id) = (id(), id());
+        RawRow {
+            installation_id,
+            resource_id,
+            cursor: None,
+            columns: cells
+                .filter_map(|(tag, text)| {
+                    let field = Field::ALL.into_iter().find(|field| *field as u8 == tag)?;
+                    Some((field, RawText::from(text)))
+                })
+                .collect(),
+        }
+    }
+}
+
+impl From<CellText<'_>> for RawText {
+    fn from(text: CellText<'_>) -> Self {
+        match text {
+            CellText::Null => Self::Null,
+            CellText::Text(text) => Self::text(text),
+            CellText::Unreadable(problem) => Self::Unreadable(problem),
+        }
+    }
+}
+
+fn cells(mut row: &[u8]) -> impl Iterator<Item = (u8, CellText<'_>)> {
+    std::iter::from_fn(move || {
+        let (head, rest) = row.split_first_chunk::<HEAD_BYTES>()?;
+        let [tag, kind, length @ ..] = *head;
+        let length = usize::try_from(u64::from_le_bytes(length)).ok()?;
+        let (bytes, rest) = rest.split_at_checked(length)?;
+        row = rest;
+        // What was pushed as text is text.
+        let text = std::str::from_utf8(bytes).ok()?;
+        let problem = PROBLEMS.into_iter().find(|problem| *problem == text);
+        Some((
+            tag,
+            match kind {
+                0 => CellText::Null,
+                1 => CellText::Text(text),
+                _ => CellText::Unreadable(problem.unwrap_or("cannot be read as text")),
+            },
+        ))
+    })
+}
+
+/// Hashes rows under one key and one meaning of rows.
+#[derive(Debug, Clone)]
+pub struct RowHasher(blake3::Hasher);
+
+impl RowHasher {
+    /// `epoch` stands for the settings that change what a row means, for instance the fields left to Vercel.
+    #[must_use]
+    pub fn new(key: &FingerprintKey, epoch: u64) -> Self {
+        let mut hasher = key.hasher("row");
+        hasher.update(&epoch.to_le_bytes());
+        Self(hasher)
+    }
+
+    fn hash(&self, row: &[u8]) -> RowHash {
+        let mut hasher = self.0.clone();
+        hasher.update(row);
+        RowHash::from_hasher(&hasher)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some_rows() -> Vec<RawRow> {
+        let row = |id: RawText, columns: Vec<(Field, RawText)>| RawRow {
+            installation_id: RawText::text("icfg_1"),
+            resource_id: id,
+            cursor: None,
+            columns,
+        };
+        vec![
+            row(RawText::Null, vec![]),
+            row(
+                RawText::text("res_1"),
+                vec![
+                    (Field::Name, RawText::text("")),
+                    (Field::Status, RawText::Null),
+                ],
+            ),
+            row(
+                RawText::Unreadable(NO_UTF8),
+                vec![(Field::Secrets, RawText::Unreadable(TOO_LONG))],
+            ),
+            row(
+                RawText::text("réseau"),
+                vec![(Field::Name, RawText::text("x".repeat(10_000)))],
+            ),
+        ]
+    }
+
+    #[test]
+    fn a_row_comes_out_of_a_page_as_it_went_in() {
+        let rows = some_rows();
+        let mut page: RawRows = rows.iter().cloned().collect();
+        let out: Vec<RawRow> = page.iter().map(RawRowRef::to_row).collect();
+        assert_eq!(out, rows);
+        let again = page.clone();
+        page.append(&again);
+        assert_eq!(page.len(), 2 * rows.len());
+        assert_eq!(page.last().map(RawRowRef::to_row), rows.last().cloned());
+        assert_eq!(
+            page.iter().nth(1).and_then(RawRowRef::ids),
+            Some(("icfg_1", "res_1"))
+        );
+        assert_eq!(page.iter().next().and_then(RawRowRef::ids), None);
+    }
+
+    #[test]
+    fn a_row_in_a_page_has_the_hash_of_the_row_by_itself() {
+        let key = FingerprintKey::new([5; 32]);
+        let rows = some_rows();
+        let page: RawRows = rows.iter().cloned().collect();
+        for epoch in [0, 7] {
+            let hasher = RowHasher::new(&key, epoch);
+            for (inside, row) in page.iter().zip(&rows) {
+                assert_eq!(inside.hash(&hasher), row.hash(&key, epoch));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_no_text_is_unreadable() {
+        let long = vec![b'x'; super::super::value::MAX_COLUMN_BYTES + 1];
+        assert!(CellText::of(Some(&long)) == CellText::Unreadable(TOO_LONG));
+        assert!(CellText::of(Some(&long[1..])) != CellText::Unreadable(TOO_LONG));
+        assert!(CellText::of(Some(b"\xff")) == CellText::Unreadable(NO_UTF8));
+        assert!(CellText::of(None) == CellText::Null);
+    }
+}

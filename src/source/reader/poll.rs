@@ -1,0 +1,129 @@
+//! Pages of a poll, and how far the pass may take the next one's start.
+
+use tokio::time::timeout;
+
+use super::super::columns::{CursorColumn, Layout, SOURCE_QUERY};
+use super::super::connections::Session;
+use super::super::dialect::Dialect;
+use super::super::pages::{self, PollStart, poll_params};
+use super::super::{PollFrom, PollPage, SourceError};
+use super::{Inner, size};
+
+impl<D: Dialect> Inner<D> {
+    /// One page of a poll.
+    pub(super) async fn poll(
+        &self,
+        session: &mut Session<D>,
+        from: &PollFrom,
+        limit: u32,
+    ) -> Result<PollPage, SourceError> {
+        let layouts = self.layouts(session).await?;
+        let layout = &layouts.source;
+        let Some(cursor) = &layout.cursor else {
+            return Err(SourceError::Shape {
+                statement: SOURCE_QUERY,
+                problem: "has no column `cursor`, so it cannot be polled".to_owned(),
+                help: "sweep it, or add a cursor".to_owned(),
+            });
+        };
+        let pages = self.pages(layout);
+        let keys = pages.poll_keys();
+        let dialect = &self.connections.dialect;
+        let (start, horizon) = match from {
+            PollFrom::After(position) => match poll_params(dialect, cursor, &keys, position) {
+                Some(params) => (PollStart::After(params), position.horizon.clone()),
+                None => (PollStart::Beginning, position.horizon.clone()),
+            },
+            // Before the first row is read: what is open now may commit behind the pass.
+            PollFrom::Cursor(text) => {
+                let param = dialect.cursor_param(cursor, text);
+                let from = param.as_ref().map(|_| text.as_str());
+                let horizon = horizon(session, cursor, from).await?;
+                let start = param.map_or(PollStart::Beginning, PollStart::Cursor);
+                (start, horizon)
+            }
+            PollFrom::Beginning => (PollStart::Beginning, horizon(session, cursor, None).await?),
+        };
+        let is_first = !matches!(from, PollFrom::After(_));
+        let is_bounded = horizon.is_some();
+        // The horizon of a pass that begins here; later pages and other bounds do not say as much.
+        let unseen = horizon.clone().filter(|_| is_first);
+        let page = self
+            .poll_from(session, layout, cursor, &start, horizon, limit)
+            .await?;
+        let page = PollPage { unseen, ..page };
+        if !is_first || is_bounded || page.next.is_none() {
+            return Ok(page);
+        }
+        // More pages follow, and nobody tells what may still commit behind this one while they are read. What commits from
+        // here on lies at most the overlap behind the newest cursor that there is now, so that is as far as this pass may take
+        // the next one's start; this page is read again, after that was asked.
+        let newest = session.rows(&pages.newest_cursor(cursor)).await?;
+        let newest = newest.first().into_iter().next().flatten();
+        self.poll_from(session, layout, cursor, &start, newest, limit)
+            .await
+    }
+
+    /// A poll's page from a place on, its rows compared with the horizon.
+    async fn poll_from(
+        &self,
+        session: &mut Session<D>,
+        layout: &Layout,
+        cursor: &CursorColumn,
+        start: &PollStart,
+        horizon: Option<String>,
+        limit: u32,
+    ) -> Result<PollPage, SourceError> {
+        let pages = self.pages(layout);
+        let keys = pages.poll_keys();
+        let dialect = &self.connections.dialect;
+        let upper = match D::BOUNDS_POLLS {
+            true => {
+                let bound = session
+                    .rows(&pages.poll_bound(cursor, start, limit))
+                    .await?;
+                let bound = bound.first().into_iter().next().flatten();
+                bound.and_then(|bound| dialect.cursor_param(cursor, &bound))
+            }
+            false => None,
+        };
+        let horizon_param = horizon
+            .as_deref()
+            .and_then(|horizon| dialect.cursor_param(cursor, horizon));
+        let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
+        let found = session.rows(&statement).await?;
+        let is_full = found.is_cut || found.rows.len() >= size(limit) || upper.is_some();
+        let is_cut = found.is_cut;
+        let mut rows = pages::decode(layout, found);
+        // Rows are in the order of their cursors: the last one tells whether all are settled.
+        let is_settled = rows.last().is_none_or(|last| last.is_settled);
+        let next = match rows.last() {
+            Some(last) if is_full => last.position(horizon.clone()),
+            _ => None,
+        };
+        if let Some(next) = &next
+            && !is_cut
+            && let Some(at) = poll_params(dialect, cursor, &keys, next)
+        {
+            let group = session.rows(&pages.poll_group(cursor, &at)).await?;
+            rows = pages::with_poll_group(rows, pages::decode(layout, group));
+        }
+        Ok(PollPage {
+            rows: rows.into_iter().map(|placed| placed.row).collect(),
+            next,
+            horizon: horizon.filter(|_| !is_settled),
+            unseen: None,
+        })
+    }
+}
+
+async fn horizon<D: Dialect>(
+    session: &mut Session<D>,
+    cursor: &CursorColumn,
+    from: Option<&str>,
+) -> Result<Option<String>, SourceError> {
+    let limit = session.limit();
+    let (connections, connection) = session.parts();
+    let asked = timeout(limit, connections.dialect.horizon(connection, cursor, from)).await;
+    session.judge(asked)
+}
