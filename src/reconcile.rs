@@ -94,8 +94,6 @@ pub struct Reconciler {
     poll_undecided: AtomicBool,
     /// Grows with what is committed of rows that were not read by a sweep: a sweep's page that was read before is not to follow.
     overtakes: AtomicU64,
-    /// What the last complete poll left.
-    quiet: Mutex<Option<poll::Quiet>>,
     mark: Mark,
     reread: Reread,
     /// Where it is noted when changes were committed.
@@ -122,7 +120,6 @@ impl Reconciler {
             watch: None,
             poll_undecided: AtomicBool::new(true),
             overtakes: AtomicU64::new(0),
-            quiet: Mutex::default(),
             mark: Mark::default(),
             reread: Reread::default(),
             commits: None,
@@ -165,7 +162,6 @@ impl Reconciler {
     pub fn hold_watch(&mut self, token: LeaseToken) {
         self.watch = Some(token);
         self.overtakes.fetch_add(1, Ordering::Relaxed);
-        self.quiet = Mutex::default();
         // Another process may have left a poll half done.
         self.poll_undecided.store(true, Ordering::Relaxed);
     }

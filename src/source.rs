@@ -168,9 +168,6 @@ pub struct PollPage {
     /// It is never later than the last row's cursor, and it is taken before the pass's first page is read, so that it holds for
     /// every page of the pass, also when the pass is not finished.
     pub horizon: Option<String>,
-    /// A cursor such that what this pass has not seen lies at or after it, whatever rows the source has before it; `None`: nobody
-    /// knows one. Given with the first page of a pass.
-    pub unseen: Option<String>,
 }
 
 /// One page of a change feed.

@@ -1,6 +1,5 @@
 //! The poll: what changed since the cursor.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -23,17 +22,6 @@ pub struct PollReport {
     pub needs_sweep: Option<&'static str>,
     /// How long it took.
     pub duration: Duration,
-}
-
-/// What a complete pass leaves for the next one; lost without harm.
-#[derive(Debug)]
-pub(super) struct Quiet {
-    /// The cursor that was kept: another one now means that another pass came in between.
-    cursor: Option<String>,
-    /// See [`PollPage::unseen`].
-    unseen: Option<String>,
-    /// The most rows that a pass has read.
-    rows: u64,
 }
 
 /// One pass.
@@ -61,12 +49,7 @@ impl Reconciler {
         let previous = self.store.progress().await?.poll;
         let mut report = PollReport::default();
         let kept = previous.as_ref().and_then(|p| p.cursor.clone());
-        let quiet = self.quiet_since(kept.as_deref());
-        let from = match (&quiet, &kept) {
-            (Some(quiet), _) => PollFrom::Cursor(quiet.clone()),
-            (None, Some(cursor)) => PollFrom::Cursor(cursor.clone()),
-            (None, None) => PollFrom::Beginning,
-        };
+        let from = kept.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
         let from = match from {
             PollFrom::Cursor(cursor) if is_planted(Bug::OverlapIgnored) => {
                 let key = RawKey {
@@ -103,18 +86,8 @@ impl Reconciler {
             self.read_pages(PollFrom::Beginning, None, first, &mut pass)
                 .await?;
         } else {
-            self.read_pages(from, kept.clone(), Some(first?), &mut pass)
-                .await?;
-            let newest_is_there = match kept {
-                _ if pass.report.counts.rows > 0 => true,
-                // From where nothing new was found the newest row is not seen: it is asked for.
-                Some(cursor) if quiet.is_some() => {
-                    let newest = self.source.poll_page(&PollFrom::Cursor(cursor), 1).await?;
-                    !newest.rows.is_empty()
-                }
-                _ => false,
-            };
-            if !newest_is_there {
+            self.read_pages(from, kept, Some(first?), &mut pass).await?;
+            if pass.report.counts.rows == 0 {
                 // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
                 self.read_pages(PollFrom::Beginning, None, None, &mut pass)
                     .await?;
@@ -143,7 +116,6 @@ impl Reconciler {
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
         let mut horizon: Option<String> = None;
-        let mut unseen: Option<String> = None;
         let mut rows = 0;
         loop {
             let page = match first.take() {
@@ -153,7 +125,6 @@ impl Reconciler {
                     self.source.poll_page(&from, limit).await?
                 }
             };
-            unseen = unseen.or(page.unseen);
             if !is_planted(Bug::HorizonIgnored) {
                 horizon = horizon.or(page.horizon);
             }
@@ -183,38 +154,8 @@ impl Reconciler {
             report.notices.extend(done.notices);
             match page.next {
                 Some(position) => from = PollFrom::After(position),
-                None => {
-                    self.remember(Quiet {
-                        cursor: committed,
-                        unseen,
-                        rows,
-                    });
-                    return Ok(());
-                }
+                None => return Ok(()),
             }
         }
-    }
-
-    /// From where this pass may start although the cursor that was kept lies earlier.
-    ///
-    /// After a change of many rows at once they all lie within the overlap of the newest: without this each pass would read them
-    /// again until something newer comes. What the last complete pass has not seen lies at or after the place that it gave, less
-    /// the overlap, whatever rows there are before it.
-    fn quiet_since(&self, kept: Option<&str>) -> Option<String> {
-        // To read a few rows again and again costs next to nothing, less than to ask for the newest row besides.
-        let many = u64::from(self.settings.page_rows / 4);
-        let last = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        last.as_ref()
-            .filter(|last| kept.is_some() && last.cursor.as_deref() == kept && last.rows >= many)
-            .and_then(|last| last.unseen.clone())
-    }
-
-    fn remember(&self, pass: Quiet) {
-        let mut last = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        // A pass that started there read few rows because it did.
-        let rows = last
-            .as_ref()
-            .map_or(pass.rows, |last| last.rows.max(pass.rows));
-        *last = Some(Quiet { rows, ..pass });
     }
 }

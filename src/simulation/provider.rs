@@ -292,9 +292,6 @@ impl Provider {
         PollPage {
             rows: rows.into_iter().map(|row| self.raw(row)).collect(),
             next,
-            unseen: horizon
-                .clone()
-                .filter(|_| self.has_horizon && !matches!(from, PollFrom::After(_))),
             horizon: horizon.filter(|horizon| !settled(horizon)),
         }
     }

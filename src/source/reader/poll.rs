@@ -46,12 +46,9 @@ impl<D: Dialect> Inner<D> {
         };
         let is_first = !matches!(from, PollFrom::After(_));
         let is_bounded = horizon.is_some();
-        // The horizon of a pass that begins here; later pages and other bounds do not say as much.
-        let unseen = horizon.clone().filter(|_| is_first);
         let page = self
             .poll_from(session, layout, cursor, &start, horizon, limit)
             .await?;
-        let page = PollPage { unseen, ..page };
         if !is_first || is_bounded || page.next.is_none() {
             return Ok(page);
         }
@@ -112,7 +109,6 @@ impl<D: Dialect> Inner<D> {
             rows: rows.into_iter().map(|placed| placed.row).collect(),
             next,
             horizon: horizon.filter(|_| !is_settled),
-            unseen: None,
         })
     }
 }
