@@ -39,7 +39,7 @@ struct Scenario {
     says: &'static [&'static str],
 }
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 14] = [
     Scenario {
         name: "a rotation whose answer is lost and which is applied late",
         settings: |_| {},
@@ -229,6 +229,29 @@ const SCENARIOS: [Scenario; 13] = [
             "fate: Timeout(InTime)",
             "process 0 stands still",
             "lost; waiting",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a process that wakes up after its claim was taken over",
+        settings: |climate| climate.processes = 2,
+        scenes: &[
+            (3000, |world| {
+                fates(
+                    world,
+                    &[Fate::Timeout(Effect::InTime), Fate::Timeout(Effect::InTime)],
+                );
+            }),
+            (3001, |world| world.put(0, Field::Name, "new")),
+            // Claimed at 4 s for 5 s, and by the other process at 9 s: its request is out for 2 s when the first one wakes up.
+            (4500, |world| stand_still(world, 5 * SECOND)),
+        ],
+        says: &[
+            "claimed i0/r0: Whole name",
+            "fate: Timeout(InTime)",
+            "process 0 stands still",
+            "claimed i0/r0: Whole name",
+            "fate: Timeout(InTime)",
             "acknowledged; delivered",
         ],
     },
