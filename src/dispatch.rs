@@ -28,6 +28,7 @@ use crate::plan::outage::Outage;
 use crate::plan::{Claimed, RetryPolicy, SecretsWay};
 use crate::planted::{Bug, is_planted};
 use crate::progress::Mark;
+use crate::reread::Reread;
 use crate::source::Source;
 use crate::store::{ClaimRequest, Pause, Store, StoreError};
 use crate::vercel::Marketplace;
@@ -110,6 +111,8 @@ pub struct Signals {
     pub stop: CancellationToken,
     /// Whether another process probes paused installations: one for all that share a state is enough.
     pub probes_elsewhere: Arc<AtomicBool>,
+    /// Secrets of rows that were read again, by who read them.
+    pub reread: Reread,
     /// Left each time dispatch has looked for something to send.
     pub progressed: Mark,
     /// Where deliveries are counted.
@@ -192,8 +195,7 @@ impl Dispatcher {
         settings: Settings,
         signals: Signals,
     ) -> Self {
-        let stop = signals.stop.clone();
-        let worker = Worker::new(worlds.clone(), key, tokens, settings.clone(), stop);
+        let worker = Worker::new(worlds.clone(), key, tokens, settings.clone(), &signals);
         Self {
             outage: Outage::new(settings.retry.backoff.initial),
             pace: Pace::new(settings.requests_per_minute_per_installation),
@@ -510,7 +512,9 @@ impl Dispatcher {
             lease_expires_at: now.plus(self.settings.lease),
             tokens,
             limit,
-            per_installation: self.settings.max_in_flight_per_installation,
+            per_installation: self
+                .pace
+                .at_once(self.settings.max_in_flight_per_installation),
             in_flight: self.in_flight.clone(),
             after: self.last_served.clone(),
             excluded: self.pace.exhausted(now),

@@ -5,6 +5,9 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hardening;
 pub mod metrics;
 pub mod model;
@@ -14,6 +17,7 @@ pub mod progress;
 #[cfg(test)]
 mod protocol;
 pub mod reconcile;
+pub mod reread;
 pub mod shutdown;
 #[cfg(test)]
 mod simulation;

@@ -18,6 +18,7 @@ use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
+use crate::reread::Reread;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
@@ -91,6 +92,7 @@ pub struct Reconciler {
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
     mark: Mark,
+    reread: Reread,
     /// Where it is noted when changes were committed.
     commits: Option<Arc<Commits>>,
 }
@@ -115,6 +117,7 @@ impl Reconciler {
             watch: None,
             poll_undecided: AtomicBool::new(true),
             mark: Mark::default(),
+            reread: Reread::default(),
             commits: None,
         }
     }
@@ -158,6 +161,11 @@ impl Reconciler {
     /// Leaves a mark for each page: a pass may take long.
     pub fn mark_progress(&mut self, mark: Mark) {
         self.mark = mark;
+    }
+
+    /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`.
+    pub fn hand_over(&mut self, reread: Reread) {
+        self.reread = reread;
     }
 
     /// Notes when the changes that polls find were committed, as far as their cursors tell.

@@ -9,6 +9,8 @@ mod connections;
 mod dialect;
 mod error;
 mod feed;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod horizon;
 mod inspect;
 mod listen;

@@ -18,10 +18,14 @@ use crate::model::{
 };
 use crate::plan::Answer;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use answer::fuzz::read_answer;
 pub use client::{HttpMarketplace, RequestError};
 pub use oauth::{Grant, GrantError, OauthSettings, TokenEndpoint};
 pub use settings::{ClearNotification, ClientError, SecretsEndpoint, Settings, USER_AGENT};
 pub use wire::BodyError;
+#[cfg(any(test, fuzzing))]
+pub(crate) use wire::fuzz::body_of;
 
 /// Sends single requests; never retries, never follows a redirect, never decides what an answer means.
 #[async_trait]

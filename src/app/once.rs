@@ -58,8 +58,13 @@ pub async fn once(
 ) -> Result<OnceReport, PassError> {
     let now = parts.worlds.clock.now();
     parts.recover(now).await?;
-    let (reconciler, leadership) = parts.watching_reconciler().await?;
-    let report = read_and_deliver(parts, options, stop, &reconciler).await;
+    let (mut reconciler, leadership) = parts.watching_reconciler().await?;
+    let signals = Signals {
+        stop: stop.clone(),
+        ..Signals::default()
+    };
+    reconciler.hand_over(signals.reread.clone());
+    let report = read_and_deliver(parts, options, signals, &reconciler).await;
     leadership.end().await;
     report
 }
@@ -67,16 +72,12 @@ pub async fn once(
 async fn read_and_deliver(
     parts: &Parts,
     options: OnceOptions,
-    stop: &CancellationToken,
+    signals: Signals,
     reconciler: &Reconciler,
 ) -> Result<OnceReport, PassError> {
     let now = parts.worlds.clock.now();
     let (rows, sweep) = read(reconciler, options.sweep, &*parts.worlds.clock).await?;
     tell_guard(reconciler, &*parts.worlds.store).await;
-    let signals = Signals {
-        stop: stop.clone(),
-        ..Signals::default()
-    };
     let recheck = signals.recheck.clone();
     let work = signals.work.clone();
     let mut dispatcher = Dispatcher::new(

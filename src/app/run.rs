@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
 use crate::metrics::Metrics;
 use crate::progress::Mark;
+use crate::reread::Reread;
 use crate::shutdown::Shutdown;
 use crate::store::{Cutoffs, Heartbeat};
 use crate::telemetry::LogHandle;
@@ -114,6 +115,7 @@ pub async fn run(mut parts: Parts, controls: Controls) -> Result<(), AppError> {
         recheck: Arc::clone(&wake.recheck),
         stop: stop.clone(),
         probes_elsewhere: Arc::default(),
+        reread: Reread::default(),
         progressed: mark(&health, Loop::Dispatch),
         metrics: Arc::clone(&metrics),
     };
@@ -260,6 +262,7 @@ fn watcher(
     let progressed = mark(health, Loop::Watch);
     let mut reconciler = parts.reconciler();
     reconciler.mark_progress(progressed.clone());
+    reconciler.hand_over(signals.reread.clone());
     reconciler.note_commits(Arc::clone(&signals.metrics.commits));
     Watcher {
         reconciler,

@@ -16,11 +16,12 @@ use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
 use crate::plan::{Answer, AnswerKind, Claimed, Outcome, SecretsWay, Verdict, classify};
 use crate::planted::{Bug, is_planted};
+use crate::reread::Reread;
 use crate::store::{Advanced, AttemptRecord, Pause, PauseKind};
 
 use super::places::Places;
 use super::token::{Renewed, TokenError, Tokens};
-use super::{Settings, Worlds};
+use super::{Settings, Signals, Worlds};
 
 mod record;
 
@@ -193,6 +194,7 @@ pub(super) struct Worker {
     settings: Settings,
     /// One for each request at once.
     places: Arc<Places>,
+    reread: Reread,
     stop: CancellationToken,
 }
 
@@ -202,7 +204,7 @@ impl Worker {
         key: FingerprintKey,
         tokens: Tokens,
         settings: Settings,
-        stop: CancellationToken,
+        signals: &Signals,
     ) -> Self {
         let places = Arc::new(Places::new(settings.max_in_flight));
         Self {
@@ -211,7 +213,8 @@ impl Worker {
             tokens: Arc::new(tokens),
             settings,
             places,
-            stop,
+            reread: signals.reread.clone(),
+            stop: signals.stop.clone(),
         }
     }
 
@@ -225,6 +228,7 @@ impl Worker {
             tokens: Arc::clone(&self.tokens),
             settings,
             places: Arc::clone(&self.places),
+            reread: self.reread.clone(),
             stop: self.stop.clone(),
         }
     }
@@ -336,7 +340,7 @@ impl Worker {
         }
     }
 
-    /// The values of the patch's secrets, read since it was claimed; an outcome instead if the row is no longer what the claim was
+    /// The values of the patch's secrets, read since it was claimed or by the re-read that it was claimed for; an outcome instead if the row is no longer what the claim was
     /// made from.
     async fn secrets(
         &self,
@@ -348,6 +352,12 @@ impl Worker {
         };
         if let Supply::Row(row) = supply
             && let Some(held) = row.decode().ok().and_then(|row| row.secrets)
+            && self.are_held(wanted, &held)
+        {
+            return Ok(Some(held));
+        }
+        // The row may change with every reading: what the claim was made from is as good as what would be read now.
+        if let Some(held) = self.reread.take(&claimed.key)
             && self.are_held(wanted, &held)
         {
             return Ok(Some(held));

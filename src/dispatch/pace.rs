@@ -47,6 +47,12 @@ impl Pace {
         self.full_at.insert(installation_id.clone(), full_at);
     }
 
+    /// How many of at most `most` requests may be claimed at once for an installation that has not used up its allowance.
+    #[must_use]
+    pub fn at_once(&self, most: u32) -> u32 {
+        self.rate.map_or(most, |rate| rate.at_once(most))
+    }
+
     /// The installations that have used up their allowance at `now`.
     #[must_use]
     pub fn exhausted(&self, now: Timestamp) -> Vec<InstallationId> {
@@ -86,6 +92,22 @@ mod tests {
             }
         }
         assert!((60..=65).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn many_places_do_not_lift_the_limit() {
+        let id = InstallationId::new("icfg_1").expect("an id");
+        let mut pace = Pace::new(Some(30));
+        let mut sent = 0;
+        for tenth in 0..600 {
+            let now = Timestamp::from_millis(1_000_000 + tenth * 100);
+            if pace.exhausted(now).is_empty() {
+                let claimed = pace.at_once(16);
+                (0..claimed).for_each(|_| pace.spent(&id, now));
+                sent += claimed;
+            }
+        }
+        assert!((30..=36).contains(&sent), "{sent}");
     }
 
     #[test]

@@ -31,6 +31,13 @@ impl Rate {
         self.standing(full_at, now).plus(self.interval) > now.plus(self.burst())
     }
 
+    /// How many of at most `most` requests may be sent at once where the allowance is not used up.
+    #[must_use]
+    pub fn at_once(self, most: u32) -> u32 {
+        let burst = self.burst().as_millis() / self.interval.as_millis().max(1);
+        most.min(u32::try_from(burst).unwrap_or(u32::MAX))
+    }
+
     /// Where the allowance stands after a request at `now`.
     #[must_use]
     pub fn spend(self, full_at: Option<Timestamp>, now: Timestamp) -> Timestamp {
@@ -55,6 +62,15 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_go_at_once_than_a_burst() {
+        let of = |n| Rate::per_minute(NonZeroU32::new(n).expect("not zero"));
+        assert_eq!(of(6).at_once(64), 1);
+        assert_eq!(of(60).at_once(64), 5);
+        assert_eq!(of(60).at_once(4), 4);
+        assert_eq!(of(u32::MAX).at_once(64), 64);
+    }
 
     #[test]
     fn a_clock_that_went_back_neither_stops_requests_nor_lifts_the_limit() {

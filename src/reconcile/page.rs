@@ -401,6 +401,12 @@ impl Reconciler {
         let mut sorted = Sorted::default();
         for (key, rows) in &by_key {
             self.take(&mut sorted, key, rows, Glance::default());
+            if let [row] = &rows[..]
+                && let Some(secrets) = row.decode().ok().and_then(|row| row.secrets)
+            {
+                // Before it is committed: whoever claims it then must find it.
+                self.reread.keep(key, secrets);
+            }
         }
         let batch = Batch {
             now: self.clock.now(),

@@ -4,6 +4,7 @@ use crate::planted::{Bug, with_planted};
 
 use super::backend::Backend;
 use super::laws::Law;
+use super::scenarios::broken_by;
 use super::seeds::{failing, note, try_seed};
 
 /// How many seeds a bug may survive. The code as it is passes all of them, which `seeds` proves.
@@ -16,12 +17,19 @@ const SEEN_AT: [(Bug, u64); 3] = [
     (Bug::ConflictAcknowledgesUnseen, 562),
 ];
 
-/// Needs a process that stands still for almost a lease between a claim and its request, and a second defence hides it: a
-/// delivery ends with its lease. Chance does not meet that in 2,000 seeds. `protocol` finds it, in every reachable state.
-const LEFT_TO_THE_MODEL: Bug = Bug::LeaseMayRunOut;
+/// The scenarios that catch what chance does not meet in so many seeds. A lease that may run out needs a process that stands
+/// still for almost a lease between a claim and its request, and once more before it could end the request with its lease.
+const SEEN_IN: [(Bug, &str); 1] = [(
+    Bug::LeaseMayRunOut,
+    "a lease that has almost run out when its request could leave",
+)];
 
-/// What catches a bug: a seed that does, and the law that is broken there.
-fn caught(bug: Bug) -> Option<(u64, Law)> {
+/// What catches a bug, and the law that is broken there: a scenario, or one of the seeds.
+fn caught(bug: Bug) -> Option<(String, Law)> {
+    if let Some((_, name)) = SEEN_IN.iter().find(|(seen, _)| *seen == bug) {
+        let law = with_planted(Some(bug), || broken_by(name))?;
+        return Some((format!("the scenario of {name}"), law));
+    }
     let broken = |seed| {
         let violation = with_planted(Some(bug), || {
             try_seed(seed, Backend::memory, false).violation
@@ -29,8 +37,10 @@ fn caught(bug: Bug) -> Option<(u64, Law)> {
         Some(violation.law)
     };
     let seen = SEEN_AT.iter().find(|(seen, _)| *seen == bug);
-    seen.and_then(|(_, seed)| Some((*seed, broken(*seed)?)))
-        .or_else(|| failing(0..SEEDS_MAX, 1, broken).into_iter().next())
+    let (seed, law) = seen
+        .and_then(|(_, seed)| Some((*seed, broken(*seed)?)))
+        .or_else(|| failing(0..SEEDS_MAX, 1, broken).into_iter().next())?;
+    Some((format!("seed {seed}"), law))
 }
 
 #[test]
@@ -40,13 +50,13 @@ fn planted_bugs_are_caught() {
     let only = std::env::var("RECONCILED_BUG").ok();
     let wanted = |bug: &Bug| match &only {
         Some(only) => *only == format!("{bug:?}"),
-        None => *bug != LEFT_TO_THE_MODEL,
+        None => true,
     };
     for bug in Bug::ALL.into_iter().filter(wanted) {
         match caught(bug) {
-            Some((seed, law)) => note(&format!("{bug:?}: caught by {law}, seed {seed}")),
+            Some((by, law)) => note(&format!("{bug:?}: caught by {law}, {by}")),
             None => {
-                note(&format!("{bug:?}: SURVIVES {SEEDS_MAX} seeds"));
+                note(&format!("{bug:?}: SURVIVES"));
                 survivors.push(bug);
             }
         }

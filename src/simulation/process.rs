@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{Either, join3, select};
+use futures_util::future::{BoxFuture, Either, join3, select};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -104,11 +105,13 @@ pub(super) async fn run(boot: Boot) {
         clock: Arc::clone(&clock),
         random: Arc::clone(&random),
     };
+    let reread = signals.reread.clone();
     let tokens = Tokens::new(Arc::new(InstallationsQuery(Arc::clone(&source))));
     let mut settings = climate.dispatch.clone();
     settings.owner = format!("process-{number}-{run}");
     let mut dispatcher = Dispatcher::new(worlds, key.clone(), tokens, settings, signals);
-    let reconciler = Reconciler::new(source, store, Arc::clone(&clock), key, climate.reconcile);
+    let mut reconciler = Reconciler::new(source, store, Arc::clone(&clock), key, climate.reconcile);
+    reconciler.hand_over(reread);
     let watcher = Watcher {
         reconciler,
         clock: Arc::clone(&clock),
@@ -124,7 +127,16 @@ pub(super) async fn run(boot: Boot) {
             watcher.run().await;
         }
     };
-    join3(dispatcher.run(Until::Stopped), watching, cron).await;
+    // Each is woken for itself: whoever waits is not asked again whenever another gets on.
+    let parts: [BoxFuture<'_, ()>; 3] = [
+        Box::pin(async {
+            dispatcher.run(Until::Stopped).await;
+        }),
+        Box::pin(watching),
+        Box::pin(cron),
+    ];
+    let mut running: FuturesUnordered<_> = parts.into_iter().collect();
+    while running.next().await.is_some() {}
 }
 
 /// Signals polls and sweeps until told to stop.

@@ -15,8 +15,9 @@ use crate::reconcile::{self, OnMissing};
 use super::backend::Backend;
 use super::climate::{Climate, Latency, Rates};
 use super::fate::{Effect, Fate};
+use super::laws::Law;
 use super::seeds::{failing, note};
-use super::trial::{Options, Scene, Trial, Verdict};
+use super::trial::{Happening, Options, Scene, Trial, Verdict};
 use super::turns::installation;
 use super::world::World;
 
@@ -38,14 +39,14 @@ struct Scenario {
     says: &'static [&'static str],
 }
 
-const SCENARIOS: [Scenario; 11] = [
+const SCENARIOS: [Scenario; 13] = [
     Scenario {
         name: "a rotation whose answer is lost and which is applied late",
         settings: |_| {},
         scenes: &[
             (3000, |world| fates(world, &[Fate::Dropped(Effect::Late)])),
             (3001, |world| {
-                put(world, 0, Field::Secrets, r#"{"URL":"new"}"#)
+                world.put(0, Field::Secrets, r#"{"URL":"new"}"#)
             }),
         ],
         says: &[
@@ -61,7 +62,7 @@ const SCENARIOS: [Scenario; 11] = [
         settings: |_| {},
         scenes: &[
             (3000, |world| fates(world, &[Fate::Conflict])),
-            (3001, |world| put(world, 0, Field::Status, "suspended")),
+            (3001, |world| world.put(0, Field::Status, "suspended")),
         ],
         says: &[
             "answer 409",
@@ -75,8 +76,8 @@ const SCENARIOS: [Scenario; 11] = [
         settings: |_| {},
         scenes: &[
             (3000, |world| fates(world, &[Fate::RateLimited])),
-            (3001, |world| put(world, 0, Field::Status, "suspended")),
-            (3002, |world| put(world, 1, Field::Status, "ready")),
+            (3001, |world| world.put(0, Field::Status, "suspended")),
+            (3002, |world| world.put(1, Field::Status, "ready")),
         ],
         says: &[
             "answer 429",
@@ -88,11 +89,11 @@ const SCENARIOS: [Scenario; 11] = [
         name: "a split with a rejected field",
         settings: |_| {},
         scenes: &[
-            (3000, |world| put(world, 0, Field::Name, "unacceptable")),
+            (3000, |world| world.put(0, Field::Name, "unacceptable")),
             (3000, |world| {
-                put(world, 0, Field::Secrets, r#"{"URL":"new"}"#)
+                world.put(0, Field::Secrets, r#"{"URL":"new"}"#)
             }),
-            (9000, |world| put(world, 0, Field::Name, "acceptable")),
+            (9000, |world| world.put(0, Field::Name, "acceptable")),
         ],
         says: &[
             "answer 400",
@@ -107,7 +108,7 @@ const SCENARIOS: [Scenario; 11] = [
         settings: |_| {},
         scenes: &[
             (3000, |world| rotate(world)),
-            (3001, |world| put(world, 0, Field::Status, "suspended")),
+            (3001, |world| world.put(0, Field::Status, "suspended")),
             (8000, |world| world.learn_token(&installation(0))),
         ],
         says: &[
@@ -122,7 +123,7 @@ const SCENARIOS: [Scenario; 11] = [
         settings: |_| {},
         scenes: &[
             (3000, |world| world.set_gone(&installation(0), true)),
-            (3001, |world| put(world, 0, Field::Status, "suspended")),
+            (3001, |world| world.put(0, Field::Status, "suspended")),
             (8000, |world| world.set_gone(&installation(0), false)),
         ],
         says: &[
@@ -140,7 +141,7 @@ const SCENARIOS: [Scenario; 11] = [
             (3000, |world| {
                 begin(world, 0, Field::Status, "suspended", 6 * SECOND)
             }),
-            (5000, |world| put(world, 1, Field::Status, "ready")),
+            (5000, |world| world.put(1, Field::Status, "ready")),
         ],
         says: &[
             "commits in 6000 ms",
@@ -193,13 +194,13 @@ const SCENARIOS: [Scenario; 11] = [
         scenes: &[
             (3000, |world| fates(world, &[Fate::Timeout(Effect::InTime)])),
             (3001, |world| {
-                put(world, 0, Field::Secrets, r#"{"URL":"second"}"#)
+                world.put(0, Field::Secrets, r#"{"URL":"second"}"#)
             }),
             (4500, |world| {
-                put(world, 0, Field::Secrets, r#"{"URL":"third","USER":"u"}"#)
+                world.put(0, Field::Secrets, r#"{"URL":"third","USER":"u"}"#)
             }),
             (7900, |world| {
-                put(world, 0, Field::Secrets, r#"{"USER":"u"}"#)
+                world.put(0, Field::Secrets, r#"{"USER":"u"}"#)
             }),
         ],
         says: &[
@@ -210,12 +211,45 @@ const SCENARIOS: [Scenario; 11] = [
         ],
     },
     Scenario {
+        name: "a lease that has almost run out when its request could leave",
+        settings: |climate| climate.processes = 2,
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Timeout(Effect::InTime)])),
+            (3001, |world| {
+                // The poll reads the changed row again, and then whoever claimed it.
+                world.fetches_take = [Duration::ZERO, Duration::from_millis(4600)].into();
+                world.put(0, Field::Secrets, r#"{"URL":"new"}"#);
+            }),
+            // Claimed at 4 s for 5 s. Whoever sends now is not there to end its request when the other process claims at 9 s.
+            (8700, |world| stand_still(world, 2 * SECOND)),
+        ],
+        says: &[
+            "claimed i0/r0: Whole secrets",
+            "i0/r0: released; waiting (Due)",
+            "fate: Timeout(InTime)",
+            "process 0 stands still",
+            "lost; waiting",
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "a secret that changes with every reading",
+        settings: |_| {},
+        scenes: &[(3000, |world| world.restless = Some(0))],
+        says: &[
+            "source_moved; waiting (SourceMoved)",
+            "PATCH i0/r0 secrets [URL=v",
+            "acknowledged; delivered",
+            "the weather clears",
+        ],
+    },
+    Scenario {
         name: "secrets in doubt whose row vanishes",
         settings: |_| {},
         scenes: &[
             (3000, |world| fates(world, &[Fate::Dropped(Effect::Late)])),
             (3001, |world| {
-                put(world, 0, Field::Secrets, r#"{"URL":"new"}"#)
+                world.put(0, Field::Secrets, r#"{"URL":"new"}"#)
             }),
             (4050, |world| {
                 world.take_away(0);
@@ -288,20 +322,19 @@ fn fates(world: &mut World, fates: &[Fate]) {
     world.script.extend(fates.iter().copied());
 }
 
-/// Changes one column of a row.
-fn put(world: &mut World, row: usize, field: Field, text: &str) {
-    let mut columns = world.provider.rows[row].columns.clone();
-    columns.insert(field, Some(text.to_owned()));
-    let cursor = world.provider.cursor_at(world.now());
-    world.commit(row, columns, Some(cursor), false);
-}
-
 /// Changes one column of a row in a transaction that stays open for a while.
 fn begin(world: &mut World, row: usize, field: Field, text: &str, wait: Duration) {
     let mut columns = world.provider.rows[row].columns.clone();
     columns.insert(field, Some(text.to_owned()));
     let cursor = world.provider.cursor_at(world.now());
     world.open(row, columns, cursor, wait);
+}
+
+/// The first process does nothing for a while.
+fn stand_still(world: &mut World, wait: Duration) {
+    world
+        .handle
+        .after(Duration::ZERO, Happening::Suspend(0, wait));
 }
 
 /// Vercel takes another token; the source does not have it yet.
@@ -334,6 +367,13 @@ fn unsaid<'a>(says: &[&'a str], lines: &[String]) -> Option<&'a str> {
     says.iter()
         .find(|part| !lines.any(|line| line.contains(**part)))
         .copied()
+}
+
+/// The law that a scenario breaks when nothing is killed.
+pub(super) fn broken_by(name: &str) -> Option<Law> {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+    let verdict = scenario?.run(Backend::memory(), None, false);
+    verdict.violation.map(|violation| violation.law)
 }
 
 #[test]

@@ -155,6 +155,8 @@ impl Trial {
             key,
             store_down_until: Timestamp::EPOCH,
             script: std::collections::VecDeque::new(),
+            fetches_take: std::collections::VecDeque::new(),
+            restless: None,
         };
         world.say(format_args!("seed {seed}: {climate:?}"));
         world.populate();
@@ -230,7 +232,7 @@ impl Trial {
         };
         let process = &mut self.processes[number];
         let is_settling = matches!(self.stage, Stage::Storm | Stage::Calm { .. });
-        if self.runs == 1 && number == 0 && is_settling {
+        if process.runs == 1 && number == 0 && is_settling {
             self.first_points = process.points.passed();
         }
         let killed = process.points.is_stopped();

@@ -184,6 +184,14 @@ impl World {
         self.provider.commit(row, columns, cursor, silent, now);
     }
 
+    /// Changes one column of a row.
+    pub(super) fn put(&mut self, row: usize, field: Field, text: &str) {
+        let mut columns = self.provider.rows[row].columns.clone();
+        columns.insert(field, Some(text.to_owned()));
+        let cursor = self.provider.cursor_at(self.now());
+        self.commit(row, columns, Some(cursor), false);
+    }
+
     pub(super) fn open(&mut self, row: usize, columns: Columns, cursor: i64, wait: Duration) {
         let number = self.chance.next();
         let key = self.provider.rows[row].key.clone();
@@ -447,6 +455,7 @@ impl World {
     /// Faults and changes end; what was away is back, and what was parked gets a value that can be delivered.
     pub(super) fn clear(&mut self) {
         self.say(format_args!("the weather clears"));
+        self.restless = None;
         let now = self.now();
         self.provider.down_until = now;
         self.provider.empty_until = now;

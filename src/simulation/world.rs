@@ -30,6 +30,10 @@ pub(super) struct World {
     pub(super) store_down_until: Timestamp,
     /// Fates that a scenario has laid down, taken before chance decides.
     pub(super) script: std::collections::VecDeque<super::fate::Fate>,
+    /// How long the next readings of rows by their keys take, as a scenario has laid down.
+    pub(super) fetches_take: std::collections::VecDeque<Duration>,
+    /// How often the secret of the first row has changed since a scenario said that it changes after every reading.
+    pub(super) restless: Option<u64>,
 }
 
 /// The worlds as the simulated sides share them; never locked across an await.
@@ -124,6 +128,12 @@ impl Points {
             self.0.stopped.store(true, Ordering::Relaxed);
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Lets so much time pass.
+    pub(super) async fn take(&self, time: Duration) {
+        self.pass_at_once().await;
+        self.0.handle.sleep(time).await;
     }
 
     /// One await point: others may run, time may pass, or the process ends here.

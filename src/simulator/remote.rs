@@ -59,6 +59,7 @@ impl Remote {
                     journal: VecDeque::new(),
                     violations: Vec::new(),
                     requests: 0,
+                    ended: 0,
                     held: 0,
                 }),
                 run: hex(&random_bytes::<3>()),
@@ -111,6 +112,11 @@ impl Remote {
     /// The requests so far that have ended, oldest first, up to the journal's limit.
     pub fn requests(&self) -> Vec<Entry> {
         self.lock().journal.iter().cloned().collect()
+    }
+
+    /// How many requests have ended, whether or not the journal still holds them.
+    pub fn ended(&self) -> u64 {
+        self.lock().ended
     }
 
     /// The requests of one resource that have ended, oldest first.
@@ -408,6 +414,7 @@ impl Remote {
             state.journal.pop_front();
         }
         state.journal.push_back(entry.clone());
+        state.ended += 1;
         let room = self.shared.settings.journal_limit - state.violations.len();
         state.violations.extend(violations.into_iter().take(room));
         // Nobody may be observing.
@@ -517,7 +524,10 @@ struct State {
     weather: Option<Weather>,
     journal: VecDeque<Entry>,
     violations: Vec<Violation>,
+    /// The number of the last request.
     requests: u64,
+    /// How many of them are kept, or were.
+    ended: u64,
     held: usize,
 }
 

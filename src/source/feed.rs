@@ -99,6 +99,14 @@ fn read<T: serde::de::DeserializeOwned>(from: Option<&str>) -> Option<T> {
     serde_json::from_str(from?).ok()
 }
 
+/// Reads a place of every database out of the same text, for [`super::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_place(text: &str) {
+    mysql::read_place(text);
+    postgres::read_place(text);
+    sqlite::read_place(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

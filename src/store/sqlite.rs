@@ -36,6 +36,7 @@ mod due;
 mod file;
 mod guard;
 mod many;
+mod packed;
 mod read;
 mod rows;
 mod save;

@@ -6,6 +6,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde_json::Value;
 
 use crate::model::Timestamp;
+use crate::plan::{Answer, AnswerKind};
 
 use super::scrub::Scrubber;
 
@@ -42,6 +43,31 @@ impl Headers {
             retry_after: text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)),
             rate_limit_reset: text("x-ratelimit-reset").and_then(rate_limit_reset),
         }
+    }
+}
+
+impl Headers {
+    /// The answer with this status and, unless it is a success, this body.
+    pub(super) fn answer(
+        self,
+        status: u16,
+        error: Option<&[u8]>,
+        scrubber: &Scrubber<'_>,
+    ) -> Answer {
+        let Self {
+            vercel_id,
+            retry_after,
+            rate_limit_reset,
+        } = self;
+        let (code, message) = error.map_or((None, None), |body| problem(body, scrubber));
+        let kind = AnswerKind::Http {
+            status,
+            code,
+            message,
+            retry_after,
+            rate_limit_reset,
+        };
+        Answer { kind, vercel_id }
     }
 }
 
@@ -91,7 +117,7 @@ fn seconds(text: &str) -> Option<Duration> {
 ///
 /// Vercel writes `{"error": {"code", "message"}}`, an authorization server
 /// `{"error": code, "error_description": message}` (RFC 6749, section 5.2).
-pub(super) fn problem(body: &[u8], scrubber: &Scrubber<'_>) -> (Option<String>, Option<String>) {
+fn problem(body: &[u8], scrubber: &Scrubber<'_>) -> (Option<String>, Option<String>) {
     let Ok(body) = serde_json::from_slice::<Value>(body) else {
         return (None, None);
     };
@@ -141,6 +167,34 @@ fn shortened(text: &str, chars_max: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(chars_max - 1).chain(['…']).collect()
+}
+
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz {
+    use reqwest::header::{HeaderMap, HeaderValue};
+
+    use super::{Headers, Scrubber};
+    use crate::model::Timestamp;
+    use crate::plan::Answer;
+
+    /// An answer read as the client reads one, for `crate::fuzzing`. A header that no HTTP could carry is left out.
+    pub(crate) fn read_answer(
+        status: u16,
+        headers: &[(&'static str, &[u8])],
+        body: &[u8],
+        secret: &str,
+        now: Timestamp,
+    ) -> Answer {
+        let scrubber = Scrubber::of([secret]);
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                map.insert(*name, value);
+            }
+        }
+        let error = (!(200..=299).contains(&status)).then_some(body);
+        Headers::read(&map, now, &scrubber).answer(status, error, &scrubber)
+    }
 }
 
 #[cfg(test)]

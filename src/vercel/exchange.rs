@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::model::AccessToken;
 use crate::plan::{Answer, AnswerKind, LostKind, UnsentKind};
 
-use super::answer::{self, ERROR_BODY_BYTES_MAX, Headers};
+use super::answer::{ERROR_BODY_BYTES_MAX, Headers};
 use super::scrub::Scrubber;
 use super::settings::{ClientError, Settings, proxy_url};
 use super::wire::Body;
@@ -127,12 +127,8 @@ impl Exchange {
         wanted: Wanted,
     ) -> (Answer, Option<Body>) {
         let status = response.status();
-        let Headers {
-            vercel_id,
-            retry_after,
-            rate_limit_reset,
-        } = Headers::read(response.headers(), self.clock.now(), scrubber);
-        let mut problem = (None, None);
+        let headers = Headers::read(response.headers(), self.clock.now(), scrubber);
+        let mut error = None;
         let mut body = None;
         match (status.is_success(), wanted) {
             (true, Wanted::Nothing) => {
@@ -143,20 +139,11 @@ impl Exchange {
                 body = receive(response, bytes_max, deadline).await;
             }
             (false, _) => {
-                if let Some(body) = receive(response, ERROR_BODY_BYTES_MAX, deadline).await {
-                    problem = answer::problem(&body, scrubber);
-                }
+                error = receive(response, ERROR_BODY_BYTES_MAX, deadline).await;
             }
         }
-        let (code, message) = problem;
-        let kind = AnswerKind::Http {
-            status: status.as_u16(),
-            code,
-            message,
-            retry_after,
-            rate_limit_reset,
-        };
-        (Answer { kind, vercel_id }, body)
+        let error = error.as_ref().map(|body| body.as_slice());
+        (headers.answer(status.as_u16(), error, scrubber), body)
     }
 }
 

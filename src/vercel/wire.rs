@@ -203,6 +203,18 @@ impl Writer {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz {
+    use crate::model::{Patch, SecretSet};
+    use crate::vercel::settings::ClearNotification;
+
+    /// The body of a PATCH, for `crate::fuzzing`.
+    pub(crate) fn body_of(patch: &Patch, secrets: Option<&SecretSet>) -> Option<Vec<u8>> {
+        let body = super::patch_body(patch, secrets, ClearNotification::Empty);
+        body.ok().map(|body| body.to_vec())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -4,20 +4,15 @@
 
 use std::time::{Duration, Instant};
 
-use reconciled::simulator::{Entry, Fault, Matcher, Options, Simulator};
+use reconciled::simulator::{Fault, Matcher, Options, Remote, Simulator};
 use rustix::process::Signal;
 use sqlx::Connection as _;
-use tokio::{
-    sync::broadcast::{Receiver, error::RecvError},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     support::{
-        HUNG, database::TestDatabase, mariadb::MariaDb, postgres::Postgres, process::Process,
-        sqlite,
+        database::TestDatabase, mariadb::MariaDb, postgres::Postgres, process::Process, sqlite,
     },
     world::{World, rotation},
 };
@@ -72,22 +67,33 @@ impl Stream {
     }
 }
 
-/// Waits for so many requests more.
-pub(crate) async fn requests(seen: &mut Receiver<Entry>, count: usize) {
-    let all = async {
-        let mut left = count;
-        while left > 0 {
-            match seen.recv().await {
-                Ok(_) => left -= 1,
-                Err(RecvError::Lagged(missed)) => {
-                    left = left.saturating_sub(usize::try_from(missed).unwrap_or(usize::MAX));
-                }
-                Err(RecvError::Closed) => panic!("the simulated Vercel is gone"),
-            }
-        }
-    };
-    let sent = timeout(HUNG, all).await;
-    assert!(sent.is_ok(), "the daemon did not send {count} requests");
+/// Counts requests as they end, at the simulated Vercel itself: a channel that lags would lose some.
+pub(crate) struct Requests<'a> {
+    remote: &'a Remote,
+    counted: u64,
+}
+
+impl<'a> Requests<'a> {
+    /// Counts from now on.
+    pub(crate) fn of(remote: &'a Remote) -> Self {
+        let counted = remote.ended();
+        Self { remote, counted }
+    }
+
+    /// Waits for so many more than were waited for before.
+    pub(crate) async fn more(&mut self, count: usize) {
+        self.counted += u64::try_from(count).expect("it is small");
+        let counted = self.counted;
+        let sent = self
+            .remote
+            .wait_until(|remote| remote.ended() >= counted)
+            .await;
+        let ended = self.remote.ended();
+        assert!(
+            sent.is_ok(),
+            "the daemon sent {ended} of {counted} requests"
+        );
+    }
 }
 
 #[expect(
@@ -113,14 +119,14 @@ async fn killed_at_random(provider: TestDatabase) {
             .fault_times(3, Fault::DropAfter, Matcher::patch());
         // The kill comes after some more requests, each time another number; at times right at the start.
         if kill % 5 > 0 {
-            requests(&mut world.remote().observe(), (kill * 7) % 40).await;
+            Requests::of(world.remote()).more((kill * 7) % 40).await;
         }
         daemon.end_with(Signal::KILL).await;
-        let mut seen = world.remote().observe();
+        let mut seen = Requests::of(world.remote());
         let started = Instant::now();
         daemon = world.installation.run();
         if kill % 5 < 4 {
-            requests(&mut seen, 1).await;
+            seen.more(1).await;
             until_first_request.push(started.elapsed());
         }
     }

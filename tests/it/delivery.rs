@@ -5,4 +5,5 @@ mod answers;
 mod detection;
 mod fleet;
 mod laws;
+mod quarantine;
 mod upkeep;

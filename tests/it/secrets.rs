@@ -1,15 +1,29 @@
 //! Secrets and tokens, marked, through every path of the real daemon and its commands: they are in no line, no output, no
 //! file and nothing that the system shows of the process.
 
-use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+mod oauth;
+mod panics;
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use reconciled::simulator::{Fault, Field, Matcher, Options, RetryAfter, Simulator};
 use rustix::process::Signal;
 use secrecy::SecretString;
 use serde_json::json;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+    time::timeout,
+};
 
+use crate::crash::Requests;
 use crate::support::{
+    HUNG,
     database::TestDatabase,
     directory::Directory,
     process::{Installation, Process},
@@ -206,6 +220,22 @@ async fn world(installations: usize, each: usize) -> (TestDatabase, Simulator, I
     (provider, simulator, Installation::new(""))
 }
 
+/// What the daemon's listener answers, head and all.
+async fn get(address: &str, path: &str) -> Vec<u8> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("it reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("it answers");
+        answer
+    };
+    timeout(HUNG, exchange).await.expect("it answers in time")
+}
+
 #[tokio::test]
 async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
     let faults = faults();
@@ -238,7 +268,7 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
         &installation,
         &provider,
         &simulator,
-        "[log]\nfilter = \"trace\"\nsummary_interval = \"1s\"\n",
+        "[log]\nfilter = \"trace\"\nsummary_interval = \"1s\"\n[http]\nlisten = \"127.0.0.1:0\"\n",
     );
     let temporary = installation.path("temporary");
     std::fs::create_dir(&temporary).expect("the directory is writable");
@@ -262,6 +292,13 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
         Some(marked(15).as_str()),
         "the marks reached Vercel"
     );
+    let listening = daemon.events("http.listening");
+    let address = listening[0]["address"].as_str().expect("an address");
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        let answer = get(address, path).await;
+        assert!(answer.starts_with(b"HTTP/1.1 "), "{path} answers");
+        assert_hidden(path, &answer);
+    }
     let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
     for part in ["cmdline", "environ", "status", "comm"] {
         // Only root may look at the environment of a process that hides it.
@@ -356,6 +393,10 @@ async fn a_configuration_that_is_refused_or_cannot_connect_shows_none_of_its_sec
     }
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what a long run is for"
+)]
 #[tokio::test]
 async fn no_installation_is_ever_called_with_the_token_of_another() {
     let long = std::env::var("RECONCILED_INTERLEAVED").ok();
@@ -369,10 +410,11 @@ async fn no_installation_is_ever_called_with_the_token_of_another() {
         "[log]\nfilter = \"warn\"\n",
     );
     let remote = simulator.remote();
-    let mut seen = remote.observe();
+    let mut seen = Requests::of(remote);
+    let started = Instant::now();
     let mut daemon = installation.run();
     // Tokens are replaced in the midst of it.
-    crate::crash::requests(&mut seen, installations).await;
+    seen.more(installations).await;
     let mut session = provider.session().await;
     for n in (0..installations).step_by(7) {
         let next = format!("{}-next", token(n));
@@ -384,7 +426,7 @@ async fn no_installation_is_ever_called_with_the_token_of_another() {
         remote.rotate_token(&format!("icfg_{n}"), &SecretString::from(next));
     }
     for _ in 1..each {
-        crate::crash::requests(&mut seen, installations).await;
+        seen.more(installations).await;
     }
     session.execute("UPDATE resource SET status = 'suspended', version = version + 1000000 WHERE id = 'res_0'").await;
     remote
@@ -396,6 +438,11 @@ async fn no_installation_is_ever_called_with_the_token_of_another() {
         .expect("both sides agree in the end");
     assert!(daemon.end_with(Signal::TERM).await.success());
     assert_eq!(remote.violations(), []);
+    let requests = remote.ended();
+    println!(
+        "{requests} requests for {installations} installations in {:.0?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! The sources against real servers: one suite that every database passes, and what only one of them can show.
 
-mod bed;
+pub(crate) mod bed;
 mod feed;
 mod hostile;
 mod late;
 mod listen;
 mod outage;
 mod pages;
-mod rows;
+pub(crate) mod rows;
 mod shape;
 
 /// Declares each test once for every database.

@@ -291,6 +291,15 @@ fn text(row: &sqlx::mysql::MySqlRow, index: usize) -> Result<Option<String>, sql
     Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()))
 }
 
+/// Reads a place out of any text, for [`crate::source::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(in crate::source) fn read_place(text: &str) {
+    if let Some(mut place) = super::read::<Place>(Some(text)) {
+        place.take(&[1, 2, u64::MAX]);
+        assert!(super::read::<Place>(Some(&super::write(&place))).is_some());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

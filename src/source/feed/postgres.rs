@@ -162,3 +162,11 @@ async fn beginning(
         ..Found::default()
     })
 }
+
+/// Reads a place out of any text, for [`crate::source::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(in crate::source) fn read_place(text: &str) {
+    if let Some(place) = super::read::<Place>(Some(text)) {
+        assert!(super::read::<Place>(Some(&super::write(&place))).is_some());
+    }
+}

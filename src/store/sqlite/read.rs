@@ -9,6 +9,40 @@ use crate::store::codec::{self, key_pairs, time};
 use crate::store::fault::Fault;
 
 use super::many::{Many, Statement};
+use super::packed::{self, names, packed};
+
+/// The columns of a record, in the names that [`codec::record`] reads.
+macro_rules! record_columns {
+    ($with:ident) => {
+        $with! {
+            "acknowledged" = "resource.acknowledged",
+            "doubt" = "resource.doubt",
+            "dismissed" = "resource.dismissed",
+            "row_hash" = "iif(resource.row_hash IS NULL, NULL, hex(resource.row_hash))",
+            "missing_since" = "resource.missing_since",
+            "missing_sweeps" = "resource.missing_sweeps",
+            "acknowledged_at" = "resource.acknowledged_at",
+            "id" = "entry.id",
+            "state" = "entry.state",
+            "desired" = "entry.desired",
+            "generation" = "entry.generation",
+            "origin" = "entry.origin",
+            "mode" = "entry.mode",
+            "reason" = "entry.reason",
+            "created_at" = "entry.created_at",
+            "due_at" = "entry.due_at",
+            "attempts" = "entry.attempts",
+            "failures" = "entry.failures",
+            "conflicts" = "entry.conflicts",
+            "rejected" = "entry.rejected",
+            "hold_id" = "entry.hold_id",
+            "lease_owner" = "entry.lease_owner",
+            "lease_token" = "entry.lease_token",
+            "lease_expires_at" = "entry.lease_expires_at",
+            "in_flight" = "entry.in_flight",
+        }
+    };
+}
 
 /// The whole records of these resources, in order.
 pub(super) async fn records(
@@ -23,10 +57,10 @@ pub(super) async fn records(
             .text(key.installation_id.as_str())
             .text(key.resource_id.as_str());
     }
-    let rows = wanted.fetch(connection).await?;
+    let rows = packed::fetch(wanted, record_columns!(names), connection).await?;
     keys.iter()
-        .zip(&rows)
-        .map(|(key, row)| codec::record(key, row))
+        .zip(rows.rows()?)
+        .map(|(key, row)| codec::record(key, &row))
         .collect()
 }
 
@@ -36,19 +70,18 @@ const RECORDS: Statement = Statement {
     before: "WITH wanted (turn, installation_id, resource_id)
              AS (VALUES ",
     after: concat!(
-        ") SELECT ",
-        codec::resource_columns!(),
-        ", ",
-        codec::entry_columns!(),
-        " FROM wanted
-          LEFT JOIN resource
-            ON resource.installation_id = wanted.installation_id
-           AND resource.resource_id = wanted.resource_id
-          LEFT JOIN entry
-            ON entry.installation_id = resource.installation_id
-           AND entry.resource_id = resource.resource_id
-           AND entry.closed_at IS NULL
-          ORDER BY wanted.turn"
+        ") SELECT group_concat(packed, '' ORDER BY turn)
+           FROM (SELECT wanted.turn, ",
+        record_columns!(packed),
+        " AS packed
+                 FROM wanted
+                 LEFT JOIN resource
+                   ON resource.installation_id = wanted.installation_id
+                  AND resource.resource_id = wanted.resource_id
+                 LEFT JOIN entry
+                   ON entry.installation_id = resource.installation_id
+                  AND entry.resource_id = resource.resource_id
+                  AND entry.closed_at IS NULL)"
     ),
 };
 

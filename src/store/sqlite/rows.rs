@@ -6,12 +6,13 @@ use sqlx::Row as _;
 
 use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::claim::DUE_HORIZON;
-use crate::store::codec::{self, json, key_pairs};
+use crate::store::codec::{self, Cells as _, json, key_pairs};
 use crate::store::fault::Fault;
 use crate::store::steps::{AttemptRow, Change, DueRequest, Rows};
 use crate::store::{Pause, PauseKind, PollProgress, Quarantined, SweepProgress};
 
-use super::due::{DUE_INSTALLATIONS, DUE_RESOURCES};
+use super::due::{DUE_COLUMNS, DUE_INSTALLATIONS, DUE_RESOURCES};
+use super::packed::PackedRows;
 use super::save;
 use super::session::SqliteRows;
 
@@ -69,16 +70,15 @@ impl Rows for SqliteRows {
             (i64::MIN, now.as_millis()),
             (horizon.saturating_add(1), i64::MAX),
         ] {
-            let rows = sqlx::query(DUE_RESOURCES)
+            let rows: Option<String> = sqlx::query_scalar(DUE_RESOURCES)
                 .bind(&names)
                 .bind(from)
                 .bind(to)
                 .bind(count(each))
-                .fetch_all(self.connection())
+                .fetch_one(self.connection())
                 .await?;
-            for row in &rows {
-                let turn: i64 = row.try_get("turn")?;
-                due.push((turn, codec::key(row)?));
+            for row in PackedRows::new(DUE_COLUMNS, rows).rows()? {
+                due.push((row.integer("turn")?, codec::key(&row)?));
             }
         }
         // Stable: what is due comes before what a clock set back has left behind.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use reconciled::simulator::{Entry, Fault, Matcher};
 
 use super::{World, stop, watcher};
-use crate::crash::requests;
+use crate::crash::Requests;
 use crate::support::postgres::Postgres;
 
 /// The requests of one installation so far.
@@ -25,9 +25,9 @@ async fn requests_a_minute_are_those_of_all_daemons_together() {
     let limit = "requests_per_minute_per_installation = 60\nmax_in_flight_per_installation = 50";
     let world = World::of(&state.url, 40, 1, limit).await;
     let begun = Instant::now();
-    let mut seen = world.remote().observe();
+    let mut seen = Requests::of(world.remote());
     let replicas = world.run();
-    requests(&mut seen, REQUESTS as usize).await;
+    seen.more(REQUESTS as usize).await;
     // Three daemons with a limit of their own each would have sent as many at once.
     let least = Duration::from_secs((REQUESTS - BURST).into());
     let elapsed = begun.elapsed();
@@ -61,12 +61,12 @@ async fn requests_at_once_are_those_of_all_daemons_together() {
         let midpoints = entries.iter().map(|entry| entry.at + ANSWER_AFTER / 2);
         midpoints.map(under_way).max()
     };
-    let mut seen = world.remote().observe();
+    let mut seen = Requests::of(world.remote());
     let replicas = world.run();
     // One daemon alone shows nothing of a common limit: there is work until several have sent at once.
     for round in 0.. {
         world.rotate(round).await;
-        requests(&mut seen, 90).await;
+        seen.more(90).await;
         if most_at_once(&world.remote().requests()) > Some(OF_ONE_DAEMON) {
             break;
         }

@@ -5,14 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use reconciled::simulator::{Entry, Fault, Matcher};
+use reconciled::simulator::{Fault, Matcher};
 use rustix::process::Signal;
-use tokio::sync::broadcast::Receiver;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{REPLICAS, World, kills, rotation, stop, watcher};
-use crate::crash::requests;
+use crate::crash::Requests;
 use crate::support::database::TestDatabase;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::Postgres;
@@ -100,8 +99,8 @@ async fn killed_at_random(state: &str, how: &str) {
             .remote()
             .fault_times(3, Fault::DropAfter, Matcher::patch());
         // The kill comes after some seconds' worth of requests, at a point that differs from kill to kill.
-        let mut seen: Receiver<Entry> = world.remote().observe();
-        requests(&mut seen, 100 + kill * 97 % 200).await;
+        let mut seen = Requests::of(world.remote());
+        seen.more(100 + kill * 97 % 200).await;
         // Each in turn, so now the one that reads the source, now another.
         let victim = kill % REPLICAS;
         replicas[victim].end_with(Signal::KILL).await;
@@ -133,7 +132,7 @@ async fn leader_frozen_past_its_leases_under_load_wakes_and_does_no_harm() {
     let leader = watcher(&mut replicas).await;
     world.agreed(0).await;
     let stream = Stream::start(&world.provider).await;
-    requests(&mut world.remote().observe(), 100).await;
+    Requests::of(world.remote()).more(100).await;
     let mut frozen = replicas.remove(leader);
     frozen.signal(Signal::STOP);
     // The others send what they have claimed; one of them takes the watch over, and later the entries whose leases ran out.
@@ -146,11 +145,11 @@ async fn leader_frozen_past_its_leases_under_load_wakes_and_does_no_harm() {
     );
     let leased = format!("SELECT count(*) FROM reconciled.entry WHERE lease_owner LIKE '{owner}'");
     while state.integer(&leased).await > 0 {
-        requests(&mut world.remote().observe(), 10).await;
+        Requests::of(world.remote()).more(10).await;
     }
     frozen.signal(Signal::CONT);
     frozen.wait_for_event("watch.lost").await;
-    requests(&mut world.remote().observe(), 100).await;
+    Requests::of(world.remote()).more(100).await;
     replicas.push(frozen);
     stream.end(&world, "the leader frozen").await;
     stop(replicas).await;
@@ -166,11 +165,11 @@ async fn state_server_killed_under_load_cuts_every_connection_and_loses_nothing(
     world.agreed(0).await;
     let stream = Stream::start(&world.provider).await;
     for _ in 0..3 {
-        requests(&mut world.remote().observe(), 150).await;
+        Requests::of(world.remote()).more(150).await;
         server.kill();
         server.start();
     }
-    requests(&mut world.remote().observe(), 150).await;
+    Requests::of(world.remote()).more(150).await;
     stream
         .end(&world, "the state's server killed 3 times")
         .await;

@@ -43,10 +43,10 @@ async fn json_is_json_in_every_column_type(bed: Bed) {
 }
 
 /// What is wrong with a row: the columns to set, and the column and words that the reason must hold.
-struct Unusable {
-    set: &'static [(&'static str, &'static str)],
-    column: &'static str,
-    problem: &'static str,
+pub(crate) struct Unusable {
+    pub(crate) set: &'static [(&'static str, &'static str)],
+    pub(crate) column: &'static str,
+    pub(crate) problem: &'static str,
 }
 
 const fn unusable(
@@ -62,7 +62,7 @@ const fn unusable(
 }
 
 /// Values are SQL expressions that all databases share; `LONG(n)` becomes n characters.
-const UNUSABLE: [Unusable; 46] = [
+pub(crate) const UNUSABLE: [Unusable; 46] = [
     unusable(&[("installation_id", "NULL")], "installation_id", "is NULL"),
     unusable(&[("installation_id", "''")], "installation_id", "is empty"),
     unusable(
@@ -211,7 +211,7 @@ const UNUSABLE: [Unusable; 46] = [
     ),
 ];
 
-const COLUMNS: [&str; 10] = [
+pub(crate) const COLUMNS: [&str; 10] = [
     "installation_id",
     "resource_id",
     "ownership",
@@ -225,7 +225,8 @@ const COLUMNS: [&str; 10] = [
 ];
 
 impl Unusable {
-    fn insert(&self, bed: &Bed, index: usize) -> String {
+    /// The statement that inserts the row, with the values of further columns at its end.
+    pub(crate) fn insert(&self, bed: &Bed, index: usize, more: &str) -> String {
         let values: Vec<String> = COLUMNS
             .iter()
             .map(|column| {
@@ -238,7 +239,7 @@ impl Unusable {
                 }
             })
             .collect();
-        format!("INSERT INTO resource VALUES ({})", values.join(", "))
+        format!("INSERT INTO resource VALUES ({}{more})", values.join(", "))
     }
 }
 
@@ -260,7 +261,9 @@ async fn each_unusable_row_names_its_column_and_disturbs_no_other(bed: Bed) {
         .execute(&format!("CREATE TABLE resource ({columns})"))
         .await;
     for (index, unusable) in UNUSABLE.iter().enumerate() {
-        bed.database.execute(&unusable.insert(&bed, index)).await;
+        bed.database
+            .execute(&unusable.insert(&bed, index, ""))
+            .await;
         bed.database
             .execute(&format!(
                 "INSERT INTO resource (installation_id, resource_id, status) VALUES ('i', 'good{index}', 'ready')"
