@@ -52,10 +52,6 @@ async fn requests_at_once_are_those_of_all_daemons_together() {
     world
         .remote()
         .fault_always(Fault::Delay(ANSWER_AFTER), Matcher::patch());
-    let mut seen = Requests::of(world.remote());
-    let replicas = world.run();
-    seen.more(90).await;
-    stop(replicas).await;
     // The end of one and the start of the next may be seen the other way round, but not by half an answer's time.
     let most_at_once = |entries: &[Entry]| {
         let under_way = |at| {
@@ -65,15 +61,22 @@ async fn requests_at_once_are_those_of_all_daemons_together() {
         let midpoints = entries.iter().map(|entry| entry.at + ANSWER_AFTER / 2);
         midpoints.map(under_way).max()
     };
+    let mut seen = Requests::of(world.remote());
+    let replicas = world.run();
+    // One daemon alone shows nothing of a common limit: there is work until several have sent at once.
+    for round in 0.. {
+        world.rotate(round).await;
+        seen.more(90).await;
+        if most_at_once(&world.remote().requests()) > Some(OF_ONE_DAEMON) {
+            break;
+        }
+        assert!(round < 20, "only one daemon sends");
+    }
+    stop(replicas).await;
     for n in 0..INSTALLATIONS {
         let entries = of_installation(&world, &format!("icfg_{n}"));
-        assert_eq!(most_at_once(&entries), Some(AT_ONCE), "icfg_{n}");
+        assert!(most_at_once(&entries) <= Some(AT_ONCE), "icfg_{n}");
     }
-    let all = most_at_once(&world.remote().requests());
-    assert!(
-        all > Some(OF_ONE_DAEMON),
-        "{all:?} at once: one daemon alone shows nothing of a common limit"
-    );
     assert_eq!(world.remote().violations(), []);
 }
 
