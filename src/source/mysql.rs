@@ -29,6 +29,7 @@ pub(super) struct MySqlDialect {
     options: MySqlConnectOptions,
     target: String,
     statement_timeout: Duration,
+    transactions: feed::mysql::LastAsked,
 }
 
 impl MySqlDialect {
@@ -50,6 +51,7 @@ impl MySqlDialect {
             options,
             target,
             statement_timeout,
+            transactions: feed::mysql::LastAsked::default(),
         }
     }
 }
@@ -355,7 +357,7 @@ impl Dialect for MySqlDialect {
         connection: &mut MySqlConnection,
         wanted: feed::Wanted<'_>,
     ) -> Result<feed::Found, sqlx::Error> {
-        feed::mysql::page(connection, wanted).await
+        feed::mysql::page(connection, wanted, &self.transactions).await
     }
 
     async fn feed_guarantee(

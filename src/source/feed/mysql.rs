@@ -5,6 +5,7 @@
 //! exact, and needs the right to see all transactions (PROCESS); without it a number is given up when it has been missing for as long as
 //! `[source] overlap`. Each entry is read once.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ const RANGES_MAX: usize = 200;
 const MARKS: u32 = 16;
 /// The list of transactions may be some tenths of a second old, and their starts are whole seconds.
 const LIST_AGE_MILLIS: i64 = 1_000;
+/// InnoDB makes the list anew only when nobody has read it for a tenth of a second: sooner than this it is not asked for again.
+const LIST_REST_MILLIS: i64 = 150;
 
 /// When a missing number can come no more.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +34,24 @@ enum Wait {
         /// The start of the oldest open one.
         oldest: Option<i64>,
     },
+    /// The list was read a moment ago, and is let rest until it can say something new.
+    Unasked,
+}
+
+/// When this process last read the list of transactions, in milliseconds of the server; 0 before it did.
+#[derive(Debug, Default)]
+pub(in super::super) struct LastAsked(AtomicI64);
+
+impl LastAsked {
+    /// Whether the list may be read now, which is taken as done.
+    fn may_ask(&self, now: i64) -> bool {
+        let last = self.0.load(Ordering::Relaxed);
+        let rests = (0..LIST_REST_MILLIS).contains(&now.saturating_sub(last));
+        if !rests {
+            self.0.store(now, Ordering::Relaxed);
+        }
+        !rests
+    }
 }
 
 impl Wait {
@@ -45,6 +66,7 @@ impl Wait {
                 at.saturating_add(LIST_AGE_MILLIS) <= asked_at
                     && oldest.is_none_or(|oldest| at < oldest)
             }
+            Self::Unasked => false,
         }
     }
 }
@@ -149,12 +171,13 @@ impl Place {
 pub(in super::super) async fn page(
     connection: &mut MySqlConnection,
     wanted: Wanted<'_>,
+    list: &LastAsked,
 ) -> Result<Found, sqlx::Error> {
     let mut found = Found::default();
     let known = super::read::<Place>(wanted.from);
     // Before anything is read: what is missing then was missing at this time, and what has ended by now is in what is read.
     let wait = match &known {
-        Some(place) if !place.missing.is_empty() => open_transactions(connection).await?,
+        Some(place) if !place.missing.is_empty() => open_transactions(connection, list).await?,
         _ => None,
     };
     let begun_at = now(connection).await?;
@@ -202,9 +225,9 @@ pub(in super::super) async fn page(
         // A transaction may have begun, and taken a number, while this was read: a mark says when the reading had ended.
         match wait.unwrap_or(Wait::For(wanted.feed.patience)) {
             Wait::For(patience) => place.watch(begun_at, Wait::For(patience), step),
-            ended @ Wait::Ended { .. } => {
+            wait => {
                 let read_at = now(connection).await?;
-                place.watch(read_at, ended, step.min(LIST_AGE_MILLIS));
+                place.watch(read_at, wait, step.min(LIST_AGE_MILLIS));
             }
         }
     }
@@ -245,11 +268,17 @@ pub(in super::super) async fn sees_everyone(
 }
 
 /// Which transactions that may have taken a number are open; `None` when not all can be seen.
-async fn open_transactions(connection: &mut MySqlConnection) -> Result<Option<Wait>, sqlx::Error> {
+async fn open_transactions(
+    connection: &mut MySqlConnection,
+    list: &LastAsked,
+) -> Result<Option<Wait>, sqlx::Error> {
     if !sees_everyone(connection).await? {
         return Ok(None);
     }
     let asked_at = now(connection).await?;
+    if !list.may_ask(asked_at) {
+        return Ok(Some(Wait::Unasked));
+    }
     // A start is in the session's time zone, which is UTC.
     let row = sqlx::query(
         "SELECT CAST(MIN(UNIX_TIMESTAMP(trx_started)) * 1000 AS SIGNED)
@@ -354,6 +383,22 @@ mod tests {
         assert_eq!(place.missing, [(2, 2)]);
         place.watch(11_700, ended(11_500, Some(11_000)), STEP);
         assert_eq!(place.missing, []);
+    }
+
+    #[test]
+    fn the_list_of_transactions_rests_between_two_readings_and_settles_nothing_meanwhile() {
+        let list = LastAsked::default();
+        let asked: Vec<bool> = [10_000, 10_149, 10_150, 9_000, 9_150]
+            .into_iter()
+            .map(|now| list.may_ask(now))
+            .collect();
+        // A clock that went back is no reason to wait for it.
+        assert_eq!(asked, [true, false, true, true, true]);
+        let mut place = place(&[1, 3]);
+        for now in [10_000, 900_000] {
+            place.watch(now, Wait::Unasked, STEP);
+            assert_eq!(place.missing, [(2, 2)]);
+        }
     }
 
     #[test]
