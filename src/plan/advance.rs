@@ -419,6 +419,37 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn outcomes_keep_the_names_that_histories_and_metrics_show() {
+        let until = Timestamp::from_millis(0);
+        let rejected = Outcome::Rejected {
+            status: 400,
+            code: None,
+        };
+        let names: Vec<&str> = [
+            Outcome::Acknowledged { sent_at: until },
+            Outcome::Unreachable,
+            Outcome::Lost,
+            Outcome::Failed,
+            Outcome::RateLimited { until },
+            Outcome::Conflict { observed: None },
+            Outcome::TokenRefused,
+            Outcome::InstallationGone,
+            Outcome::NotFound,
+            rejected,
+            Outcome::Refused,
+            Outcome::SourceUnavailable,
+            Outcome::SourceMoved,
+            Outcome::Released,
+        ]
+        .iter()
+        .map(Outcome::name)
+        .collect();
+        let expected = "acknowledged unreachable lost failed rate_limited conflict token_refused installation_gone \
+                        not_found rejected refused source_unavailable source_moved released";
+        assert_eq!(names.join(" "), expected);
+    }
+
     const SECOND: Duration = Duration::from_secs(1);
     const START: Timestamp = Timestamp::from_millis(1_000_000);
     const POLICY: RetryPolicy = RetryPolicy {
