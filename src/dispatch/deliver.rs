@@ -340,8 +340,8 @@ impl Worker {
         }
     }
 
-    /// The values of the patch's secrets, read since it was claimed or by the re-read that it was claimed for; an outcome instead if the row is no longer what the claim was
-    /// made from.
+    /// The values of the patch's secrets, read since it was claimed or by the re-read that it was claimed for; an outcome instead if
+    /// the row is no longer what the claim was made from.
     async fn secrets(
         &self,
         claimed: &Claimed,
