@@ -170,6 +170,13 @@ fn the_laws_hold_for_every_seed_over_sqlite() {
     });
 }
 
+/// It found that a fleet counted as converged while a row that had changed was unread, since a dead letter stood for the resource.
+#[test]
+fn seed_5305_has_not_converged_while_a_changed_row_is_unread() {
+    let verdict = try_seed(5305, Backend::memory, false);
+    assert!(verdict.violation.is_none(), "{:?}", verdict.violation);
+}
+
 /// `RECONCILED_SEED=123 cargo test --lib simulation::seeds::replay -- --nocapture`
 #[test]
 fn replay() {
