@@ -123,10 +123,11 @@ enum Stage {
     Calm {
         deadline: Timestamp,
     },
-    /// Everything converged: no request may follow.
+    /// Everything converged: no request may follow, and so it must be in the end.
     Quiet {
         until: Timestamp,
         requests: usize,
+        deadline: Timestamp,
     },
     Over,
 }
@@ -375,14 +376,22 @@ impl Trial {
                     world.say(format_args!("everything has converged"));
                     let requests = world.remote.requests.len();
                     let until = now.plus(QUIET + self.climate.sweep_every);
-                    self.stage = Stage::Quiet { until, requests };
+                    self.stage = Stage::Quiet {
+                        until,
+                        requests,
+                        deadline,
+                    };
                 }
                 Some(what) if now > deadline => {
                     self.world.lock().broken(Law::Convergence, what);
                 }
                 Some(_) => {}
             },
-            Stage::Quiet { until, requests } => {
+            Stage::Quiet {
+                until,
+                requests,
+                deadline,
+            } => {
                 let mut world = self.world.lock();
                 let further = &world.remote.requests[requests..];
                 if further
@@ -393,8 +402,11 @@ impl Trial {
                     world.broken(Law::Minimal, what);
                 } else if now > until {
                     drop(world);
-                    if let Some(what) = self.unconverged() {
-                        self.world.lock().broken(Law::Convergence, what);
+                    match self.unconverged() {
+                        // A process that stood still may have paused what another had resumed: the next probe ends that.
+                        Some(_) if now <= deadline => return,
+                        Some(what) => self.world.lock().broken(Law::Convergence, what),
+                        None => {}
                     }
                     self.stage = Stage::Over;
                 }
@@ -521,12 +533,13 @@ impl World {
             return false;
         }
         let last = self.remote.last_status.get(key);
+        let not_found = |status: Option<&u16>| matches!(status, Some(404 | 410));
         match entry.reason {
             Reason::Rejected => entry
                 .rejected
                 .keys()
                 .all(|field| self.remote.rejected.contains_key(&(key.clone(), *field))),
-            Reason::NotFound => matches!(last, Some(404 | 410)),
+            Reason::NotFound => not_found(last) || not_found(self.remote.last_shown.get(key)),
             Reason::ConflictLimit => last == Some(&409),
             Reason::Refused => matches!(last, Some(301 | 402 | 418)),
             Reason::RowGone => {
