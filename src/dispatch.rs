@@ -46,7 +46,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long dispatch waits after the state could not be read or written.
 const STATE_RETRY: Duration = Duration::from_secs(1);
 /// How many answers per place may wait to be recorded before nothing more is claimed.
-const UNRECORDED_PER_PLACE_MAX: usize = 4;
+const UNRECORDED_PER_PLACE_MAX: usize = 8;
+/// How many entries per place may be claimed beyond the places, so that a commit that takes long does not leave them empty.
+const AHEAD_PER_PLACE_MAX: usize = 7;
 /// The most probes of paused installations that run at once.
 const PROBES_MAX: usize = 4;
 
@@ -486,7 +488,7 @@ impl Dispatcher {
     fn room(&self, now: Timestamp) -> usize {
         let busy: u32 = self.in_flight.values().sum();
         let places = self.settings.max_in_flight as usize;
-        let ahead = self.claims.ahead.min(places);
+        let ahead = self.claims.ahead.min(places * AHEAD_PER_PLACE_MAX);
         let free = (places + ahead).saturating_sub(busy as usize);
         let recordable = (places * UNRECORDED_PER_PLACE_MAX).saturating_sub(self.unrecorded.len());
         // A claim for each single place would be a transaction for each delivery.
