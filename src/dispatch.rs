@@ -18,10 +18,11 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Random};
+use crate::handover::Handover;
 use crate::metrics::Metrics;
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, ResourceKey, Timestamp};
 use crate::plan::outage::Outage;
@@ -115,6 +116,8 @@ pub struct Signals {
     pub probes_elsewhere: Arc<AtomicBool>,
     /// Secrets of rows that were read again, by who read them.
     pub reread: Reread,
+    /// Where free places are laid out for passes, while nothing is due.
+    pub handover: Handover,
     /// Left each time dispatch has looked for something to send.
     pub progressed: Mark,
     /// Where deliveries are counted.
@@ -138,6 +141,8 @@ pub struct Dispatcher {
     last_served: Option<InstallationId>,
     state_failed: bool,
     claims: Claims,
+    /// What a pass may be claiming for this dispatcher.
+    offered: Option<oneshot::Receiver<Vec<Claimed>>>,
     /// Answered, and waiting for the batch before to be recorded.
     unrecorded: Vec<Answered>,
     is_recording: bool,
@@ -187,6 +192,16 @@ enum Ended {
     Probe(Box<Delivery>),
 }
 
+/// What a pass claimed; waits for ever when nothing is laid out.
+async fn handed_over(
+    offered: &mut Option<oneshot::Receiver<Vec<Claimed>>>,
+) -> Option<Result<Vec<Claimed>, oneshot::error::RecvError>> {
+    match offered {
+        Some(claimed) => Some(claimed.await),
+        None => std::future::pending().await,
+    }
+}
+
 impl Dispatcher {
     /// A dispatcher between a state and Vercel.
     #[must_use]
@@ -208,6 +223,7 @@ impl Dispatcher {
             last_served: None,
             state_failed: false,
             claims: Claims::default(),
+            offered: None,
             unrecorded: Vec::new(),
             is_recording: false,
             moved: (false, false),
@@ -252,6 +268,7 @@ impl Dispatcher {
         let mut running: Running<'_> = FuturesUnordered::new();
         loop {
             self.configure();
+            let handing_over = !self.withdraw();
             let stopping = self.signals.stop.is_cancelled();
             self.record(&running);
             let wait = if stopping {
@@ -259,8 +276,8 @@ impl Dispatcher {
             } else {
                 self.fill(&mut running).await
             };
-            self.mark();
-            if running.is_empty() && (stopping || self.is_idle(until).await) {
+            self.mark(handing_over);
+            if running.is_empty() && (stopping || self.is_idle(until).await) && self.withdraw() {
                 return *self.totals().lock().unwrap_or_else(PoisonError::into_inner);
             }
             tokio::select! {
@@ -272,6 +289,12 @@ impl Dispatcher {
                         self.take(&running, ended);
                     }
                 }
+                Some(claimed) = handed_over(&mut self.offered) => {
+                    self.offered = None;
+                    if let Ok(claimed) = claimed {
+                        self.claimed(&running, Ok(claimed));
+                    }
+                }
                 () = self.signals.stop.cancelled(), if !stopping => {}
                 () = self.signals.work.notified() => {}
                 () = self.worlds.clock.sleep(wait) => {}
@@ -281,8 +304,8 @@ impl Dispatcher {
 
     /// Leaves a mark once both claiming and recording have got on since the last one, or had nothing to do: either may hang
     /// while the loop turns.
-    fn mark(&mut self) {
-        self.moved.0 |= self.claims.asked.is_none();
+    fn mark(&mut self, handing_over: bool) {
+        self.moved.0 |= self.claims.asked.is_none() && !handing_over;
         self.moved.1 |= !self.is_recording;
         if self.moved == (true, true) {
             self.moved = (false, false);
@@ -437,7 +460,7 @@ impl Dispatcher {
             // Their ends wake this loop.
             return Ok(LOOK_AGAIN);
         }
-        if self.claims.asked.is_some() {
+        if self.claims.asked.is_some() || self.offered.is_some() {
             // Its end wakes this loop.
             return Ok(LOOK_AGAIN);
         }
@@ -449,7 +472,9 @@ impl Dispatcher {
                     // answers again, or nothing ever would.
                     self.start_probes(running, 1).await?;
                 }
-                return self.until_next(asked_at).await;
+                let wait = self.until_next(asked_at).await?;
+                self.lay_out();
+                return Ok(wait);
             }
             None => {}
         }
@@ -469,6 +494,26 @@ impl Dispatcher {
             // A place that becomes free wakes this loop.
             None => Ok(LOOK_AGAIN),
         }
+    }
+
+    /// Lays out the free places: what a pass finds from here on it claims with the page.
+    fn lay_out(&mut self) {
+        let now = self.worlds.clock.now();
+        let room = self.room(now);
+        if room == 0 || self.outage.since().is_some() {
+            return;
+        }
+        let request = self.request(now, u32::try_from(room).unwrap_or(u32::MAX));
+        let handover = &self.signals.handover;
+        self.offered = Some(handover.offer(request, self.settings.lease));
+    }
+
+    /// Takes back what was laid out; false when a pass is claiming for it.
+    fn withdraw(&mut self) -> bool {
+        if self.offered.is_some() && self.signals.handover.withdraw() {
+            self.offered = None;
+        }
+        self.offered.is_none()
     }
 
     /// Ends deliveries whose lease is over, before their entries can be claimed again: a request takes less time than a lease

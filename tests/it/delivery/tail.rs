@@ -158,6 +158,7 @@ async fn another_process_that_moved_the_cursor_is_followed() {
         uninstall_missing_since: None,
         baseline: None,
         watch: None,
+        claim: None,
     };
     polls.store.reconcile(elsewhere).await.expect("committed");
     assert_eq!(polls.poll().await.rows, 10);
