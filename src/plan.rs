@@ -16,6 +16,8 @@ pub mod outage;
 pub mod pace;
 
 #[cfg(test)]
+mod cases;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod laws;

@@ -25,7 +25,9 @@ impl Json {
     /// A JSON string.
     #[must_use]
     pub fn from_text(text: &str) -> Self {
-        Self::from_value(&Value::from(text))
+        let mut quoted = String::with_capacity(text.len() + 2);
+        write_string(&mut quoted, text);
+        Self(quoted.into())
     }
 
     /// The JSON value `null`.
@@ -214,8 +216,15 @@ fn write_canonical(text: &mut String, value: &Value) {
 }
 
 fn write_string(text: &mut String, string: &str) {
-    let quoted = serde_json::to_string(string).expect("every string is JSON");
-    text.push_str(&quoted);
+    let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if string.bytes().all(is_plain) {
+        text.push('"');
+        text.push_str(string);
+        text.push('"');
+    } else {
+        let quoted = serde_json::to_string(string).expect("every string is JSON");
+        text.push_str(&quoted);
+    }
 }
 
 /// How many digits a number may have written out before the exponent form is shorter to read and to store.

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::id::InvalidId;
 use super::value::{InvalidValue, parse_secrets, parse_value};
 use super::{
-    Field, FieldSet, FingerprintKey, InstallationId, Json, RawRows, ResourceId, ResourceKey,
-    RowHash, RowHasher, SecretSet, Snapshot,
+    Field, FieldSet, FingerprintKey, InstallationId, Json, ResourceId, ResourceKey, RowHash,
+    RowHasher, SecretSet, Snapshot,
 };
 
 /// One column's text as the source gave it.
@@ -92,10 +92,7 @@ impl RawRow {
     /// `epoch` stands for the settings that change what a row means, for instance the fields left to Vercel.
     #[must_use]
     pub fn hash(&self, key: &FingerprintKey, epoch: u64) -> RowHash {
-        let mut one = RawRows::default();
-        one.push(self);
-        let only = one.last().expect("it was just pushed");
-        only.hash(&RowHasher::new(key, epoch))
+        RowHasher::new(key, epoch).hash_row(self)
     }
 
     /// The row's key, if both of its texts are ids.

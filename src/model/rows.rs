@@ -119,15 +119,9 @@ impl RawRows {
     }
 
     fn push_cell(&mut self, tag: u8, text: CellText<'_>) {
-        let (kind, bytes) = match text {
-            CellText::Null => (0, &[][..]),
-            CellText::Text(text) => (1, text.as_bytes()),
-            CellText::Unreadable(problem) => (2, problem.as_bytes()),
-        };
+        let (head, bytes) = cell(tag, text);
         self.reserve(HEAD_BYTES + bytes.len());
-        self.bytes.extend_from_slice(&[tag, kind]);
-        self.bytes
-            .extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.bytes.extend_from_slice(&head);
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -189,6 +183,20 @@ impl<'a> From<&'a RawText> for CellText<'a> {
             RawText::Unreadable(problem) => Self::Unreadable(problem),
         }
     }
+}
+
+/// The bytes of a cell: what stands before its text, and the text.
+fn cell(tag: u8, text: CellText<'_>) -> ([u8; HEAD_BYTES], &[u8]) {
+    let (kind, bytes) = match text {
+        CellText::Null => (0, &[][..]),
+        CellText::Text(text) => (1, text.as_bytes()),
+        CellText::Unreadable(problem) => (2, problem.as_bytes()),
+    };
+    let mut head = [0; HEAD_BYTES];
+    head[0] = tag;
+    head[1] = kind;
+    head[2..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+    (head, bytes)
 }
 
 /// One of the rows.
@@ -285,6 +293,24 @@ impl RowHasher {
         let mut hasher = self.0.clone();
         hasher.update(row);
         RowHash::from_hasher(&hasher)
+    }
+
+    /// The hash that a row has in a page, of one that is in none.
+    pub(super) fn hash_row(mut self, row: &RawRow) -> RowHash {
+        let RawRow {
+            installation_id,
+            resource_id,
+            cursor: _,
+            columns,
+        } = row;
+        let ids = [installation_id, resource_id].map(|id| (ID_TAG, id));
+        let columns = columns.iter().map(|(field, text)| (*field as u8, text));
+        for (tag, text) in ids.into_iter().chain(columns) {
+            let (head, bytes) = cell(tag, text.into());
+            self.0.update(&head);
+            self.0.update(bytes);
+        }
+        RowHash::from_hasher(&self.0)
     }
 }
 

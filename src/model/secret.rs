@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,10 +14,9 @@ use zeroize::Zeroizing;
 /// The longest secret name in bytes.
 pub const MAX_SECRET_NAME_BYTES: usize = 256;
 
-/// The name of one secret: not secret itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SecretName(String);
+/// The name of one secret: not secret itself. A copy shares the text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretName(Arc<str>);
 
 impl SecretName {
     /// Accepts 1 to 256 bytes of text without control characters.
@@ -25,7 +25,7 @@ impl SecretName {
         let usable = !name.is_empty()
             && name.len() <= MAX_SECRET_NAME_BYTES
             && !name.chars().any(char::is_control);
-        usable.then(|| Self(name.to_owned()))
+        usable.then(|| Self(name.into()))
     }
 
     /// The name as text.
@@ -38,6 +38,18 @@ impl SecretName {
 impl fmt::Display for SecretName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Serialize for SecretName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(String::deserialize(deserializer)?.into()))
     }
 }
 

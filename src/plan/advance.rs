@@ -254,10 +254,6 @@ fn reject(
     entry.conflicts = 0;
     wait(entry, now, Reason::Due);
     let fields: Vec<Field> = in_flight.patch.fields().iter().collect();
-    if is_planted(Bug::RejectedFieldBlocksOthers) && fields.len() > 1 {
-        die(entry, Reason::Rejected);
-        return;
-    }
     if let [field] = fields[..] {
         if let Some(digest) = in_flight.digests.get(&field) {
             // If the source has moved on meanwhile the digest matches nothing and the newer value is sent.
@@ -272,6 +268,8 @@ fn reject(
         entry
             .rejected
             .retain(|field, rejection| desired.digest(*field) == Some(rejection.digest));
+    } else if is_planted(Bug::RejectedFieldBlocksOthers) {
+        die(entry, Reason::Rejected);
     } else {
         entry.mode = Mode::Split;
     }

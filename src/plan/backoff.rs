@@ -28,14 +28,13 @@ impl Backoff {
     pub fn interval(&self, failures: u32, jitter: f64) -> Duration {
         let mut intervals = ExponentialBackoff {
             current_interval: self.initial,
-            initial_interval: self.initial,
             randomization_factor: 0.0,
             multiplier: self.multiplier,
             max_interval: self.max,
-            // Its default gives up after 15 minutes by a clock of its own.
-            max_elapsed_time: None,
             ..ExponentialBackoff::default()
         };
+        // Its default gives up after 15 minutes by a clock of its own.
+        intervals.max_elapsed_time = None;
         let mut interval = self.initial;
         for _ in 0..failures.clamp(1, STEPS_MAX) {
             interval = intervals.next_backoff().unwrap_or(self.max);

@@ -205,6 +205,62 @@ mod tests {
     }
 
     #[test]
+    fn the_ways_keep_the_names_that_logs_and_json_show() {
+        let names = [Way::Adopt, Way::Compare].map(|way| (way.name(), way.participle()));
+        assert_eq!(names, [("adopt", "adopted"), ("compare", "to compare")]);
+    }
+
+    #[test]
+    fn adopting_forgets_what_was_dismissed_of_the_fields_it_adopts() {
+        let mut record = waiting(side("ready", "db"));
+        for field in [Field::Name, Field::Extras] {
+            record.dismissed.insert(field, HASH);
+        }
+        apply(&mut record, &side("ready", "db"), Way::Adopt, false);
+        let left: Vec<Field> = record.dismissed.into_keys().collect();
+        assert_eq!(left, [Field::Extras]);
+    }
+
+    #[test]
+    fn a_baseline_makes_a_new_generation_where_the_target_may_be_another() {
+        let generation = |way, desired: &Snapshot| {
+            let mut record = waiting(side("ready", "db"));
+            let mark = Mark {
+                uncertain_until: Some(START.plus(LATE)),
+                confirmed: false,
+            };
+            record.doubt.fields.insert(Field::Status, mark);
+            record.entry.as_mut().expect("open").generation = 3;
+            apply(&mut record, desired, way, false);
+            record.entry.expect("still open").generation
+        };
+        let (same, other) = (side("ready", "db"), side("error", "db"));
+        assert_eq!(generation(Way::Adopt, &other), 4);
+        assert_eq!(generation(Way::Compare, &other), 4);
+        assert_eq!(generation(Way::Compare, &same), 3);
+    }
+
+    #[test]
+    fn comparing_opens_a_dead_letter_and_lets_a_held_entry_be() {
+        let later = START.plus(LATE);
+        let after = |state| {
+            let mut record = waiting(side("ready", "db"));
+            let entry = record.entry.as_mut().expect("open");
+            (entry.state, entry.reason) = (state, Reason::Guard);
+            (entry.failures, entry.conflicts, entry.due_at) = (2, 2, later);
+            apply(&mut record, &side("ready", "db"), Way::Compare, false);
+            let entry = record.entry.expect("open");
+            let tries = (entry.failures, entry.conflicts);
+            (entry.state, entry.reason, tries, entry.due_at)
+        };
+        let (waiting, due) = (EntryState::Waiting, Reason::Due);
+        assert_eq!(after(EntryState::Dead), (waiting, due, (0, 0), START));
+        assert_eq!(after(EntryState::Waiting), (waiting, due, (2, 2), START));
+        let held = (EntryState::Held, Reason::Guard, (2, 2), later);
+        assert_eq!(after(EntryState::Held), held);
+    }
+
+    #[test]
     fn what_was_acknowledged_is_left_alone_unless_all_are_meant() {
         let mut record = waiting(side("suspended", "db"));
         record.acknowledged = side("ready", "db");

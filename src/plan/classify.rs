@@ -214,6 +214,51 @@ mod tests {
     }
 
     #[test]
+    fn every_answer_has_the_code_that_histories_show() {
+        let answer = |kind| Answer {
+            kind,
+            vercel_id: None,
+        };
+        let of_status = |status| {
+            let kind = AnswerKind::Http {
+                status,
+                code: None,
+                message: None,
+                retry_after: None,
+                rate_limit_reset: None,
+            };
+            answer(kind)
+        };
+        for status in 100..=599 {
+            let expected = match status {
+                200..=299 => None,
+                300..=399 => Some("redirect"),
+                400 | 422 => Some("rejected"),
+                401 | 403 => Some("token_refused"),
+                404 | 410 => Some("not_found"),
+                409 => Some("conflict"),
+                429 => Some("rate_limited"),
+                500..=599 => Some("server_error"),
+                _ => Some("refused"),
+            };
+            assert_eq!(of_status(status).error_code(), expected, "{status}");
+            assert_eq!(of_status(status).status(), Some(status));
+        }
+        let others = [
+            (AnswerKind::Unsent(UnsentKind::Connect), "connect"),
+            (AnswerKind::Unsent(UnsentKind::Dns), "dns"),
+            (AnswerKind::Unsent(UnsentKind::Tls), "tls"),
+            (AnswerKind::Lost(LostKind::Timeout), "timeout"),
+            (AnswerKind::Lost(LostKind::Closed), "closed"),
+            (AnswerKind::Lost(LostKind::NotHttp), "not_http"),
+        ];
+        for (kind, code) in others {
+            assert_eq!(answer(kind.clone()).error_code(), Some(code));
+            assert_eq!(answer(kind).status(), None);
+        }
+    }
+
+    #[test]
     fn an_absurd_rate_limit_is_clamped() {
         let after = |seconds: i64| Some(Timestamp::from_millis(NOW.as_millis() + seconds * 1000));
         let cases = [

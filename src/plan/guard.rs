@@ -10,7 +10,7 @@ use crate::model::{
 use super::diff::{Pending, pending};
 
 /// Changes found within this time of each other count as one, however many passes found them.
-pub const WINDOW: Duration = Duration::from_secs(10 * 60);
+pub const WINDOW: Duration = Duration::from_secs(600);
 
 /// How many resources a summary names.
 pub const EXAMPLES_MAX: usize = 10;
@@ -238,7 +238,7 @@ fn shown_value(patch: &Patch, field: Field) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::model::{Fingerprint, Mode, Origin, SecretName, Snapshot};
+    use crate::model::{Fingerprint, Lease, LeaseToken, Mark, Mode, Origin, SecretName, Snapshot};
 
     use super::*;
 
@@ -259,15 +259,19 @@ mod tests {
         }
     }
 
-    fn impact_of(acknowledged: Snapshot, desired: Snapshot) -> Impact {
+    fn record_with(acknowledged: Snapshot) -> Record {
         let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("ids"));
         record.acknowledged = acknowledged;
-        record.entry = Some(Entry::new(
-            desired,
-            Origin::Poll,
-            Mode::Whole,
-            Timestamp::EPOCH,
-        ));
+        record
+    }
+
+    fn entry(desired: Snapshot) -> Entry {
+        Entry::new(desired, Origin::Poll, Mode::Whole, Timestamp::EPOCH)
+    }
+
+    fn impact_of(acknowledged: Snapshot, desired: Snapshot) -> Impact {
+        let mut record = record_with(acknowledged);
+        record.entry = Some(entry(desired));
         impact(&record)
     }
 
@@ -349,6 +353,173 @@ mod tests {
             changes: u32::MAX
         }));
     }
+
+    #[test]
+    fn a_limit_concerns_the_changes_that_it_counts() {
+        let concerned = |destructive: bool, changes: bool| {
+            let limits = Limits {
+                destructive_max: destructive.then_some(1),
+                changes_max: changes.then_some(1),
+            };
+            [Impact::None, Impact::Change, Impact::Destructive].map(|impact| limits.concern(impact))
+        };
+        assert_eq!(concerned(false, false), [false, false, false]);
+        assert_eq!(concerned(true, false), [false, false, true]);
+        assert_eq!(concerned(false, true), [false, true, true]);
+        assert_eq!(concerned(true, true), [false, true, true]);
+    }
+
+    #[test]
+    fn either_limit_is_enough() {
+        let limits = Limits {
+            destructive_max: Some(1),
+            changes_max: Some(2),
+        };
+        let exceeded = |destructive, changes| {
+            let found = Found {
+                destructive,
+                changes,
+            };
+            assert_eq!(limits.are_exceeded(found), limits.exceeded(found).any());
+            let Exceeded {
+                destructive,
+                changes,
+            } = limits.exceeded(found);
+            (destructive, changes)
+        };
+        assert_eq!(exceeded(1, 2), (false, false));
+        assert_eq!(exceeded(2, 2), (true, false));
+        assert_eq!(exceeded(1, 3), (false, true));
+        assert_eq!(exceeded(2, 3), (true, true));
+    }
+
+    #[test]
+    fn a_status_in_doubt_that_is_sent_again_takes_the_resource_away() {
+        let mut record = record_with(snapshot(Some("suspended"), None));
+        record.entry = Some(entry(snapshot(Some("suspended"), None)));
+        assert_eq!(impact(&record), Impact::None);
+        record.doubt.fields.insert(Field::Status, Mark::default());
+        assert_eq!(impact(&record), Impact::Destructive);
+        // What was never acknowledged is provisioned so.
+        record.doubt.fields.clear();
+        record.acknowledged = snapshot(None, Some(1));
+        assert_eq!(impact(&record), Impact::Change);
+        // Without an entry nothing is sent.
+        record.entry = None;
+        assert_eq!(impact(&record), Impact::None);
+    }
+
+    #[test]
+    fn a_hold_keeps_back_what_waits_and_is_not_in_flight() {
+        let lease = Lease {
+            owner: "w".to_owned(),
+            token: LeaseToken(1),
+            expires_at: Timestamp::EPOCH,
+        };
+        let cases = [
+            (EntryState::Waiting, None, EntryState::Held, Some(7)),
+            (
+                EntryState::Waiting,
+                Some(lease),
+                EntryState::Waiting,
+                Some(7),
+            ),
+            (EntryState::Dead, None, EntryState::Dead, None),
+        ];
+        for (state, lease, expected, under) in cases {
+            let mut record = record_with(snapshot(Some("ready"), None));
+            let mut open = entry(snapshot(Some("suspended"), None));
+            (open.state, open.lease) = (state, lease);
+            // Without a hold nothing is kept back.
+            keep_back(&mut open);
+            assert_eq!(open.state, state);
+            record.entry = Some(open);
+            hold(&mut record, 7);
+            let open = record.entry.expect("open");
+            assert_eq!((open.state, open.hold), (expected, under));
+        }
+    }
+
+    #[test]
+    fn what_is_let_go_is_due_when_it_would_have_been() {
+        let now = Timestamp::from_millis(10);
+        let reason_after = |state, failures, due_at| {
+            let mut record = record_with(snapshot(Some("ready"), None));
+            let mut held = entry(snapshot(Some("suspended"), None));
+            (held.state, held.reason, held.hold) = (state, Reason::Guard, Some(7));
+            (held.failures, held.due_at) = (failures, Timestamp::from_millis(due_at));
+            record.entry = Some(held);
+            let_go(&mut record, now);
+            let entry = record.entry.expect("open");
+            assert_eq!(entry.hold, None);
+            assert_eq!(entry.due_at, Timestamp::from_millis(due_at));
+            (entry.state, entry.reason)
+        };
+        let waits = |reason| (EntryState::Waiting, reason);
+        assert_eq!(reason_after(EntryState::Held, 0, 11), waits(Reason::Due));
+        assert_eq!(
+            reason_after(EntryState::Held, 1, 11),
+            waits(Reason::Backoff)
+        );
+        assert_eq!(reason_after(EntryState::Held, 1, 10), waits(Reason::Due));
+        assert_eq!(reason_after(EntryState::Held, 1, 9), waits(Reason::Due));
+        let dead = (EntryState::Dead, Reason::Guard);
+        assert_eq!(reason_after(EntryState::Dead, 1, 11), dead);
+    }
+
+    #[test]
+    fn a_summary_shows_what_many_may_share_and_no_secret_or_text() {
+        let json = |value| Json::from_value(&value);
+        let values = [
+            (Field::Status, json(serde_json::json!("ready"))),
+            (Field::Ownership, json(serde_json::json!("owned"))),
+            (Field::BillingPlan, json(serde_json::json!({"id": "pro"}))),
+            (Field::Name, json(serde_json::json!("db"))),
+            (Field::Metadata, json(serde_json::json!({"a": 1}))),
+        ];
+        let secrets = |count| snapshot(None, Some(count)).secrets.expect("a set");
+        let patch = |secrets| Patch {
+            values: values.clone().into(),
+            secrets: Some(secrets),
+        };
+        let some = patch(SecretsPatch::Complete(secrets(1)));
+        let shown = |field| shown_value(&some, field);
+        assert_eq!(shown(Field::Status).as_deref(), Some("ready"));
+        assert_eq!(shown(Field::Ownership).as_deref(), Some("owned"));
+        assert_eq!(shown(Field::BillingPlan).as_deref(), Some("pro"));
+        for field in [Field::Name, Field::Metadata, Field::Extras, Field::Secrets] {
+            assert_eq!(shown(field), None, "{field}");
+        }
+        let none = patch(SecretsPatch::Complete(secrets(0)));
+        let partial = patch(SecretsPatch::Partial(secrets(0)));
+        assert_eq!(shown_value(&none, Field::Secrets).as_deref(), Some("none"));
+        assert_eq!(shown_value(&partial, Field::Secrets), None);
+    }
+
+    #[test]
+    fn a_summary_tells_so_many_values_apart_and_counts_the_rest_together() {
+        let mut summary = Summary::default();
+        let mut add = |plan: usize| {
+            let mut record = record_with(snapshot(Some("ready"), None));
+            let value = serde_json::json!({"id": format!("plan-{plan:03}")});
+            let mut desired = Snapshot::default();
+            let value = Json::from_value(&value);
+            desired.values.insert(Field::BillingPlan, value);
+            record.entry = Some(entry(desired));
+            summary.add(&record);
+        };
+        (0..VALUES_MAX + 2).for_each(&mut add);
+        // One that is told apart already stays so.
+        add(0);
+        let of = |plan: Option<usize>| {
+            let value = plan.map(|plan| format!("plan-{plan:03}"));
+            summary.towards.get(&(Field::BillingPlan, value)).copied()
+        };
+        assert_eq!(of(Some(0)), Some(2));
+        assert_eq!(of(Some(VALUES_MAX - 1)), Some(1));
+        assert_eq!((of(Some(VALUES_MAX)), of(None)), (None, Some(2)));
+    }
+
     #[test]
     fn what_a_person_dismissed_is_not_sent_and_not_counted() {
         let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("ids"));

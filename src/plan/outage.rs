@@ -160,6 +160,53 @@ mod tests {
     }
 
     #[test]
+    fn the_failure_that_fills_the_measure_begins_an_outage() {
+        let mut outage = Outage::new(Duration::from_secs(1));
+        for n in 1..FAILURES_TO_BEGIN {
+            assert_eq!(outage.failed(&key(&format!("res_{n}")), START, 1.0), None);
+            assert_eq!(outage.since(), None);
+        }
+        // That several failed is remembered, whichever fails last.
+        let last = key(&format!("res_{}", FAILURES_TO_BEGIN - 1));
+        let at = START.plus(Duration::from_secs(3));
+        assert_eq!(outage.failed(&last, at, 1.0), Some(Transition::Began));
+        assert_eq!(outage.since(), Some(at));
+        outage.answered(at);
+        assert_eq!((outage.since(), outage.next_probe_at()), (None, None));
+    }
+
+    #[test]
+    fn a_probe_is_due_from_its_time_on_and_while_its_time_is_too_far_ahead() {
+        let mut outage = Outage::new(PROBE_INTERVAL_MAX);
+        for n in 0..FAILURES_TO_BEGIN {
+            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+        }
+        let moment = Duration::from_millis(1);
+        let probe_at = START.plus(PROBE_INTERVAL_MAX);
+        assert_eq!(outage.next_probe_at(), Some(probe_at));
+        let allowed = |now| outage.allowance(now, 0, 64);
+        assert_eq!(allowed(probe_at.minus(moment)), 0);
+        assert_eq!((allowed(probe_at), allowed(probe_at.plus(moment))), (1, 1));
+        assert_eq!(allowed(START), 0, "as far ahead as a probe may be");
+        assert_eq!(allowed(START.minus(moment)), 1);
+        assert_eq!(outage.allowance(probe_at, 0, 0), 0, "no place is free");
+    }
+
+    #[test]
+    fn another_interval_counts_from_the_next_failure_on() {
+        let mut outage = Outage::new(Duration::from_secs(1));
+        for n in 0..FAILURES_TO_BEGIN {
+            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+        }
+        outage.configure(Duration::from_secs(4));
+        assert_eq!(outage.since(), Some(START));
+        outage.failed(&key("res_1"), START, 1.0);
+        // The second failed probe waits twice the first interval.
+        let probe_at = START.plus(Duration::from_secs(8));
+        assert_eq!(outage.next_probe_at(), Some(probe_at));
+    }
+
+    #[test]
     fn one_resource_that_always_fails_is_no_outage() {
         let mut outage = Outage::new(Duration::from_secs(1));
         assert!((0..100).all(|_| outage.failed(&key("res_1"), START, 0.5).is_none()));

@@ -73,6 +73,31 @@ mod tests {
     }
 
     #[test]
+    fn an_allowance_is_used_up_by_a_burst_and_comes_back_one_by_one() {
+        let rate = Rate::per_minute(NonZeroU32::new(60).expect("not zero"));
+        let now = Timestamp::from_millis(1_000_000);
+        let (second, moment) = (Duration::from_secs(1), Duration::from_millis(1));
+        // A second each, five at once.
+        let mut full_at = None;
+        for spent in 1..=5 {
+            full_at = Some(rate.spend(full_at, now));
+            assert_eq!(full_at, Some(now.plus(second * spent)));
+        }
+        let full_at = full_at.expect("spent");
+        assert!(rate.is_used_up(full_at, now));
+        assert!(rate.is_used_up(full_at, now.plus(second).minus(moment)));
+        assert!(!rate.is_used_up(full_at, now.plus(second)));
+        // What is whole again is no more than whole.
+        let later = now.plus(second * 60);
+        assert_eq!(rate.spend(Some(full_at), later), later.plus(second));
+        // Four bursts ahead is believed, a moment more is a clock that went back.
+        let far = now.plus(BURST * 4);
+        assert!(rate.is_used_up(far, now));
+        assert_eq!(rate.spend(Some(far), now), far.plus(second));
+        assert!(!rate.is_used_up(far.plus(moment), now));
+    }
+
+    #[test]
     fn a_clock_that_went_back_neither_stops_requests_nor_lifts_the_limit() {
         let rate = Rate::per_minute(NonZeroU32::new(60).expect("not zero"));
         let now = Timestamp::from_millis(1_000_000);

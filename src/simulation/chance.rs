@@ -1,9 +1,12 @@
 //! The worlds' own chance: a small seeded stream, apart from the daemon's.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Random;
+
+/// By how much the state of a stream grows with each number.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A SplitMix64 stream: quick, and the same everywhere.
 #[derive(Debug, Clone)]
@@ -11,15 +14,12 @@ pub(super) struct Chance(u64);
 
 impl Chance {
     pub(super) const fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x6a09_e667_f3bc_c909)
+        Self(seed.wrapping_mul(STEP) ^ 0x6a09_e667_f3bc_c909)
     }
 
     pub(super) const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(STEP);
+        mixed(self.0)
     }
 
     /// A number below `n`; `n` is at least 1.
@@ -57,18 +57,27 @@ impl Chance {
     }
 }
 
+const fn mixed(state: u64) -> u64 {
+    let mut z = state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// The daemon's own chance: as quick, and apart from the worlds'.
 #[derive(Debug)]
-pub(super) struct DaemonChance(Mutex<Chance>);
+pub(super) struct DaemonChance(AtomicU64);
 
 impl DaemonChance {
     /// The stream of one run of a process: no two runs of a trial draw equal numbers.
     pub(super) const fn new(seed: u64, run: u64) -> Self {
-        Self(Mutex::new(Chance::new(seed ^ (run << 48) ^ 0xdae_u64)))
+        Self(AtomicU64::new(
+            Chance::new(seed ^ (run << 48) ^ 0xdae_u64).0,
+        ))
     }
 
     fn next(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
+        mixed(self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP))
     }
 }
 

@@ -6,7 +6,7 @@ use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -51,7 +51,7 @@ struct Task {
 impl Executor {
     pub(super) fn new() -> Self {
         Self {
-            handle: Handle(Arc::new(Mutex::new(Queue::default()))),
+            handle: Handle(Arc::default()),
             tasks: BTreeMap::new(),
             spawned: 0,
         }
@@ -119,24 +119,33 @@ impl Executor {
             return Step::Polled(id, done);
         }
         let timer = self.handle.lock().next_timer();
-        match timer {
-            None => Step::Idle,
-            Some(Kind::Wake(waker, _)) => {
+        let Some(Timer { at_ms, kind, .. }) = timer else {
+            return Step::Idle;
+        };
+        self.handle.0.elapsed_ms.fetch_max(at_ms, Ordering::Relaxed);
+        match kind {
+            Kind::Wake(waker, _) => {
                 waker.wake();
                 self.step()
             }
-            Some(Kind::Happen(happening)) => Step::Happened(happening),
+            Kind::Happen(happening) => Step::Happened(happening),
         }
     }
 }
 
 /// The executor's clock and timers, for whoever runs in it.
 #[derive(Clone)]
-pub(super) struct Handle(Arc<Mutex<Queue>>);
+pub(super) struct Handle(Arc<Time>);
+
+#[derive(Default)]
+struct Time {
+    /// Apart from the queue: it is looked at far more often than anything is queued.
+    elapsed_ms: AtomicU64,
+    queue: Mutex<Queue>,
+}
 
 #[derive(Default)]
 struct Queue {
-    elapsed_ms: u64,
     sequence: u64,
     ready: VecDeque<TaskId>,
     timers: BinaryHeap<Timer>,
@@ -153,16 +162,13 @@ impl Queue {
         self.timers.push(timer);
     }
 
-    fn next_timer(&mut self) -> Option<Kind> {
+    fn next_timer(&mut self) -> Option<Timer> {
         loop {
             let timer = self.timers.pop()?;
-            if let Kind::Wake(_, cancelled) = &timer.kind
-                && cancelled.load(Ordering::Relaxed)
-            {
-                continue;
+            match &timer.kind {
+                Kind::Wake(_, cancelled) if cancelled.load(Ordering::Relaxed) => {}
+                _ => return Some(timer),
             }
-            self.elapsed_ms = self.elapsed_ms.max(timer.at_ms);
-            return Some(timer.kind);
         }
     }
 }
@@ -201,22 +207,26 @@ impl Eq for Timer {}
 
 impl Handle {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let queue = &self.0.queue;
+        queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.0.elapsed_ms.load(Ordering::Relaxed)
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        BEGINNING.plus(Duration::from_millis(self.lock().elapsed_ms))
+        BEGINNING.plus(Duration::from_millis(self.elapsed_ms()))
     }
 
     /// Lets something happen after a while.
     pub(super) fn after(&self, wait: Duration, happening: Happening) {
-        let mut queue = self.lock();
-        let at_ms = queue.elapsed_ms + millis(wait);
-        queue.add(at_ms, Kind::Happen(happening));
+        let at_ms = self.elapsed_ms() + millis(wait);
+        self.lock().add(at_ms, Kind::Happen(happening));
     }
 
     pub(super) fn sleep(&self, duration: Duration) -> Sleep {
-        let until_ms = self.lock().elapsed_ms + millis(duration);
+        let until_ms = self.elapsed_ms() + millis(duration);
         Sleep {
             handle: self.clone(),
             until_ms,
@@ -240,9 +250,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let handle = self.handle.clone();
-        let mut queue = handle.lock();
-        if queue.elapsed_ms >= self.until_ms {
+        if self.handle.elapsed_ms() >= self.until_ms {
             return Poll::Ready(());
         }
         if let Some((waker, cancelled)) = &self.timer {
@@ -253,10 +261,8 @@ impl Future for Sleep {
         }
         let cancelled = Arc::new(AtomicBool::new(false));
         let waker = context.waker().clone();
-        queue.add(
-            self.until_ms,
-            Kind::Wake(waker.clone(), Arc::clone(&cancelled)),
-        );
+        let kind = Kind::Wake(waker.clone(), Arc::clone(&cancelled));
+        self.handle.lock().add(self.until_ms, kind);
         self.timer = Some((waker, cancelled));
         Poll::Pending
     }

@@ -155,43 +155,77 @@ impl Provider {
         let stored = &mut self.rows[row];
         stored.silent = silent || cursor.is_none();
         stored.cursor = cursor;
-        stored.columns = columns;
+        let before = std::mem::replace(&mut stored.columns, columns);
         stored.visible_at = now;
         stored.present = true;
         stored.unread = true;
-        let decoded = self.raw(&self.rows[row]).decode().ok();
-        self.rows[row].row = decoded.map(Arc::new);
-        self.remember(row);
+        let meant = stored.row.take();
+        let changed: Vec<Field> = match &meant {
+            Some(_) => {
+                let changed = |field: &Field| before.get(field) != stored.columns.get(field);
+                self.managed.iter().copied().filter(changed).collect()
+            }
+            None => self.managed.clone(),
+        };
+        self.rows[row].row = self.decoded(row, meant, &changed);
+        self.remember(row, &changed);
     }
 
-    /// Appends what the row desires now to its items' histories.
-    pub(super) fn remember(&mut self, row: usize) {
+    /// What the row means, of which only some columns are to be decoded: what the others mean is known.
+    fn decoded(&self, row: usize, known: Option<Arc<Row>>, changed: &[Field]) -> Option<Arc<Row>> {
+        let stored = &self.rows[row];
+        let new = self.raw_of(stored, changed).decode().ok()?;
+        let Some(mut meant) = known else {
+            return Some(Arc::new(new));
+        };
+        let Row {
+            key: _,
+            mut values,
+            secrets,
+        } = new;
+        let known = Arc::make_mut(&mut meant);
+        for field in changed {
+            match (field, values.remove(field)) {
+                (Field::Secrets, _) => known.secrets = secrets.clone(),
+                (_, Some(value)) => drop(known.values.insert(*field, value)),
+                (_, None) => drop(known.values.remove(field)),
+            }
+        }
+        Some(meant)
+    }
+
+    /// Appends what the row desires now to its items' histories; of columns that did not change it stands there.
+    fn remember(&mut self, row: usize, changed: &[Field]) {
         let Some(usable) = self.usable(row) else {
             return;
         };
-        let key = usable.key.clone();
+        let key = &usable.key;
         for (field, value) in &usable.values {
-            self.push(&key, Item::Field(*field), Version::Value(value.clone()));
+            // The status also changes by itself, when the row vanishes.
+            if changed.contains(field) || *field == Field::Status {
+                self.push(key, Item::Field(*field), Version::Value(value.clone()));
+            }
         }
-        let Some(secrets) = &usable.secrets else {
+        let secrets = usable.secrets.as_ref();
+        let Some(secrets) = secrets.filter(|_| changed.contains(&Field::Secrets)) else {
             return;
         };
         let prints = secrets.fingerprints(&self.key);
-        let known: Vec<String> = secrets_of(&self.history, &key).cloned().collect();
+        let known: Vec<String> = secrets_of(&self.history, key).cloned().collect();
         let first = self.had_secrets.insert(key.clone());
         for name in known {
             let present = prints.keys().any(|print| print.as_str() == name);
             if !present {
-                self.push(&key, Item::Secret(name), Version::Absent);
+                self.push(key, Item::Secret(name), Version::Absent);
             }
         }
         for (name, print) in prints {
             let item = Item::Secret(name.as_str().to_owned());
             let is_new = !self.history.contains_key(&(key.clone(), item.clone()));
             if is_new && !first {
-                self.push(&key, item.clone(), Version::Absent);
+                self.push(key, item.clone(), Version::Absent);
             }
-            self.push(&key, item, Version::Secret(print));
+            self.push(key, item, Version::Secret(print));
         }
     }
 
@@ -221,7 +255,11 @@ impl Provider {
     }
 
     pub(super) fn raw(&self, row: &StoredRow) -> RawRow {
-        let columns = self.managed.iter().map(|field| {
+        self.raw_of(row, &self.managed)
+    }
+
+    fn raw_of(&self, row: &StoredRow, fields: &[Field]) -> RawRow {
+        let columns = fields.iter().map(|field| {
             let text = row.columns.get(field).and_then(Option::as_deref);
             (*field, text.map_or(RawText::Null, RawText::text))
         });

@@ -455,3 +455,36 @@ fn a_secret_in_doubt_whose_row_vanished_is_a_dead_letter_that_says_so() {
     assert_eq!(count("PATCH i0/r0"), 0, "{}", lines.join("\n"));
     assert!(count("source_moved") <= 2, "{}", lines.join("\n"));
 }
+
+/// A dead letter hides that its row has changed: the judge once called such a fleet converged, and then complained of the request that
+/// the sweep led to. It was seed 5305 that showed it.
+#[test]
+fn a_fleet_has_not_converged_while_a_row_that_changed_is_still_to_be_read() {
+    let scenario = Scenario {
+        name: "an edit that moves no cursor, of a resource with a dead letter, just before the weather clears",
+        settings: |climate| climate.overlap_ms = 0,
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Refused])),
+            (3001, |world| world.put(0, Field::Status, "suspended")),
+            // Polls go on from a newer row.
+            (6001, |world| world.put(1, Field::Status, "ready")),
+            (13_900, |world| {
+                let row = &world.provider.rows[0];
+                let (mut columns, cursor) = (row.columns.clone(), row.cursor);
+                columns.insert(Field::Status, Some("resumed".to_owned()));
+                world.commit(0, columns, cursor, true);
+            }),
+        ],
+        says: &[
+            "dead (Refused)",
+            "cursor unmoved",
+            "the weather clears",
+            r#"PATCH i0/r0 status="resumed""#,
+            "everything has converged",
+        ],
+    };
+    let verdict = scenario.run(Backend::memory(), None, true);
+    let told = verdict.lines.join("\n");
+    assert!(verdict.violation.is_none(), "{told}");
+    assert_eq!(unsaid(scenario.says, &verdict.lines), None, "{told}");
+}

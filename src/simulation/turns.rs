@@ -1,5 +1,6 @@
 //! What the provider and Vercel do by themselves: edits, late commits, rotations, outages.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::model::{Field, InstallationId, ResourceKey};
@@ -574,10 +575,12 @@ pub(super) fn installation(number: u64) -> InstallationId {
 }
 
 /// Columns in words; the values of secrets are the simulation's own.
-fn told(columns: &Columns) -> String {
-    let parts: Vec<String> = columns
-        .iter()
-        .map(|(field, text)| format!("{field}={}", text.as_deref().unwrap_or("NULL")))
-        .collect();
-    parts.join(", ")
+fn told(columns: &Columns) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let mut between = "";
+        columns.iter().try_for_each(|(field, text)| {
+            let text = text.as_deref().unwrap_or("NULL");
+            write!(f, "{}{field}={text}", std::mem::replace(&mut between, ", "))
+        })
+    })
 }

@@ -71,8 +71,6 @@ type QuarantineId = (String, String, Vec<u8>);
 #[derive(Debug, Default)]
 struct State {
     records: BTreeMap<ResourceKey, Record>,
-    /// The resources with an open entry.
-    open: BTreeSet<ResourceKey>,
     closed: BTreeMap<EntryId, ClosedEntry>,
     last_entry: i64,
     attempts: Vec<KeptAttempt>,
@@ -189,19 +187,14 @@ impl State {
         }
         #[cfg(test)]
         self.changed.push(after.key.clone());
-        if after.entry.is_some() {
-            self.open.insert(after.key.clone());
-        } else {
-            self.open.remove(&after.key);
-        }
         self.records.insert(after.key.clone(), after.clone());
     }
 
     /// The open entries by resource.
     fn entries(&self) -> impl Iterator<Item = (&ResourceKey, &Entry)> {
-        self.open
+        self.records
             .iter()
-            .filter_map(|key| Some((key, self.records.get(key)?.entry.as_ref()?)))
+            .filter_map(|(key, record)| Some((key, record.entry.as_ref()?)))
     }
 
     /// The waiting entries that nobody sends for.
@@ -259,6 +252,9 @@ impl State {
     }
 
     fn quarantined(&self, key: &ResourceKey) -> Option<RowHash> {
+        if self.quarantine.is_empty() {
+            return None;
+        }
         let id = quarantine_id(key);
         self.quarantine.get(&id).map(|(row, _)| row.row_hash)
     }

@@ -16,6 +16,8 @@ const DASHBOARD: &str = include_str!("../../deploy/grafana/reconciled.json");
 const ON_CALL: &str = include_str!("../../docs/on-call.md");
 const LOGS: &str = include_str!("../../docs/logs.md");
 const ERRORS: &str = include_str!("../../docs/errors.md");
+const GUARANTEES: &str = include_str!("../../docs/guarantees.md");
+const TESTING: &str = include_str!("../../docs/testing.md");
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -220,6 +222,116 @@ fn every_code_in_the_program_is_explained_and_every_explained_code_is_in_the_pro
         .filter(is_code)
         .collect();
     assert_eq!(used, explained);
+}
+
+#[test]
+fn each_law_names_its_tests_and_every_test_that_is_named_exists() {
+    let tests = all_tests();
+    let simulated = |name: &String| name.starts_with("simulation::");
+    let unknown: Vec<String> = names_of_tests(TESTING)
+        .into_iter()
+        .filter(simulated)
+        .chain(names_of_tests(GUARANTEES))
+        .filter(|name| !tests.iter().any(|test| is_meant(name, test)))
+        .collect();
+    assert_eq!(unknown, [""; 0], "no test is called so");
+    for law in 1..=9 {
+        let row = GUARANTEES
+            .lines()
+            .find(|line| line.starts_with(&format!("| **{law} ")))
+            .unwrap_or_else(|| panic!("law {law} has no row"));
+        let whole = |name: &String| tests.iter().any(|test| test == name);
+        assert!(
+            names_of_tests(row).iter().any(whole),
+            "law {law} names no test by its whole name"
+        );
+    }
+}
+
+/// What a page calls a test or a module of tests: `…` stands for any part of a name, `{a,b}` for either.
+fn names_of_tests(page: &str) -> Vec<String> {
+    let is_name = |word: &&str| {
+        word.contains("::")
+            && !word.contains(' ')
+            && word
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:…{},".contains(c))
+    };
+    let code = page.split('`').skip(1).step_by(2).filter(is_name);
+    code.flat_map(|name| match name.split_once('{') {
+        None => vec![name.to_owned()],
+        Some((before, rest)) => {
+            let (either, after) = rest.split_once('}').expect("the brace is closed");
+            either
+                .split(',')
+                .map(|one| format!("{before}{one}{after}"))
+                .collect()
+        }
+    })
+    .collect()
+}
+
+/// Whether a test is the one, or in the module, that is named.
+fn is_meant(name: &str, test: &str) -> bool {
+    let mut parts = name.split('…');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = test.strip_prefix(first) else {
+        return false;
+    };
+    let mut is_open = first.ends_with("::") || first.is_empty();
+    for part in parts {
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+        is_open = part.is_empty();
+    }
+    is_open || rest.is_empty() || rest.starts_with("::")
+}
+
+/// The tests of this binary, as it lists them itself, and those of the library, as its sources have them.
+fn all_tests() -> BTreeSet<String> {
+    let itself = std::env::current_exe().expect("it runs");
+    let output = Command::new(itself)
+        .arg("--list")
+        .output()
+        .expect("it can be run once more");
+    let listed = String::from_utf8(output.stdout).expect("names are text");
+    let mut tests: BTreeSet<String> = listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(str::to_owned)
+        .collect();
+    assert!(tests.len() > 300, "{} tests", tests.len());
+    add_tests_of(&path("src"), "", &mut tests);
+    tests
+}
+
+fn add_tests_of(directory: &Path, module: &str, tests: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).expect("the sources are here") {
+        let path = entry.expect("the sources are here").path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let inner = format!("{module}{}::", name.expect("modules have names of text"));
+        if path.is_dir() {
+            add_tests_of(&path, &inner, tests);
+            continue;
+        }
+        let source = fs::read_to_string(&path).expect("a source is text");
+        let mut inner = inner;
+        let mut is_test = false;
+        for line in source.lines().map(str::trim_start) {
+            if line == "mod tests {" {
+                inner.push_str("tests::");
+            }
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            let function = line.strip_prefix("async ").unwrap_or(line);
+            if let Some(function) = function.strip_prefix("fn ").filter(|_| is_test) {
+                let name = function.split('(').next().unwrap_or_default();
+                tests.insert(format!("{inner}{name}"));
+                is_test = false;
+            }
+        }
+    }
 }
 
 fn read_sources(directory: &Path, found: &mut String) {
