@@ -18,10 +18,11 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Random};
+use crate::handover::Handover;
 use crate::metrics::Metrics;
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, ResourceKey, Timestamp};
 use crate::plan::outage::Outage;
@@ -46,7 +47,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long dispatch waits after the state could not be read or written.
 const STATE_RETRY: Duration = Duration::from_secs(1);
 /// How many answers per place may wait to be recorded before nothing more is claimed.
-const UNRECORDED_PER_PLACE_MAX: usize = 4;
+const UNRECORDED_PER_PLACE_MAX: usize = 8;
+/// How many entries per place may be claimed beyond the places, so that a commit that takes long does not leave them empty.
+const AHEAD_PER_PLACE_MAX: usize = 7;
 /// The most probes of paused installations that run at once.
 const PROBES_MAX: usize = 4;
 
@@ -113,6 +116,8 @@ pub struct Signals {
     pub probes_elsewhere: Arc<AtomicBool>,
     /// Secrets of rows that were read again, by who read them.
     pub reread: Reread,
+    /// Where free places are laid out for passes, while nothing is due.
+    pub handover: Handover,
     /// Left each time dispatch has looked for something to send.
     pub progressed: Mark,
     /// Where deliveries are counted.
@@ -136,6 +141,8 @@ pub struct Dispatcher {
     last_served: Option<InstallationId>,
     state_failed: bool,
     claims: Claims,
+    /// What a pass may be claiming for this dispatcher.
+    offered: Option<oneshot::Receiver<Vec<Claimed>>>,
     /// Answered, and waiting for the batch before to be recorded.
     unrecorded: Vec<Answered>,
     is_recording: bool,
@@ -185,6 +192,16 @@ enum Ended {
     Probe(Box<Delivery>),
 }
 
+/// What a pass claimed; waits for ever when nothing is laid out.
+async fn handed_over(
+    offered: &mut Option<oneshot::Receiver<Vec<Claimed>>>,
+) -> Option<Result<Vec<Claimed>, oneshot::error::RecvError>> {
+    match offered {
+        Some(claimed) => Some(claimed.await),
+        None => std::future::pending().await,
+    }
+}
+
 impl Dispatcher {
     /// A dispatcher between a state and Vercel.
     #[must_use]
@@ -206,6 +223,7 @@ impl Dispatcher {
             last_served: None,
             state_failed: false,
             claims: Claims::default(),
+            offered: None,
             unrecorded: Vec::new(),
             is_recording: false,
             moved: (false, false),
@@ -250,6 +268,7 @@ impl Dispatcher {
         let mut running: Running<'_> = FuturesUnordered::new();
         loop {
             self.configure();
+            let handing_over = !self.withdraw();
             let stopping = self.signals.stop.is_cancelled();
             self.record(&running);
             let wait = if stopping {
@@ -257,8 +276,8 @@ impl Dispatcher {
             } else {
                 self.fill(&mut running).await
             };
-            self.mark();
-            if running.is_empty() && (stopping || self.is_idle(until).await) {
+            self.mark(handing_over);
+            if running.is_empty() && (stopping || self.is_idle(until).await) && self.withdraw() {
                 return *self.totals().lock().unwrap_or_else(PoisonError::into_inner);
             }
             tokio::select! {
@@ -270,6 +289,12 @@ impl Dispatcher {
                         self.take(&running, ended);
                     }
                 }
+                Some(claimed) = handed_over(&mut self.offered) => {
+                    self.offered = None;
+                    if let Ok(claimed) = claimed {
+                        self.claimed(&running, Ok(claimed));
+                    }
+                }
                 () = self.signals.stop.cancelled(), if !stopping => {}
                 () = self.signals.work.notified() => {}
                 () = self.worlds.clock.sleep(wait) => {}
@@ -279,8 +304,8 @@ impl Dispatcher {
 
     /// Leaves a mark once both claiming and recording have got on since the last one, or had nothing to do: either may hang
     /// while the loop turns.
-    fn mark(&mut self) {
-        self.moved.0 |= self.claims.asked.is_none();
+    fn mark(&mut self, handing_over: bool) {
+        self.moved.0 |= self.claims.asked.is_none() && !handing_over;
         self.moved.1 |= !self.is_recording;
         if self.moved == (true, true) {
             self.moved = (false, false);
@@ -435,7 +460,7 @@ impl Dispatcher {
             // Their ends wake this loop.
             return Ok(LOOK_AGAIN);
         }
-        if self.claims.asked.is_some() {
+        if self.claims.asked.is_some() || self.offered.is_some() {
             // Its end wakes this loop.
             return Ok(LOOK_AGAIN);
         }
@@ -447,7 +472,9 @@ impl Dispatcher {
                     // answers again, or nothing ever would.
                     self.start_probes(running, 1).await?;
                 }
-                return self.until_next(asked_at).await;
+                let wait = self.until_next(asked_at).await?;
+                self.lay_out();
+                return Ok(wait);
             }
             None => {}
         }
@@ -469,6 +496,26 @@ impl Dispatcher {
         }
     }
 
+    /// Lays out the free places: what a pass finds from here on it claims with the page.
+    fn lay_out(&mut self) {
+        let now = self.worlds.clock.now();
+        let room = self.room(now);
+        if room == 0 || self.outage.since().is_some() {
+            return;
+        }
+        let request = self.request(now, u32::try_from(room).unwrap_or(u32::MAX));
+        let handover = &self.signals.handover;
+        self.offered = Some(handover.offer(request, self.settings.lease));
+    }
+
+    /// Takes back what was laid out; false when a pass is claiming for it.
+    fn withdraw(&mut self) -> bool {
+        if self.offered.is_some() && self.signals.handover.withdraw() {
+            self.offered = None;
+        }
+        self.offered.is_none()
+    }
+
     /// Ends deliveries whose lease is over, before their entries can be claimed again: a request takes less time than a lease
     /// lasts, so the clock was set forward, or the process stood still. Returns whether there are any.
     fn end_leases(&self, now: Timestamp) -> bool {
@@ -486,7 +533,7 @@ impl Dispatcher {
     fn room(&self, now: Timestamp) -> usize {
         let busy: u32 = self.in_flight.values().sum();
         let places = self.settings.max_in_flight as usize;
-        let ahead = self.claims.ahead.min(places);
+        let ahead = self.claims.ahead.min(places * AHEAD_PER_PLACE_MAX);
         let free = (places + ahead).saturating_sub(busy as usize);
         let recordable = (places * UNRECORDED_PER_PLACE_MAX).saturating_sub(self.unrecorded.len());
         // A claim for each single place would be a transaction for each delivery.

@@ -8,6 +8,7 @@ pub mod dispatch;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod handover;
 pub mod hardening;
 pub mod metrics;
 pub mod model;

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Clock;
+use crate::handover::Handover;
 use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
 use crate::plan::{Policy, guard};
@@ -92,10 +93,13 @@ pub struct Reconciler {
     watch: Option<LeaseToken>,
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
+    /// Where polls go on for a while after a pass of many rows.
+    tail: Mutex<Option<poll::Tail>>,
     /// Grows with what is committed of rows that were not read by a sweep: a sweep's page that was read before is not to follow.
     overtakes: AtomicU64,
     mark: Mark,
     reread: Reread,
+    handover: Handover,
     /// Where it is noted when changes were committed.
     commits: Option<Arc<Commits>>,
 }
@@ -119,9 +123,11 @@ impl Reconciler {
             guard_events: Mutex::default(),
             watch: None,
             poll_undecided: AtomicBool::new(true),
+            tail: Mutex::default(),
             overtakes: AtomicU64::new(0),
             mark: Mark::default(),
             reread: Reread::default(),
+            handover: Handover::default(),
             commits: None,
         }
     }
@@ -138,12 +144,20 @@ impl Reconciler {
     }
 
     /// Has a batch decided and committed, and keeps what the guard did.
-    async fn commit(&self, batch: Batch) -> Result<Reconciled, StoreError> {
+    async fn commit(&self, mut batch: Batch) -> Result<Reconciled, StoreError> {
         let (is_poll, ends_pass) = (batch.origin == Origin::Poll, batch.ends_pass);
         if batch.origin != Origin::Sweep {
             self.overtakes.fetch_add(1, Ordering::Relaxed);
         }
-        let reconciled = self.store.reconcile(batch).await?;
+        let claiming = match batch.observations.is_empty() {
+            true => None,
+            false => self.handover.take_up(batch.now),
+        };
+        batch.claim = claiming.as_ref().map(|claiming| claiming.request.clone());
+        let mut reconciled = self.store.reconcile(batch).await?;
+        if let Some(claiming) = claiming {
+            claiming.answer(std::mem::take(&mut reconciled.claimed));
+        }
         self.mark.leave();
         if is_poll && (ends_pass || reconciled.undecided) {
             self.poll_undecided
@@ -171,9 +185,11 @@ impl Reconciler {
         self.mark = mark;
     }
 
-    /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`.
-    pub fn hand_over(&mut self, reread: Reread) {
+    /// Hands the secrets of rows that are read again to dispatch, which has the same `reread`, and claims for it what is due after a page
+    /// when it has laid out free places in `handover`.
+    pub fn hand_over(&mut self, reread: Reread, handover: Handover) {
         self.reread = reread;
+        self.handover = handover;
     }
 
     /// Notes when the changes that polls find were committed, as far as their cursors tell.
@@ -184,5 +200,7 @@ impl Reconciler {
     /// Changes what rows mean from the next pass on.
     pub fn configure(&mut self, settings: Settings) {
         self.settings = settings;
+        // Rows may mean something else now.
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -217,6 +217,8 @@ pub struct Batch {
     pub baseline: Option<Baseline>,
     /// The watch under which the rows were read. `None`: nobody else reads the source for this state.
     pub watch: Option<LeaseToken>,
+    /// What to claim of all that is due once the batch is decided, in the same transaction.
+    pub claim: Option<ClaimRequest>,
 }
 
 /// A resource of which Vercel shows another value than it acknowledged.
@@ -279,6 +281,8 @@ pub struct Reconciled {
     pub guard: Vec<GuardEvent>,
     /// The pass has found changes on which the guard decides at its end.
     pub undecided: bool,
+    /// What was claimed with it.
+    pub claimed: Vec<Claimed>,
 }
 
 /// Where the poll stands.

@@ -63,7 +63,7 @@ pub async fn once(
         stop: stop.clone(),
         ..Signals::default()
     };
-    reconciler.hand_over(signals.reread.clone());
+    reconciler.hand_over(signals.reread.clone(), signals.handover.clone());
     let report = read_and_deliver(parts, options, signals, &reconciler).await;
     leadership.end().await;
     report

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, SharedTotals, Signals, Totals, Until};
+use crate::handover::Handover;
 use crate::metrics::Metrics;
 use crate::progress::Mark;
 use crate::reread::Reread;
@@ -116,6 +117,7 @@ pub async fn run(mut parts: Parts, controls: Controls) -> Result<(), AppError> {
         stop: stop.clone(),
         probes_elsewhere: Arc::default(),
         reread: Reread::default(),
+        handover: Handover::default(),
         progressed: mark(&health, Loop::Dispatch),
         metrics: Arc::clone(&metrics),
     };
@@ -262,7 +264,7 @@ fn watcher(
     let progressed = mark(health, Loop::Watch);
     let mut reconciler = parts.reconciler();
     reconciler.mark_progress(progressed.clone());
-    reconciler.hand_over(signals.reread.clone());
+    reconciler.hand_over(signals.reread.clone(), signals.handover.clone());
     reconciler.note_commits(Arc::clone(&signals.metrics.commits));
     Watcher {
         reconciler,

@@ -98,6 +98,7 @@ impl Reconciler {
             uninstall_missing_since: None,
             baseline: Some(baseline),
             watch: self.watch,
+            claim: None,
         };
         let reconciled = self.commit(batch).await?;
         for decision in &reconciled.decisions {

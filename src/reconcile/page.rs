@@ -180,6 +180,7 @@ impl Reconciler {
             uninstall_missing_since: None,
             baseline: None,
             watch: self.watch,
+            claim: None,
         };
         if is_planted(Bug::CursorCommittedFirst) {
             let position = Batch {
@@ -442,6 +443,7 @@ impl Reconciler {
             uninstall_missing_since: None,
             baseline: None,
             watch: self.watch,
+            claim: None,
         };
         self.commit(batch).await?;
         Ok(keys.len())

@@ -411,6 +411,7 @@ impl Reconciler {
             uninstall_missing_since: None,
             baseline: None,
             watch: self.watch,
+            claim: None,
         }
     }
 }

@@ -105,13 +105,13 @@ pub(super) async fn run(boot: Boot) {
         clock: Arc::clone(&clock),
         random: Arc::clone(&random),
     };
-    let reread = signals.reread.clone();
+    let (reread, handover) = (signals.reread.clone(), signals.handover.clone());
     let tokens = Tokens::new(Arc::new(InstallationsQuery(Arc::clone(&source))));
     let mut settings = climate.dispatch.clone();
     settings.owner = format!("process-{number}-{run}");
     let mut dispatcher = Dispatcher::new(worlds, key.clone(), tokens, settings, signals);
     let mut reconciler = Reconciler::new(source, store, Arc::clone(&clock), key, climate.reconcile);
-    reconciler.hand_over(reread);
+    reconciler.hand_over(reread, handover);
     let watcher = Watcher {
         reconciler,
         clock: Arc::clone(&clock),

@@ -101,6 +101,7 @@ impl Store for SimStore {
         self.before("record rows").await?;
         let missing = batch.missing.clone();
         let cursor = batch.poll.as_ref().and_then(|poll| poll.cursor.clone());
+        let now = batch.now;
         let reconciled = self.committed.reconcile(batch).await?;
         {
             let mut world = self.world.lock();
@@ -110,6 +111,10 @@ impl Store for SimStore {
                 format_args!("committed: {decisions:?}, cursor {cursor:?}, missing {missing:?}"),
             );
             missing.iter().for_each(|key| world.check_missing(key));
+            reconciled
+                .claimed
+                .iter()
+                .for_each(|claim| world.claimed(claim, now));
         }
         self.after().await;
         Ok(reconciled)

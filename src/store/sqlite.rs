@@ -55,6 +55,9 @@ const APPLICATION_ID: i64 = 0x7263_6e64;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of the file the writing connection keeps in memory.
 const CACHE_KIB: u32 = 8 * 1024;
+/// How many pages the journal may hold before they are written back: claims and outcomes write the same pages again and again, and each
+/// is written back once. 16 MiB beside the state, less where the disk is full before (see [`writer`]).
+const CHECKPOINT_PAGES: u32 = 4096;
 /// How many reads run at once.
 const READERS_MAX: u32 = 4;
 
@@ -134,6 +137,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .foreign_keys(true)
         // What a statement may have to undo is kept in memory, as are sorted rows: no file but the state's own holds anything of it.
         .pragma("temp_store", "MEMORY")
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
         .disable_statement_logging()
 }
 

@@ -323,6 +323,7 @@ pub(super) async fn reconcile<R: GuardRows + WatchRows>(
         uninstall_missing_since: _,
         baseline: _,
         watch: held,
+        claim,
     } = batch;
     if let Some(token) = held
         && !rows.holds_watch(*token).await?
@@ -346,6 +347,9 @@ pub(super) async fn reconcile<R: GuardRows + WatchRows>(
     watch.end(rows, &mut reconciled).await?;
     let answered: Vec<ResourceKey> = [&observed[..], missing, &unusable].concat();
     rows.end_rechecks(&answered).await?;
+    if let Some(claim) = claim {
+        reconciled.claimed = claim::claim(rows, claim).await?;
+    }
     if let Some(poll) = poll {
         rows.put_poll(poll).await?;
     }

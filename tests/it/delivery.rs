@@ -6,4 +6,5 @@ mod detection;
 mod fleet;
 mod laws;
 mod quarantine;
+mod tail;
 mod upkeep;

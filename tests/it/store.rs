@@ -29,6 +29,7 @@ macro_rules! every_law {
     ($($store:ident: $open:path),+ $(,)?) => {
         $(conformance!($store, $open, [
             claim_records_doubt_before_returning,
+            what_a_batch_finds_is_claimed_with_it,
             nothing_is_claimed_twice,
             outcome_with_stale_token_changes_nothing,
             cursor_and_entries_commit_together,

@@ -13,6 +13,11 @@ use super::{DueRequest, Rows, Step, end_leases, save_steps};
 const LEASES_PER_CLAIM: u32 = 100;
 /// How often one claim looks for further candidates when some turned out to have nothing to send.
 const CLAIM_ROUNDS: usize = 16;
+/// How many entries each installation may get of a large claim. Those of one installation lie side by side in the state, so that a claim
+/// for few installations writes fewer pages than one for many.
+const ENTRIES_EACH: usize = 4;
+/// How many installations a claim looks for all the same: small claims serve as many as they can.
+const INSTALLATIONS_MIN: usize = 16;
 
 /// [`crate::store::Store::claim`].
 pub(in crate::store) async fn claim<R: Rows>(
@@ -99,7 +104,12 @@ impl Round<'_> {
         if room == 0 || self.request.per_installation == 0 {
             return Ok(false);
         }
-        let installations = self.next_installations(rows, room).await?;
+        // When these have less to send than there is room for, the next round looks for all that have anything.
+        let wanted = match self.claimed.is_empty() {
+            true => room.div_ceil(ENTRIES_EACH).max(INSTALLATIONS_MIN).min(room),
+            false => room,
+        };
+        let installations = self.next_installations(rows, wanted).await?;
         if installations.is_empty() {
             return Ok(false);
         }

@@ -184,6 +184,7 @@ pub(super) fn batch(now: Timestamp, observations: Vec<Observation>) -> Batch {
         uninstall_missing_since: None,
         baseline: None,
         watch: None,
+        claim: None,
     }
 }
 

@@ -55,6 +55,7 @@ guard_laws! {
         a_crash_between_pages_leaks_nothing,
         a_sweep_under_way_is_not_decided_by_a_poll,
         what_is_in_flight_is_kept_back_when_its_request_has_ended,
+        what_is_held_is_not_claimed_with_its_batch,
         an_expired_lease_does_not_slip_out_of_a_hold,
         a_further_pass_joins_the_open_hold,
         a_report_tells_what_the_entries_would_do,
@@ -522,6 +523,22 @@ async fn what_is_in_flight_is_kept_back_when_its_request_has_ended(store: &impl 
     assert_eq!(sent.state, EntryState::Delivered);
     assert!(claim(store, seconds(9000)).await.is_empty());
     assert_eq!(held(store).await, 159);
+}
+
+async fn what_is_held_is_not_claimed_with_its_batch(store: &impl Orders) {
+    ready(store, 120).await;
+    let now = seconds(3600);
+    let claiming = |numbers, ends_pass| Batch {
+        claim: Some(request(now, 64)),
+        ..page(now, rows(numbers, &status("suspended")), ends_pass)
+    };
+    // Kept back until the pass ends, and then by the hold.
+    let first = commit(store, claiming(0..60, false)).await;
+    assert_eq!(first.claimed, []);
+    let last = commit(store, claiming(60..120, true)).await;
+    hold_of(&last);
+    assert_eq!(last.claimed, []);
+    assert_eq!(held(store).await, 120);
 }
 
 async fn an_expired_lease_does_not_slip_out_of_a_hold(store: &impl Orders) {

@@ -37,6 +37,29 @@ pub(super) async fn claim_records_doubt_before_returning(store: &dyn Store) {
     assert_eq!(claimed.attempt, 1);
 }
 
+pub(super) async fn what_a_batch_finds_is_claimed_with_it(store: &dyn Store) {
+    let (old, new) = (key("icfg_1", "res_1"), key("icfg_2", "res_1"));
+    read(store, START, vec![row(&old, &status("ready"))]).await;
+    let mut found = batch(seconds(1), vec![row(&new, &status("ready"))]);
+    found.claim = Some(request(seconds(1), 64));
+    let reconciled = store.reconcile(found).await.expect("committed");
+    assert_eq!(reconciled.decisions, [Decision::Enqueued]);
+    assert_eq!(installations(&reconciled.claimed), ["icfg_1", "icfg_2"]);
+    for claimed in &reconciled.claimed {
+        let record = record(store, &claimed.key).await;
+        assert!(record.doubt.fields.contains_key(&Field::Status));
+        let lease = record.entry.and_then(|entry| entry.lease);
+        assert_eq!(lease.expect("leased").token, claimed.token);
+    }
+    assert!(claim(store, seconds(2)).await.is_empty());
+    // An outcome under such a claim counts like any other.
+    let outcome = Outcome::Acknowledged {
+        sent_at: seconds(2),
+    };
+    let settled = settle(store, &reconciled.claimed[1], outcome, seconds(2)).await;
+    assert_eq!(settled.state, EntryState::Delivered);
+}
+
 pub(super) async fn nothing_is_claimed_twice(store: &dyn Store) {
     read(
         store,
