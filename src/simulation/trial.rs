@@ -11,6 +11,7 @@ use crate::model::{
     Timestamp,
 };
 use crate::plan::classify::RATE_LIMIT_WAIT_MAX;
+use crate::plan::decide::is_uninstallation;
 use crate::reconcile::OnMissing;
 
 use super::backend::Backend;
@@ -515,7 +516,12 @@ impl World {
         let held = self.remote.resources.get(&record.key);
         // Law 9: while the source shows no rows at all nothing is inferred from that.
         let shows_rows = self.provider.rows.iter().any(|row| row.present);
-        self.climate.reconcile.on_missing == OnMissing::Uninstall
+        // An uninstallation that Vercel itself refused is for a person.
+        let is_parked = record.entry.as_ref().is_some_and(|entry| {
+            entry.state == EntryState::Dead && is_uninstallation(&entry.desired)
+        });
+        !is_parked
+            && self.climate.reconcile.on_missing == OnMissing::Uninstall
             && shows_rows
             && status(&record.acknowledged.values).is_some()
             && held.and_then(|held| status(&held.values)) != Some(Json::from_text("uninstalled"))
@@ -533,13 +539,14 @@ impl World {
             return false;
         }
         let last = self.remote.last_status.get(key);
-        let not_found = |status: Option<&u16>| matches!(status, Some(404 | 410));
         match entry.reason {
             Reason::Rejected => entry
                 .rejected
                 .keys()
                 .all(|field| self.remote.rejected.contains_key(&(key.clone(), *field))),
-            Reason::NotFound => not_found(last) || not_found(self.remote.last_shown.get(key)),
+            Reason::NotFound => {
+                matches!(last, Some(404 | 410)) || self.remote.not_shown.contains(key)
+            }
             Reason::ConflictLimit => last == Some(&409),
             Reason::Refused => matches!(last, Some(301 | 402 | 418)),
             Reason::RowGone => {
