@@ -16,9 +16,9 @@ use super::{Dispatcher, Ended, LOOK_AGAIN, Running};
 /// How long dispatch waits after the state could not be read or written.
 const STATE_RETRY: Duration = Duration::from_secs(1);
 /// How many answers per place may wait to be recorded before nothing more is claimed.
-const UNRECORDED_PER_PLACE_MAX: usize = 8;
+const UNRECORDED_PER_PLACE_MAX: usize = 4;
 /// How many entries per place may be claimed beyond the places, so that a commit that takes long does not leave them empty.
-const AHEAD_PER_PLACE_MAX: usize = 7;
+const AHEAD_PER_PLACE_MAX: usize = 3;
 /// The most probes of paused installations that run at once.
 const PROBES_MAX: usize = 4;
 
