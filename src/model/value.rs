@@ -298,12 +298,13 @@ fn notification(mut notification: Map<String, Value>) -> Result<Json, InvalidVal
     }
     optional(&notification, "message", Value::is_string, ACCEPTED)?;
     optional(&notification, "href", Value::is_string, ACCEPTED)?;
-    if notification
-        .get("href")
-        .and_then(Value::as_str)
-        .is_some_and(|href| !is_link(href))
-    {
+    let href = notification.get("href").and_then(Value::as_str);
+    if href.is_some_and(|href| !is_link(href)) {
         return Err(invalid("has an `href` that is no link", ACCEPTED));
+    }
+    if href.is_some_and(|href| !is_uri_text(href)) {
+        let problem = "has an `href` with a character that must be percent-encoded";
+        return Err(invalid(problem, ACCEPTED));
     }
     Ok(Json::from_value(&Value::Object(notification)))
 }
@@ -316,6 +317,23 @@ fn is_link(text: &str) -> bool {
     rest.is_some_and(|rest| {
         !rest.is_empty() && !rest.chars().any(|c| c.is_whitespace() || c.is_control())
     })
+}
+
+/// Whether every character may stand in a URI, and each `%` begins an escape (RFC 3986, section 2): Vercel refuses any other.
+fn is_uri_text(text: &str) -> bool {
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let fits = match byte {
+            b'%' => [rest.next(), rest.next()]
+                .iter()
+                .all(|digit| digit.is_some_and(|digit| digit.is_ascii_hexdigit())),
+            _ => byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=".contains(&byte),
+        };
+        if !fits {
+            return false;
+        }
+    }
+    true
 }
 
 fn at(index: usize, problem: &str) -> InvalidValue {
@@ -412,6 +430,10 @@ mod tests {
                 Field::Notification,
                 r#"{"level":"warn","title":"Low","href":"https://example.com/x"}"#,
             ),
+            (
+                Field::Notification,
+                r#"{"level":"warn","title":"Low","href":"https://example.com/caf%C3%A9?a=[1]#b"}"#,
+            ),
             (Field::Notification, "null"),
         ];
         for (field, text) in cases {
@@ -484,6 +506,21 @@ mod tests {
                 Field::Notification,
                 r#"{"level":"info","title":"t","href":"not a uri"}"#,
                 "has an `href` that is no link",
+            ),
+            (
+                Field::Notification,
+                r#"{"level":"info","title":"t","href":"https://example.com/50%"}"#,
+                "has an `href` with a character that must be percent-encoded",
+            ),
+            (
+                Field::Notification,
+                r#"{"level":"info","title":"t","href":"https://example.com/%4g"}"#,
+                "has an `href` with a character that must be percent-encoded",
+            ),
+            (
+                Field::Notification,
+                r#"{"level":"info","title":"t","href":"https://example.com/café"}"#,
+                "has an `href` with a character that must be percent-encoded",
             ),
             (Field::Notification, "\"text\"", "is a JSON string"),
         ];

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Timestamp, Unusable};
 use crate::plan::Decision;
 use crate::planted::{Bug, is_planted};
+use crate::source::SourceError;
 use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
 
 use super::{PassError, Reconciler};
@@ -250,7 +251,18 @@ impl Reconciler {
         }
         let keys: Vec<ResourceKey> = suspects.iter().map(|(key, ..)| key.clone()).collect();
         let mut found: BTreeMap<ResourceKey, usize> = BTreeMap::new();
-        for key in self.source.fetch_ids(&keys).await? {
+        let mut ids = self.source.fetch_ids(&keys).await?;
+        if ids.is_empty() {
+            // Law 5: the cursor must not pass rows that are neither decided on nor known to be gone.
+            let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
+                return Err(PassError::Source(SourceError::Query {
+                    statement: "source query",
+                    problem: "it shows no rows, though it did a moment ago".to_owned(),
+                }));
+            };
+            ids = rows.iter().filter_map(|row| row.key().ok()).collect();
+        }
+        for key in ids {
             *found.entry(key).or_default() += 1;
         }
         // One row in the page and one in all are the same row, perhaps changed meanwhile, which the next poll finds.

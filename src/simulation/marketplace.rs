@@ -162,6 +162,7 @@ impl World {
 
     /// What the final checks must know of answers that let something rest.
     fn remember_answer(&mut self, key: &ResourceKey, patch: &Patch, reply: &Reply) {
+        self.remote.not_shown.remove(key);
         let AnswerKind::Http {
             status,
             retry_after,
@@ -242,8 +243,8 @@ impl World {
             .filter(|_| status_of(&reply.kind) == Some(200))
             .map(super::remote::Held::observed);
         let what = status(&reply.kind);
-        if let Some(gone @ (404 | 410)) = status_of(&reply.kind) {
-            self.remote.last_status.insert(key.clone(), gone);
+        if let Some(404 | 410) = status_of(&reply.kind) {
+            self.remote.not_shown.insert(key.clone());
         }
         self.say(format_args!("GET {key}: {what}"));
         (reply, observed)

@@ -1,6 +1,6 @@
 //! Vercel's side: what it holds, which requests it was sent, what may still take effect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{
     Field, InstallationId, Json, LeaseToken, Observed, Patch, ResourceKey, SecretsPatch, Timestamp,
@@ -116,6 +116,8 @@ pub(super) struct Remote {
     pub(super) in_flight: BTreeMap<ResourceKey, (usize, Timestamp)>,
     /// The status of the last answer to a PATCH for the resource.
     pub(super) last_status: BTreeMap<ResourceKey, u16>,
+    /// Those that a GET did not find (404, 410), if no PATCH was answered since.
+    pub(super) not_shown: BTreeSet<ResourceKey>,
     /// Single fields that were answered 400, with the value.
     pub(super) rejected: BTreeMap<(ResourceKey, Field), String>,
     /// When the last GET for the resource was sent.

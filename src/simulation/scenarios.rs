@@ -39,7 +39,7 @@ struct Scenario {
     says: &'static [&'static str],
 }
 
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 15] = [
     Scenario {
         name: "a rotation whose answer is lost and which is applied late",
         settings: |_| {},
@@ -264,6 +264,28 @@ const SCENARIOS: [Scenario; 14] = [
             "PATCH i0/r0 secrets [URL=v",
             "acknowledged; delivered",
             "the weather clears",
+        ],
+    },
+    Scenario {
+        name: "a source that shows no rows between a page and the look for duplicates",
+        settings: |climate| climate.overlap_ms = 0,
+        scenes: &[
+            (3001, |world| world.put(0, Field::Status, "suspended")),
+            // Polls go on from a newer row.
+            (3002, |world| world.put(1, Field::Status, "ready")),
+            (3003, |world| {
+                let time = Duration::from_millis(100);
+                world.fetches_take.push_back(time);
+            }),
+            (4050, |world| {
+                world.provider.empty_until = world.now().plus(Duration::from_millis(300));
+            }),
+        ],
+        says: &[
+            "2 rows, horizon",
+            "0 of 2 rows read by key",
+            "committed: [Enqueued, Enqueued]",
+            "everything has converged",
         ],
     },
     Scenario {

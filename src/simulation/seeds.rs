@@ -170,11 +170,30 @@ fn the_laws_hold_for_every_seed_over_sqlite() {
     });
 }
 
+fn obeys(seed: u64) {
+    let verdict = try_seed(seed, Backend::memory, false);
+    assert!(verdict.violation.is_none(), "{:?}", verdict.violation);
+}
+
 /// It found that a fleet counted as converged while a row that had changed was unread, since a dead letter stood for the resource.
 #[test]
 fn seed_5305_has_not_converged_while_a_changed_row_is_unread() {
-    let verdict = try_seed(5305, Backend::memory, false);
-    assert!(verdict.violation.is_none(), "{:?}", verdict.violation);
+    obeys(5305);
+}
+
+/// They found that the judge forgot a 409 as soon as the GET after it answered 404, and so did not believe in the limit of conflicts.
+#[test]
+fn seeds_8043_8063_and_33644_rest_at_the_limit_of_conflicts_though_get_found_nothing() {
+    for seed in [8043, 8063, 33_644] {
+        obeys(seed);
+    }
+}
+
+/// It found a process that stood still during a probe and, once it went on, paused an installation which another had resumed; the next
+/// probe ends such a pause.
+#[test]
+fn seed_24530_heals_from_a_pause_by_a_process_that_had_stood_still() {
+    obeys(24_530);
 }
 
 /// `RECONCILED_SEED=123 cargo test --lib simulation::seeds::replay -- --nocapture`

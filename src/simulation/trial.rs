@@ -11,6 +11,7 @@ use crate::model::{
     Timestamp,
 };
 use crate::plan::classify::RATE_LIMIT_WAIT_MAX;
+use crate::plan::decide::is_uninstallation;
 use crate::reconcile::OnMissing;
 
 use super::backend::Backend;
@@ -123,10 +124,11 @@ enum Stage {
     Calm {
         deadline: Timestamp,
     },
-    /// Everything converged: no request may follow.
+    /// Everything converged: no request may follow, and so it must be in the end.
     Quiet {
         until: Timestamp,
         requests: usize,
+        deadline: Timestamp,
     },
     Over,
 }
@@ -375,14 +377,22 @@ impl Trial {
                     world.say(format_args!("everything has converged"));
                     let requests = world.remote.requests.len();
                     let until = now.plus(QUIET + self.climate.sweep_every);
-                    self.stage = Stage::Quiet { until, requests };
+                    self.stage = Stage::Quiet {
+                        until,
+                        requests,
+                        deadline,
+                    };
                 }
                 Some(what) if now > deadline => {
                     self.world.lock().broken(Law::Convergence, what);
                 }
                 Some(_) => {}
             },
-            Stage::Quiet { until, requests } => {
+            Stage::Quiet {
+                until,
+                requests,
+                deadline,
+            } => {
                 let mut world = self.world.lock();
                 let further = &world.remote.requests[requests..];
                 if further
@@ -393,8 +403,11 @@ impl Trial {
                     world.broken(Law::Minimal, what);
                 } else if now > until {
                     drop(world);
-                    if let Some(what) = self.unconverged() {
-                        self.world.lock().broken(Law::Convergence, what);
+                    match self.unconverged() {
+                        // A process that stood still may have paused what another had resumed: the next probe ends that.
+                        Some(_) if now <= deadline => return,
+                        Some(what) => self.world.lock().broken(Law::Convergence, what),
+                        None => {}
                     }
                     self.stage = Stage::Over;
                 }
@@ -503,7 +516,12 @@ impl World {
         let held = self.remote.resources.get(&record.key);
         // Law 9: while the source shows no rows at all nothing is inferred from that.
         let shows_rows = self.provider.rows.iter().any(|row| row.present);
-        self.climate.reconcile.on_missing == OnMissing::Uninstall
+        // An uninstallation that Vercel itself refused is for a person.
+        let is_parked = record.entry.as_ref().is_some_and(|entry| {
+            entry.state == EntryState::Dead && is_uninstallation(&entry.desired)
+        });
+        !is_parked
+            && self.climate.reconcile.on_missing == OnMissing::Uninstall
             && shows_rows
             && status(&record.acknowledged.values).is_some()
             && held.and_then(|held| status(&held.values)) != Some(Json::from_text("uninstalled"))
@@ -526,7 +544,9 @@ impl World {
                 .rejected
                 .keys()
                 .all(|field| self.remote.rejected.contains_key(&(key.clone(), *field))),
-            Reason::NotFound => matches!(last, Some(404 | 410)),
+            Reason::NotFound => {
+                matches!(last, Some(404 | 410)) || self.remote.not_shown.contains(key)
+            }
             Reason::ConflictLimit => last == Some(&409),
             Reason::Refused => matches!(last, Some(301 | 402 | 418)),
             Reason::RowGone => {

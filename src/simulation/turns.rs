@@ -517,6 +517,7 @@ impl World {
         let few = |field: &Field| matches!(field, Field::Status | Field::Ownership);
         if columns.keys().any(|field| !few(field)) {
             self.remote.last_status.remove(&key);
+            self.remote.not_shown.remove(&key);
         }
         let rejected = &mut self.remote.rejected;
         rejected.retain(|(of, field), _| *of != key || few(field));
