@@ -32,6 +32,7 @@ use support::database::Engine;
 /// The groups of rows, in the order of the table.
 const GROUPS: &[&str] = &[
     "delivery",
+    "delivery-postgres",
     "secrets",
     "late",
     "sweep-postgres",
@@ -95,6 +96,7 @@ async fn measure(words: &[&str]) {
         let started = Instant::now();
         let measured = match *group {
             "delivery" => delivery::at_once(scale, &mock).await,
+            "delivery-postgres" => delivery::shared(scale, &mock).await,
             "secrets" => delivery::secrets(scale, &mock).await,
             "late" => delivery::answered_late(scale, &mock).await,
             "sweep-postgres" => sweep::unchanged(scale, &mock, Engine::Postgres).await,

@@ -39,6 +39,8 @@ pub(crate) struct Provider {
     pub(crate) database: TestDatabase,
     directory: Directory,
     pub(crate) resources: u64,
+    /// The database of a state on PostgreSQL; otherwise the state is a file.
+    shared_state: Option<TestDatabase>,
 }
 
 /// What a daemon is configured with.
@@ -62,9 +64,16 @@ impl Provider {
             database,
             directory: Directory::new(None),
             resources,
+            shared_state: None,
         };
         provider.fill().await;
         provider
+    }
+
+    /// The same with its state in a PostgreSQL database of its own.
+    pub(crate) async fn with_shared_state(mut self) -> Self {
+        self.shared_state = Some(Postgres::shared().database().await);
+        self
     }
 
     async fn fill(&self) {
@@ -132,17 +141,20 @@ impl Provider {
             true => ("listen = \"reconciled\"", "0 * * * * *"),
             false => ("", "* * * * * *"),
         };
-        let (url, state) = (&self.database.url, self.state());
+        let url = &self.database.url;
+        let state = match &self.shared_state {
+            Some(database) => database.url.clone(),
+            None => format!("sqlite://{}", self.state().display()),
+        };
         let text = format!(
             "[source]\nurl = \"{url}\"\n\
              query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name, status, metadata, billing_plan, secrets FROM resource\"\n\
              installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
              {overlap}\n{listen}\n\
-             [state]\nurl = \"sqlite://{}\"\n\
+             [state]\nurl = \"{state}\"\n\
              [vercel]\nbase_url = \"{vercel}\"\nmax_in_flight = {max_in_flight}\n\
              [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n\
              [log]\nfilter = \"info,reconciled::app::watch=debug\"\nsummary_interval = \"5s\"\n",
-            state.display(),
             overlap = match self.database.engine {
                 Engine::Sqlite => "overlap = 0",
                 _ => "",

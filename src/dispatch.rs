@@ -5,13 +5,14 @@
 
 mod deliver;
 pub mod drift;
+mod due;
 mod pace;
 mod places;
 mod report;
 mod token;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -27,11 +28,10 @@ use crate::metrics::Metrics;
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, ResourceKey, Timestamp};
 use crate::plan::outage::Outage;
 use crate::plan::{Claimed, RetryPolicy, SecretsWay};
-use crate::planted::{Bug, is_planted};
 use crate::progress::Mark;
 use crate::reread::Reread;
 use crate::source::Source;
-use crate::store::{ClaimRequest, Pause, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::vercel::Marketplace;
 
 pub use deliver::{Delivery, Effect};
@@ -41,17 +41,10 @@ pub use report::{SharedTotals, Totals};
 pub use token::{InstallationsQuery, TokenError, TokenSource, Tokens};
 
 use deliver::{Answered, Supply, Worker};
+use due::{Claims, handed_over};
 
 /// How often a person's acts beside the daemon (a retry, a release) are looked for when nothing else is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long dispatch waits after the state could not be read or written.
-const STATE_RETRY: Duration = Duration::from_secs(1);
-/// How many answers per place may wait to be recorded before nothing more is claimed.
-const UNRECORDED_PER_PLACE_MAX: usize = 8;
-/// How many entries per place may be claimed beyond the places, so that a commit that takes long does not leave them empty.
-const AHEAD_PER_PLACE_MAX: usize = 7;
-/// The most probes of paused installations that run at once.
-const PROBES_MAX: usize = 4;
 
 /// What dispatch depends on.
 #[derive(Debug, Clone)]
@@ -160,20 +153,6 @@ struct Lease {
     over: CancellationToken,
 }
 
-/// Claims are made one after another, beside the requests.
-#[derive(Debug, Default)]
-struct Claims {
-    /// How many entries the claim under way asked for, and when.
-    asked: Option<(usize, Timestamp)>,
-    /// A claim of that time found less than it asked for, or failed: what it found is waited upon before the next.
-    found: Option<(Timestamp, Result<usize, StoreError>)>,
-    /// Requests answered since the last claim began.
-    answered: usize,
-    /// Entries that are claimed beyond the places, so that a place is taken again while a claim is being committed: as many as
-    /// were answered during the last one.
-    ahead: usize,
-}
-
 type Running<'a> = FuturesUnordered<BoxFuture<'a, Ended>>;
 
 /// Something that ended in the dispatcher's task.
@@ -190,16 +169,6 @@ enum Ended {
     Single(Box<Delivery>),
     /// A probe of a paused installation.
     Probe(Box<Delivery>),
-}
-
-/// What a pass claimed; waits for ever when nothing is laid out.
-async fn handed_over(
-    offered: &mut Option<oneshot::Receiver<Vec<Claimed>>>,
-) -> Option<Result<Vec<Claimed>, oneshot::error::RecvError>> {
-    match offered {
-        Some(claimed) => Some(claimed.await),
-        None => std::future::pending().await,
-    }
 }
 
 impl Dispatcher {
@@ -429,197 +398,6 @@ impl Dispatcher {
             Ok(next) => next.is_none_or(|due_at| due_at > deadline),
             Err(_) => false,
         }
-    }
-
-    /// Starts what may start now; returns how long to wait for the next.
-    async fn fill(&mut self, running: &mut Running<'_>) -> Duration {
-        match self.start_due(running).await {
-            Ok(wait) => {
-                if std::mem::take(&mut self.state_failed) {
-                    self.report.state_recovered();
-                }
-                wait
-            }
-            Err(error) => {
-                // If the state cannot be written nothing is sent.
-                self.signals.metrics.state_failures.add(1);
-                if !std::mem::replace(&mut self.state_failed, true) {
-                    self.report.state_failed(&error);
-                }
-                STATE_RETRY
-            }
-        }
-    }
-
-    async fn start_due(&mut self, running: &mut Running<'_>) -> Result<Duration, StoreError> {
-        let now = self.worlds.clock.now();
-        if self.outage.since().is_none() && self.may_look_for_probes(now) {
-            self.start_probes(running, PROBES_MAX).await?;
-        }
-        if self.end_leases(now) {
-            // Their ends wake this loop.
-            return Ok(LOOK_AGAIN);
-        }
-        if self.claims.asked.is_some() || self.offered.is_some() {
-            // Its end wakes this loop.
-            return Ok(LOOK_AGAIN);
-        }
-        match self.claims.found.take() {
-            Some((_, Err(error))) => return Err(error),
-            Some((asked_at, Ok(count))) => {
-                if count == 0 && self.outage.since().is_some() {
-                    // All that waits may belong to paused installations: then one of their probes finds out whether the API
-                    // answers again, or nothing ever would.
-                    self.start_probes(running, 1).await?;
-                }
-                let wait = self.until_next(asked_at).await?;
-                self.lay_out();
-                return Ok(wait);
-            }
-            None => {}
-        }
-        let asked = self.room(now);
-        if asked > 0 {
-            self.claims.asked = Some((asked, now));
-            self.claims.answered = 0;
-            let limit = u32::try_from(asked).unwrap_or(u32::MAX);
-            let (store, request) = (Arc::clone(&self.worlds.store), self.request(now, limit));
-            running.push(Box::pin(async move {
-                Ended::Claim(store.claim(&request).await)
-            }));
-            return Ok(LOOK_AGAIN);
-        }
-        match self.outage.since() {
-            Some(_) => self.until_next(now).await,
-            // A place that becomes free wakes this loop.
-            None => Ok(LOOK_AGAIN),
-        }
-    }
-
-    /// Lays out the free places: what a pass finds from here on it claims with the page.
-    fn lay_out(&mut self) {
-        let now = self.worlds.clock.now();
-        let room = self.room(now);
-        if room == 0 || self.outage.since().is_some() {
-            return;
-        }
-        let request = self.request(now, u32::try_from(room).unwrap_or(u32::MAX));
-        let handover = &self.signals.handover;
-        self.offered = Some(handover.offer(request, self.settings.lease));
-    }
-
-    /// Takes back what was laid out; false when a pass is claiming for it.
-    fn withdraw(&mut self) -> bool {
-        if self.offered.is_some() && self.signals.handover.withdraw() {
-            self.offered = None;
-        }
-        self.offered.is_none()
-    }
-
-    /// Ends deliveries whose lease is over, before their entries can be claimed again: a request takes less time than a lease
-    /// lasts, so the clock was set forward, or the process stood still. Returns whether there are any.
-    fn end_leases(&self, now: Timestamp) -> bool {
-        let mut any = false;
-        for lease in self.leases.values() {
-            if lease.expires_at <= now {
-                lease.over.cancel();
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// How many entries are to be claimed now.
-    fn room(&self, now: Timestamp) -> usize {
-        let busy: u32 = self.in_flight.values().sum();
-        let places = self.settings.max_in_flight as usize;
-        let ahead = self.claims.ahead.min(places * AHEAD_PER_PLACE_MAX);
-        let free = (places + ahead).saturating_sub(busy as usize);
-        let recordable = (places * UNRECORDED_PER_PLACE_MAX).saturating_sub(self.unrecorded.len());
-        // A claim for each single place would be a transaction for each delivery.
-        let free = if free > ahead / 2 {
-            free.min(recordable)
-        } else {
-            0
-        };
-        let under_way = busy as usize + self.probing.len();
-        self.outage.allowance(now, under_way, free)
-    }
-
-    fn request(&self, now: Timestamp, limit: u32) -> ClaimRequest {
-        let tokens = (0..limit)
-            .map(|_| match is_planted(Bug::LeaseTokenReused) {
-                true => LeaseToken(1),
-                false => LeaseToken(self.worlds.random.unique()),
-            })
-            .collect();
-        ClaimRequest {
-            now,
-            owner: self.settings.owner.clone(),
-            lease_expires_at: now.plus(self.settings.lease),
-            tokens,
-            limit,
-            per_installation: self
-                .pace
-                .at_once(self.settings.max_in_flight_per_installation),
-            in_flight: self.in_flight.clone(),
-            after: self.last_served.clone(),
-            excluded: self.pace.exhausted(now),
-            rate: self.pace.rate(),
-            late_apply: self.settings.retry.late_apply,
-            secrets: self.settings.secrets,
-        }
-    }
-
-    /// How long nothing will be due that was not due at `asked_at`.
-    async fn until_next(&self, asked_at: Timestamp) -> Result<Duration, StoreError> {
-        let due = self.worlds.store.next_due().await?;
-        let now = self.worlds.clock.now();
-        let mut wait = due
-            // What was due already but was not claimed waits for a place, which wakes this loop by itself.
-            .filter(|due_at| *due_at > asked_at)
-            .map_or(LOOK_AGAIN, |due_at| due_at.since(now))
-            .min(LOOK_AGAIN);
-        if let Some(probe_at) = self.outage.next_probe_at() {
-            wait = wait.max(probe_at.since(now).min(LOOK_AGAIN));
-        }
-        Ok(wait)
-    }
-
-    /// Whether it is time to look for probes: they are seconds apart, requests are not.
-    fn may_look_for_probes(&self, now: Timestamp) -> bool {
-        self.probes_looked_for
-            .is_none_or(|last| now < last || now.since(last) >= LOOK_AGAIN)
-    }
-
-    /// Starts probes of paused installations, so that at most `limit` are under way.
-    async fn start_probes(
-        &mut self,
-        running: &mut Running<'_>,
-        limit: usize,
-    ) -> Result<(), StoreError> {
-        let free = limit.saturating_sub(self.probing.len());
-        let elsewhere = self.signals.probes_elsewhere.load(Ordering::Relaxed);
-        if free == 0 || elsewhere || is_planted(Bug::PauseNeverProbed) {
-            return Ok(());
-        }
-        let now = self.worlds.clock.now();
-        self.probes_looked_for = Some(now);
-        let due = self
-            .worlds
-            .store
-            .probes_due(now, u32::try_from(PROBES_MAX).unwrap_or(u32::MAX))
-            .await?;
-        let idle = |pause: &Pause| !self.probing.contains_key(&pause.installation_id);
-        let due: Vec<Pause> = due.into_iter().filter(idle).take(free).collect();
-        for pause in due {
-            self.probing.insert(pause.installation_id.clone(), ());
-            let worker = Arc::clone(&self.worker);
-            running.push(Box::pin(async move {
-                Ended::Probe(Box::new(worker.probe(pause).await))
-            }));
-        }
-        Ok(())
     }
 
     /// Takes note of an answer: its place is free, whatever it takes to record it.

@@ -18,6 +18,8 @@ struct Load {
     answer: Duration,
     changes: u64,
     rotates: bool,
+    /// Whether the state is on PostgreSQL.
+    is_shared: bool,
 }
 
 /// What one side did.
@@ -34,8 +36,28 @@ pub(crate) async fn at_once(scale: Scale, mock: &Mock) -> Vec<Figure> {
         answer: Duration::ZERO,
         changes: scale.changes,
         rotates: false,
+        is_shared: false,
     };
     compare(scale, mock, load, "0 ms, 64 in flight", (0.60, Some(2.0))).await
+}
+
+/// The same with the state on PostgreSQL.
+pub(crate) async fn shared(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let load = Load {
+        in_flight: 64,
+        answer: Duration::ZERO,
+        changes: scale.changes,
+        rotates: false,
+        is_shared: true,
+    };
+    compare(
+        scale,
+        mock,
+        load,
+        "0 ms, 64 in flight, PostgreSQL state",
+        (0.50, None),
+    )
+    .await
 }
 
 /// The same where every change is a rotated secret, whose value has to come from the source.
@@ -45,6 +67,7 @@ pub(crate) async fn secrets(scale: Scale, mock: &Mock) -> Vec<Figure> {
         answer: Duration::ZERO,
         changes: scale.changes,
         rotates: true,
+        is_shared: false,
     };
     compare(
         scale,
@@ -65,6 +88,7 @@ pub(crate) async fn answered_late(scale: Scale, mock: &Mock) -> Vec<Figure> {
             answer: Duration::from_millis(50),
             changes: in_flight * scale.slow_changes_each,
             rotates: false,
+            is_shared: false,
         };
         let name = format!("50 ms, {in_flight} in flight");
         figures.extend(compare(scale, mock, load, &name, (0.97, None)).await);
@@ -79,7 +103,10 @@ async fn compare(
     name: &str,
     (rate_bar, cpu_bar): (f64, Option<f64>),
 ) -> Vec<Figure> {
-    let provider = Provider::new(Engine::Postgres, load.changes).await;
+    let mut provider = Provider::new(Engine::Postgres, load.changes).await;
+    if load.is_shared {
+        provider = provider.with_shared_state().await;
+    }
     let config = provider.configure(&Setting {
         vercel: mock.url(),
         max_in_flight: load.in_flight,

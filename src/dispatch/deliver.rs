@@ -1,4 +1,4 @@
-//! One claimed entry, from its claim to its recorded outcome; and one probe of a paused installation.
+//! One claimed entry, from its claim to its recorded outcome.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,28 +9,22 @@ use tokio_util::sync::CancellationToken;
 #[cfg(doc)]
 use crate::metrics::family;
 use crate::model::{
-    AccessToken, EntryState, FingerprintKey, InstallationId, Mode, Observed, Patch, RawRow,
-    ResourceId, ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
+    AccessToken, EntryState, FingerprintKey, Mode, Observed, Patch, RawRow, ResourceKey, Row,
+    SecretSet, SecretsPatch, Timestamp,
 };
-use crate::plan::backoff::Backoff;
 use crate::plan::decide::is_uninstallation;
 use crate::plan::{Answer, AnswerKind, Claimed, Outcome, SecretsWay, Verdict, classify};
 use crate::planted::{Bug, is_planted};
 use crate::reread::Reread;
-use crate::store::{Advanced, AttemptRecord, Pause, PauseKind};
+use crate::store::{Advanced, AttemptRecord, PauseKind};
 
 use super::places::Places;
 use super::token::{Renewed, TokenError, Tokens};
 use super::{Settings, Signals, Worlds};
 
+mod probe;
 mod record;
 
-/// The shortest and longest waits between probes of a paused installation.
-const PROBES: Backoff = Backoff {
-    initial: Duration::from_secs(5),
-    multiplier: 2.0,
-    max: Duration::from_secs(15 * 60),
-};
 /// How much time a request may need besides its timeout until its outcome is recorded, where the lease has that much.
 const RECORDING_TIME: Duration = Duration::from_secs(1);
 
@@ -524,91 +518,6 @@ impl Worker {
             Outcome::SourceMoved
         };
         attempted
-    }
-
-    fn pause(
-        &self,
-        installation_id: &InstallationId,
-        kind: PauseKind,
-        reason: &str,
-        probes_failed: u32,
-    ) -> Pause {
-        let now = self.worlds.clock.now();
-        let wait = PROBES.interval(probes_failed + 1, self.worlds.random.fraction());
-        Pause {
-            installation_id: installation_id.clone(),
-            kind,
-            by: "reconciled".to_owned(),
-            reason: reason.to_owned(),
-            since: now,
-            until: None,
-            probe_at: Some(now.plus(wait)),
-            probes_failed,
-        }
-    }
-
-    /// Asks whether a paused installation can be reached again.
-    pub(super) async fn probe(self: Arc<Self>, pause: Pause) -> Delivery {
-        let (resumed, reached) = self.try_installation(&pause.installation_id).await;
-        let recorded = if resumed {
-            self.worlds
-                .store
-                .resume(&pause.installation_id, pause.kind, self.worlds.clock.now())
-                .await
-                .is_ok()
-        } else {
-            let next = self.pause(
-                &pause.installation_id,
-                pause.kind,
-                &pause.reason,
-                pause.probes_failed.saturating_add(1),
-            );
-            self.worlds
-                .store
-                .pause(&Pause {
-                    since: pause.since,
-                    ..next
-                })
-                .await
-                .is_ok()
-        };
-        let effect = match (recorded, resumed) {
-            (true, true) => Effect::Resumed { kind: pause.kind },
-            (true, false) => Effect::StillPaused,
-            (false, _) => Effect::Unrecorded,
-        };
-        let resource_id = ResourceId::new("-").expect("a dash is an id");
-        let key = ResourceKey {
-            installation_id: pause.installation_id,
-            resource_id,
-        };
-        Delivery {
-            key,
-            claimed: None,
-            attempt: None,
-            effect,
-            problem: None,
-            reached,
-        }
-    }
-
-    async fn try_installation(&self, installation_id: &InstallationId) -> (bool, Reached) {
-        let Ok(Some(token)) = self.tokens.get(installation_id).await else {
-            return (false, Reached::NotTried);
-        };
-        let answer = self.worlds.marketplace.probe(&token, installation_id).await;
-        let mut verdict = classify(&answer, self.worlds.clock.now());
-        if verdict == Verdict::TokenRefused
-            && matches!(
-                self.tokens.renew(installation_id, &token).await,
-                Ok(Renewed::Changed)
-            )
-            && let Ok(Some(token)) = self.tokens.get(installation_id).await
-        {
-            let answer = self.worlds.marketplace.probe(&token, installation_id).await;
-            verdict = classify(&answer, self.worlds.clock.now());
-        }
-        (verdict == Verdict::Acknowledged, reached(verdict))
     }
 }
 

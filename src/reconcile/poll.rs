@@ -31,6 +31,10 @@ pub struct PollReport {
     pub duration: Duration,
 }
 
+/// How often a pass that finds nothing new notes how far it is: each time is a commit, and a pass that is cut off reads anew what came
+/// after the last.
+const NOTED_EVERY: Duration = Duration::from_secs(1);
+
 /// One pass.
 struct Pass<'a> {
     identity: &'a str,
@@ -149,10 +153,12 @@ impl Reconciler {
         let mut from = from;
         let mut first = first;
         let mut full = None;
+        let mut reached = cursor.clone();
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
         let mut horizon: Option<String> = None;
         let mut rows = 0;
+        let mut noted_at = *started_at;
         loop {
             let page = match first.take() {
                 Some(page) => page,
@@ -165,7 +171,7 @@ impl Reconciler {
                 horizon = horizon.or(page.horizon);
             }
             let last = page.rows.last().and_then(|row| row.cursor.clone());
-            let next_cursor = horizon.clone().or(last).or_else(|| committed.clone());
+            let next_cursor = horizon.clone().or(last).or_else(|| reached.clone());
             rows += page.rows.len() as u64;
             let is_last = page.next.is_none();
             let progress = PollProgress {
@@ -175,7 +181,9 @@ impl Reconciler {
                 rows,
             };
             let undecided = is_last && self.poll_undecided.load(Ordering::Relaxed);
-            let keep = next_cursor != committed || (restart && is_last) || undecided;
+            let now = self.clock.now();
+            let is_time = is_last || now < noted_at || now.since(noted_at) >= NOTED_EVERY;
+            let keep = (is_time && next_cursor != committed) || (restart && is_last) || undecided;
             let position = Position {
                 poll: Some(progress),
                 sweep: None,
@@ -185,7 +193,11 @@ impl Reconciler {
             let done = self
                 .commit_page(page.rows, Origin::Poll, Duplicates::Anywhere, position)
                 .await?;
-            committed = next_cursor;
+            if keep {
+                committed.clone_from(&next_cursor);
+                noted_at = now;
+            }
+            reached = next_cursor;
             report.counts.add(&done.counts);
             report.notices.extend(done.notices);
             match page.next {

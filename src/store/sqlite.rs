@@ -28,10 +28,12 @@ use super::{
 };
 
 use super::fault::Fault;
+use check::Damage;
 use file::{DaemonLock, cannot_open};
 use writer::Writer;
 
 mod acts;
+mod check;
 mod console;
 mod due;
 mod file;
@@ -68,6 +70,7 @@ pub struct SqliteStore {
     key: FingerprintKey,
     writer: Writer,
     readers: SqlitePool,
+    damage: Damage,
 }
 
 impl SqliteStore {
@@ -94,10 +97,15 @@ impl SqliteStore {
             .map_err(|error| refused(error.into()))?;
         refuse_old_sqlite(path, &mut connection).await?;
         refuse_foreign(path, &mut connection).await?;
+        let found = schema(path, &mut connection).await?;
+        let damage = Damage::default();
         if is_daemon {
-            check(path, &mut connection).await?;
+            // Nothing is rewritten in a file that may be damaged.
+            let patience = (found == migrate::newest(SQLITE)).then_some(check::PATIENCE);
+            let check = check::check(path.to_owned(), options.clone());
+            check::wait_for(check, patience, damage.clone()).await?;
         }
-        migrate(path, &mut connection, access).await?;
+        migrate(path, &mut connection, found, access).await?;
         let key = fingerprint_key(&mut connection).await.map_err(refused)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
@@ -108,7 +116,8 @@ impl SqliteStore {
         Ok(Self {
             path: path.to_owned(),
             key,
-            writer: Writer::start(connection, lock),
+            writer: Writer::start(connection, damage.clone(), lock),
+            damage,
             readers,
         })
     }
@@ -122,6 +131,7 @@ impl SqliteStore {
     }
 
     async fn reader(&self) -> Result<PoolConnection<Sqlite>, Fault> {
+        self.damage.none()?;
         Ok(self.readers.acquire().await?)
     }
 }
@@ -192,25 +202,8 @@ async fn refuse_foreign(path: &Path, connection: &mut SqliteConnection) -> Resul
     }
 }
 
-async fn check(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(connection)
-        .await
-        .map_err(|error| cannot_open(path, &Fault::from(error).problem()))?;
-    if verdict == "ok" {
-        return Ok(());
-    }
-    Err(StoreError::Corrupt {
-        problem: format!("SQLite finds in {}: {verdict}", path.display()),
-    })
-}
-
-/// Brings the schema up to date. A command beside a daemon does so only if there is none.
-async fn migrate(
-    path: &Path,
-    connection: &mut SqliteConnection,
-    access: Access,
-) -> Result<(), StoreError> {
+/// The schema that the file has; 0: none yet. Fails when it is newer than what is known.
+async fn schema(path: &Path, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
     let refused = |error: sqlx::Error| cannot_open(path, &Fault::from(error).problem());
     let known = migrate::newest(SQLITE);
     let has_schema: bool = sqlx::query_scalar(
@@ -225,14 +218,25 @@ async fn migrate(
     let mut found = 0;
     if has_schema {
         found = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM _sqlx_migrations")
-            .fetch_one(&mut *connection)
+            .fetch_one(connection)
             .await
             .map_err(refused)?;
     }
     if found > known {
         return Err(StoreError::Newer { found, known });
     }
-    let _lock = if found < known && access == Access::Beside {
+    Ok(found)
+}
+
+/// Brings the schema up to date. A command beside a daemon does so only if there is none.
+async fn migrate(
+    path: &Path,
+    connection: &mut SqliteConnection,
+    found: i64,
+    access: Access,
+) -> Result<(), StoreError> {
+    let refused = |error: sqlx::Error| cannot_open(path, &Fault::from(error).problem());
+    let _lock = if found < migrate::newest(SQLITE) && access == Access::Beside {
         Some(DaemonLock::take(path).await?)
     } else {
         None
@@ -508,6 +512,21 @@ impl Store for SqliteStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_state_that_was_found_damaged_is_neither_read_nor_written() {
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let opened = SqliteStore::open(&directory.path().join("state.db"), Access::Daemon).await;
+        let store = opened.expect("a new state");
+        assert!(store.progress().await.is_ok());
+        store.damage.found("page 7 is not what it was".to_owned());
+        let read = store.progress().await.map(|_| ());
+        let written = store.release_watch(LeaseToken(1)).await.map(|_| ());
+        for refused in [read, written] {
+            let problem = refused.expect_err("it is damaged").to_string();
+            assert!(problem.contains("page 7"), "{problem}");
+        }
+    }
 
     #[test]
     fn an_sqlite_that_can_corrupt_a_wal_database_is_refused() {

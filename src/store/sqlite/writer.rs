@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::store::StoreError;
 
+use super::check::Damage;
 use super::file::DaemonLock;
 use super::session::SqliteRows;
 use crate::store::fault::Fault;
@@ -26,16 +27,22 @@ const QUEUE_MAX: usize = 1024;
 pub(super) struct Writer {
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
     task: Mutex<Option<JoinHandle<()>>>,
+    damage: Damage,
 }
 
 impl Writer {
     /// Starts the task on its connection; the lock, if any, is given back after its last transaction.
-    pub(super) fn start(connection: SqliteConnection, lock: Option<DaemonLock>) -> Self {
+    pub(super) fn start(
+        connection: SqliteConnection,
+        damage: Damage,
+        lock: Option<DaemonLock>,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let task = tokio::spawn(run(SqliteRows::new(connection), receiver, lock));
         Self {
             jobs: Mutex::new(Some(sender)),
             task: Mutex::new(Some(task)),
+            damage,
         }
     }
 
@@ -56,6 +63,9 @@ impl Writer {
             problem: "the state is closed".to_owned(),
             transient: false,
         };
+        self.damage
+            .none()
+            .map_err(|fault| fault.during(operation))?;
         let jobs = locked(&self.jobs).clone().ok_or_else(closed)?;
         let (reply, answer) = oneshot::channel();
         let job = Task {
@@ -219,7 +229,7 @@ mod tests {
             .execute(&mut connection)
             .await
             .expect("a table");
-        Writer::start(connection, None)
+        Writer::start(connection, Damage::default(), None)
     }
 
     /// Writes a value, and fails afterwards if told so.

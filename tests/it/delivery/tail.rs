@@ -163,3 +163,19 @@ async fn another_process_that_moved_the_cursor_is_followed() {
     polls.store.reconcile(elsewhere).await.expect("committed");
     assert_eq!(polls.poll().await.rows, 10);
 }
+
+#[tokio::test]
+async fn the_end_of_a_pass_is_noted_also_when_nothing_was_new() {
+    let polls = Polls::new().await;
+    assert_eq!(polls.poll().await.enqueued, 10);
+    // The same rows, all with later cursors, in full pages: the last page is empty.
+    polls
+        .fleet
+        .provider
+        .execute("UPDATE resource SET version = 9")
+        .await;
+    polls.clock.go_on(Duration::from_secs(30));
+    let found = polls.poll().await;
+    assert_eq!((found.rows, found.changed), (10, 0));
+    assert_eq!(polls.cursor().await.as_deref(), Some("9"));
+}
