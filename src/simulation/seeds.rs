@@ -188,6 +188,12 @@ fn seed_143987_loses_no_row_that_was_read_just_before_the_source_showed_none() {
     obeys(143_987);
 }
 
+/// It found that the judge took a 429 that a killed process never read for the one that a later probe was answered.
+#[test]
+fn seed_219428_waits_as_long_as_the_429_that_was_read_asked_for() {
+    obeys(219_428);
+}
+
 /// They found that the judge wanted an uninstallation done that Vercel had refused, which is a dead letter for a person.
 #[test]
 fn seeds_117777_and_121387_rest_with_an_uninstallation_that_was_refused() {
