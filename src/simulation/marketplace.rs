@@ -163,6 +163,8 @@ impl World {
     /// What the final checks must know of answers that let something rest.
     fn remember_answer(&mut self, key: &ResourceKey, patch: &Patch, reply: &Reply) {
         self.remote.not_shown.remove(key);
+        // A client that was killed meanwhile never heard of an earlier one.
+        self.remote.asked_to_wait.remove(key);
         let AnswerKind::Http {
             status,
             retry_after,

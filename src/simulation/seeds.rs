@@ -181,6 +181,27 @@ fn seed_5305_has_not_converged_while_a_changed_row_is_unread() {
     obeys(5305);
 }
 
+/// It found that a poll passed rows which it had read, since the source showed none when it looked for duplicates. The scenario "a source
+/// that shows no rows between a page and the look for duplicates" lays it down.
+#[test]
+fn seed_143987_loses_no_row_that_was_read_just_before_the_source_showed_none() {
+    obeys(143_987);
+}
+
+/// It found that the judge took a 429 that a killed process never read for the one that a later probe was answered.
+#[test]
+fn seed_219428_waits_as_long_as_the_429_that_was_read_asked_for() {
+    obeys(219_428);
+}
+
+/// They found that the judge wanted an uninstallation done that Vercel had refused, which is a dead letter for a person.
+#[test]
+fn seeds_117777_and_121387_rest_with_an_uninstallation_that_was_refused() {
+    for seed in [117_777, 121_387] {
+        obeys(seed);
+    }
+}
+
 /// They found that the judge forgot a 409 as soon as the GET after it answered 404, and so did not believe in the limit of conflicts.
 #[test]
 fn seeds_8043_8063_and_33644_rest_at_the_limit_of_conflicts_though_get_found_nothing() {
