@@ -13,6 +13,8 @@ use crate::model::{CellText, RawRows};
 
 /// How many pages are read row by row after one that could not be read as one text.
 const PAGES_UNPACKED: u32 = 64;
+/// How much memory a row is given at first. What a page of longer rows has outgrown is copied and wiped, several times until it is read.
+const ROW_BYTES: usize = 384;
 
 /// Takes the rows of a statement as ids and fields.
 struct Sheet<'l> {
@@ -83,7 +85,7 @@ impl<D: Dialect> Inner<D> {
         };
         let mut sheet = Sheet {
             layout: pages.layout,
-            rows: RawRows::default(),
+            rows: RawRows::with_capacity(size(limit).saturating_mul(ROW_BYTES)),
         };
         let is_cut = session.read(&statement, &mut sheet).await?;
         let rows = sheet.rows;
