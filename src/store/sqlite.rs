@@ -56,7 +56,7 @@ const APPLICATION_ID: i64 = 0x7263_6e64;
 /// How long a connection waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of the file the writing connection keeps in memory.
-const CACHE_KIB: u32 = 8 * 1024;
+const CACHE_KIB: u32 = 6 * 1024;
 /// How many pages the journal may hold before they are written back: claims and outcomes write the same pages again and again, and each
 /// is written back once. 16 MiB beside the state, less where the disk is full before (see [`writer`]).
 const CHECKPOINT_PAGES: u32 = 4096;

@@ -14,7 +14,7 @@ use crate::store::steps::Change;
 use super::{read, save};
 
 /// The most records that are kept: what is in flight and about to be, not a backlog.
-const RECORDS_MAX: usize = 1024;
+const RECORDS_MAX: usize = 512;
 
 /// The rows of one SQLite transaction, and what is remembered of those before it.
 #[derive(Debug)]
