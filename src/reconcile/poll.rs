@@ -29,6 +29,8 @@ pub struct PollReport {
     pub needs_sweep: Option<&'static str>,
     /// How long it took.
     pub duration: Duration,
+    /// Whether it looked only at the end of an earlier poll: what was committed behind that is for the next whole one to find.
+    pub at_end: bool,
 }
 
 /// How often a pass that finds nothing new notes how far it is: each time is a commit, and a pass that is cut off reads anew what came
@@ -118,6 +120,7 @@ impl Reconciler {
             report: &mut report,
         };
         if let Some(tail) = tail.filter(|_| is_same) {
+            pass.report.at_end = true;
             self.read_tail(tail, first?, &mut pass).await?;
         } else if !is_same || kept.is_none() {
             let first = if is_same { Some(first?) } else { None };

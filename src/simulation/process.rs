@@ -251,7 +251,9 @@ impl Watcher {
             }
             return Ok(());
         };
-        self.passed(started_at, false).await;
+        if !report.at_end {
+            self.passed(started_at, false).await;
+        }
         let counts = report.counts;
         if counts.enqueued + counts.folded + counts.withdrawn + counts.adopted > 0 {
             self.wake.work.notify_one();
