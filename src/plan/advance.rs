@@ -344,9 +344,10 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
     let (_, pending) = pending(record, &entry.desired);
     let rests = rests(record);
     let entry = record.entry.as_mut().expect("it was there a line above");
-    if moved_on && entry.state == EntryState::Dead && entry.reason != Reason::ConflictLimit {
-        // The answer was to a value that is no longer desired.
+    if moved_on && entry.state == EntryState::Dead {
+        // The answer was to a value that is no longer desired: the newer one has its own chance, as if it had come after.
         entry.state = EntryState::Waiting;
+        entry.conflicts = 0;
         wait(entry, now, Reason::Due);
     }
     match pending {

@@ -117,7 +117,7 @@ fn a_comparison_that_failed_waits_for_its_own_reason_not_for_a_late_application(
 // An answer to a value that is no longer desired.
 
 #[test]
-fn what_an_answer_says_of_an_older_value_parks_nothing_but_a_limit_of_conflicts() {
+fn what_an_answer_says_of_an_older_value_parks_nothing() {
     let cases = [
         (Outcome::NotFound, EntryState::Waiting, Reason::Due),
         (Outcome::Refused, EntryState::Waiting, Reason::Due),
@@ -140,9 +140,13 @@ fn what_an_answer_says_of_an_older_value_parks_nothing_but_a_limit_of_conflicts(
     resource.claims(resource.due());
     resource.desires("status=error", seconds(60));
     let end = resource.ends(&conflict, seconds(60));
+    assert_eq!((end.state, end.reason), (EntryState::Waiting, Reason::Due));
+    // Its conflicts are counted from the first.
+    resource.claims(seconds(60));
+    let end = resource.ends(&conflict, seconds(60));
     assert_eq!(
         (end.state, end.reason),
-        (EntryState::Dead, Reason::ConflictLimit)
+        (EntryState::Waiting, Reason::Conflict)
     );
 }
 

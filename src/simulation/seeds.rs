@@ -217,6 +217,21 @@ fn seed_24530_heals_from_a_pause_by_a_process_that_had_stood_still() {
     obeys(24_530);
 }
 
+/// It found a value that was never tried: it came after the last 409 of an older one and before that was recorded, and the limit of conflicts
+/// parked both.
+#[test]
+fn seed_73847_tries_a_value_that_came_between_the_last_conflict_and_its_record() {
+    obeys(73_847);
+}
+
+/// They found the judge wanting a late row of a poll that looks only at the end of the one before.
+#[test]
+fn seeds_40698_53331_and_77706_find_a_late_row_by_the_next_whole_poll() {
+    for seed in [40_698, 53_331, 77_706] {
+        obeys(seed);
+    }
+}
+
 /// `RECONCILED_SEED=123 cargo test --lib simulation::seeds::replay -- --nocapture`
 #[test]
 fn replay() {
