@@ -93,8 +93,6 @@ pub struct Reconciler {
     watch: Option<LeaseToken>,
     /// Whether an unfinished poll may have left changes on which the guard has not decided: true until one has ended.
     poll_undecided: AtomicBool,
-    /// Where polls go on for a while after a pass of many rows.
-    tail: Mutex<Option<poll::Tail>>,
     /// Grows with what is committed of rows that were not read by a sweep: a sweep's page that was read before is not to follow.
     overtakes: AtomicU64,
     mark: Mark,
@@ -123,7 +121,6 @@ impl Reconciler {
             guard_events: Mutex::default(),
             watch: None,
             poll_undecided: AtomicBool::new(true),
-            tail: Mutex::default(),
             overtakes: AtomicU64::new(0),
             mark: Mark::default(),
             reread: Reread::default(),
@@ -200,7 +197,5 @@ impl Reconciler {
     /// Changes what rows mean from the next pass on.
     pub fn configure(&mut self, settings: Settings) {
         self.settings = settings;
-        // Rows may mean something else now.
-        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -1,6 +1,5 @@
 //! The poll: what changed since the cursor.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,11 +11,9 @@ use crate::store::PollProgress;
 use super::page::{Duplicates, Position};
 use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
 
-/// How many times as long as a pass took polls look only at its end afterwards, when it read more than a page and much of it within the
-/// overlap: reading that again each time would keep both databases busy with rows that are known.
-const REST_PER_PASS: u32 = 9;
-/// The longest such time, unless the pass itself took longer.
-const REST_MAX: Duration = Duration::from_secs(30);
+/// How often a pass that finds nothing new notes how far it is: each time is a commit, and a pass that is cut off reads anew what came
+/// after the last.
+const NOTED_EVERY: Duration = Duration::from_secs(1);
 
 /// What a poll found.
 #[derive(Debug, Default)]
@@ -29,39 +26,13 @@ pub struct PollReport {
     pub needs_sweep: Option<&'static str>,
     /// How long it took.
     pub duration: Duration,
-    /// Whether it looked only at the end of an earlier poll: what was committed behind that is for the next whole one to find.
-    pub at_end: bool,
 }
-
-/// How often a pass that finds nothing new notes how far it is: each time is a commit, and a pass that is cut off reads anew what came
-/// after the last.
-const NOTED_EVERY: Duration = Duration::from_secs(1);
 
 /// One pass.
 struct Pass<'a> {
     identity: &'a str,
     started_at: Timestamp,
     report: &'a mut PollReport,
-}
-
-/// The end of a pass of several pages that nothing held back: for a while polls go on from there.
-#[derive(Debug, Clone)]
-pub(super) struct Tail {
-    /// The last row of the last page that was full.
-    after: crate::source::Position,
-    /// The cursor that the pass left in the state.
-    cursor: String,
-    ended_at: Timestamp,
-    rest: Duration,
-}
-
-impl Tail {
-    /// Whether polls need not read again what the pass has read.
-    fn holds(&self, cursor: Option<&str>, now: Timestamp) -> bool {
-        cursor == Some(self.cursor.as_str())
-            && now >= self.ended_at
-            && now.since(self.ended_at) < self.rest
-    }
 }
 
 impl Reconciler {
@@ -82,12 +53,7 @@ impl Reconciler {
         let previous = self.store.progress().await?.poll;
         let mut report = PollReport::default();
         let kept = previous.as_ref().and_then(|p| p.cursor.clone());
-        let tail = self.tail(kept.as_deref(), started_at);
-        let from = match (&tail, &kept) {
-            (Some(tail), _) => PollFrom::After(tail.after.clone()),
-            (None, Some(cursor)) => PollFrom::Cursor(cursor.clone()),
-            (None, None) => PollFrom::Beginning,
-        };
+        let from = kept.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
         let from = match from {
             PollFrom::Cursor(cursor) if is_planted(Bug::OverlapIgnored) => {
                 let key = RawKey {
@@ -119,10 +85,7 @@ impl Reconciler {
             started_at,
             report: &mut report,
         };
-        if let Some(tail) = tail.filter(|_| is_same) {
-            pass.report.at_end = true;
-            self.read_tail(tail, first?, &mut pass).await?;
-        } else if !is_same || kept.is_none() {
+        if !is_same || kept.is_none() {
             let first = if is_same { Some(first?) } else { None };
             self.read_pages(PollFrom::Beginning, None, first, &mut pass)
                 .await?;
@@ -152,10 +115,8 @@ impl Reconciler {
             report,
         } = pass;
         let restart = cursor.is_none() && from == PollFrom::Beginning;
-        self.set_tail(None);
         let mut from = from;
         let mut first = first;
-        let mut full = None;
         let mut reached = cursor.clone();
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
@@ -204,77 +165,9 @@ impl Reconciler {
             report.counts.add(&done.counts);
             report.notices.extend(done.notices);
             match page.next {
-                Some(position) => {
-                    full = Some(position.clone());
-                    from = PollFrom::After(position);
-                }
-                None => {
-                    // What holds the pass back commits behind its end.
-                    if let (Some(after), Some(cursor), None) = (full, committed, horizon) {
-                        self.end_at(after, cursor, *started_at);
-                    }
-                    return Ok(());
-                }
+                Some(position) => from = PollFrom::After(position),
+                None => return Ok(()),
             }
         }
-    }
-
-    /// Reads what came after the end of the last pass. It leaves the cursor where it is, so that the next whole pass reads all that
-    /// may have been committed late since.
-    async fn read_tail(
-        &self,
-        tail: Tail,
-        first: PollPage,
-        pass: &mut Pass<'_>,
-    ) -> Result<(), PassError> {
-        let mut page = first;
-        loop {
-            let position = Position {
-                ends_pass: page.next.is_none(),
-                ..Position::default()
-            };
-            let done = self
-                .commit_page(page.rows, Origin::Poll, Duplicates::Anywhere, position)
-                .await?;
-            pass.report.counts.add(&done.counts);
-            pass.report.notices.extend(done.notices);
-            let Some(mut after) = page.next else {
-                return Ok(());
-            };
-            after.horizon = None;
-            self.set_tail(Some(Tail {
-                after: after.clone(),
-                ..tail.clone()
-            }));
-            let from = PollFrom::After(after);
-            page = self
-                .source
-                .poll_page(&from, self.settings.page_rows)
-                .await?;
-        }
-    }
-
-    /// Where a poll may begin instead of at the overlap before the cursor.
-    fn tail(&self, cursor: Option<&str>, now: Timestamp) -> Option<Tail> {
-        let undecided = self.poll_undecided.load(Ordering::Relaxed);
-        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.clone()
-            .filter(|tail| !undecided && tail.holds(cursor, now))
-    }
-
-    fn set_tail(&self, tail: Option<Tail>) {
-        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
-    }
-
-    fn end_at(&self, mut after: crate::source::Position, cursor: String, started_at: Timestamp) {
-        after.horizon = None;
-        let ended_at = self.clock.now();
-        let took = ended_at.since(started_at);
-        self.set_tail(Some(Tail {
-            after,
-            cursor,
-            ended_at,
-            rest: (took * REST_PER_PASS).min(REST_MAX.max(took)),
-        }));
     }
 }

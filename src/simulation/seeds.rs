@@ -210,10 +210,9 @@ fn seeds_8043_8063_and_33644_rest_at_the_limit_of_conflicts_though_get_found_not
     }
 }
 
-/// It found a process that stood still during a probe and, once it went on, paused an installation which another had resumed; the next
-/// probe ends such a pause.
+/// It found a process that stood still during a probe and, once it went on, paused an installation which another had resumed.
 #[test]
-fn seed_24530_heals_from_a_pause_by_a_process_that_had_stood_still() {
+fn seed_24530_keeps_resumed_what_a_process_that_had_stood_still_would_pause_anew() {
     obeys(24_530);
 }
 
@@ -224,9 +223,9 @@ fn seed_73847_tries_a_value_that_came_between_the_last_conflict_and_its_record()
     obeys(73_847);
 }
 
-/// They found the judge wanting a late row of a poll that looks only at the end of the one before.
+/// They found that polls which looked only at the end of the one before missed a row that was committed behind it.
 #[test]
-fn seeds_40698_53331_and_77706_find_a_late_row_by_the_next_whole_poll() {
+fn seeds_40698_53331_and_77706_find_a_late_row_by_the_next_poll() {
     for seed in [40_698, 53_331, 77_706] {
         obeys(seed);
     }

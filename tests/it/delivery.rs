@@ -5,6 +5,6 @@ mod answers;
 mod detection;
 mod fleet;
 mod laws;
+mod polls;
 mod quarantine;
-mod tail;
 mod upkeep;

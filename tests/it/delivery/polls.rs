@@ -1,4 +1,4 @@
-//! After a change of many rows polls look at their end alone for a while, and miss nothing for it.
+//! Where a poll of several pages leaves the cursor.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reconciled::clock::Clock;
-use reconciled::model::{FieldSet, FingerprintKey, Origin, Timestamp};
+use reconciled::model::{FieldSet, FingerprintKey, Timestamp};
 use reconciled::plan::{Policy, guard};
 use reconciled::reconcile::{OnMissing, PageCounts, Reconciler, Settings};
-use reconciled::store::{Batch, MemoryStore, Store as _};
+use reconciled::store::{MemoryStore, Store as _};
 
 use super::fleet::Fleet;
 
@@ -39,7 +39,6 @@ impl Clock for Hand {
 struct Polls {
     fleet: Fleet,
     store: Arc<MemoryStore>,
-    clock: Arc<Hand>,
     reconciler: Reconciler,
 }
 
@@ -74,7 +73,6 @@ impl Polls {
         Self {
             fleet,
             store,
-            clock,
             reconciler,
         }
     }
@@ -91,80 +89,6 @@ impl Polls {
 }
 
 #[tokio::test]
-async fn rows_that_were_just_read_are_not_read_again_and_a_new_one_is_found_at_once() {
-    let polls = Polls::new().await;
-    assert_eq!(polls.poll().await.enqueued, 10);
-    assert_eq!(polls.poll().await.rows, 0);
-    // More than a page of them.
-    for n in 11..=13 {
-        polls
-            .fleet
-            .set("icfg_1", &format!("res_{n}"), "status = 'ready'")
-            .await;
-    }
-    let found = polls.poll().await;
-    assert_eq!((found.rows, found.enqueued), (3, 3));
-    assert_eq!(
-        polls.cursor().await.as_deref(),
-        Some("7"),
-        "the next whole pass begins where this one did"
-    );
-    assert!(polls.poll().await.rows < 3, "nor are those");
-}
-
-#[tokio::test]
-async fn a_row_that_commits_behind_the_end_is_found_by_the_next_whole_pass() {
-    let polls = Polls::new().await;
-    assert_eq!(polls.poll().await.enqueued, 10);
-    polls
-        .fleet
-        .set("icfg_1", "res_00", "status = 'ready'")
-        .await;
-    polls
-        .fleet
-        .provider
-        .execute("UPDATE resource SET version = 7")
-        .await;
-    assert_eq!(polls.poll().await.enqueued, 0);
-    // As long as a pass may be left alone at most.
-    polls.clock.go_on(Duration::from_secs(30));
-    let found = polls.poll().await;
-    assert_eq!((found.rows, found.enqueued), (11, 1));
-}
-
-#[tokio::test]
-async fn another_process_that_moved_the_cursor_is_followed() {
-    let polls = Polls::new().await;
-    assert_eq!(polls.poll().await.enqueued, 10);
-    let mut progress = polls
-        .store
-        .progress()
-        .await
-        .expect("readable")
-        .poll
-        .expect("polled");
-    progress.cursor = Some("6".to_owned());
-    let elsewhere = Batch {
-        now: polls.clock.now(),
-        origin: Origin::Poll,
-        policy: Policy::default(),
-        observations: Vec::new(),
-        quarantined: Vec::new(),
-        missing: Vec::new(),
-        poll: Some(progress),
-        sweep: None,
-        guard: guard::Limits::default(),
-        ends_pass: true,
-        uninstall_missing_since: None,
-        baseline: None,
-        watch: None,
-        claim: None,
-    };
-    polls.store.reconcile(elsewhere).await.expect("committed");
-    assert_eq!(polls.poll().await.rows, 10);
-}
-
-#[tokio::test]
 async fn the_end_of_a_pass_is_noted_also_when_nothing_was_new() {
     let polls = Polls::new().await;
     assert_eq!(polls.poll().await.enqueued, 10);
@@ -174,7 +98,6 @@ async fn the_end_of_a_pass_is_noted_also_when_nothing_was_new() {
         .provider
         .execute("UPDATE resource SET version = 9")
         .await;
-    polls.clock.go_on(Duration::from_secs(30));
     let found = polls.poll().await;
     assert_eq!((found.rows, found.changed), (10, 0));
     assert_eq!(polls.cursor().await.as_deref(), Some("9"));
