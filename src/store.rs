@@ -106,7 +106,8 @@ pub trait Store: Send + Sync {
         owner_gone: bool,
     ) -> Result<u64, StoreError>;
 
-    /// Pauses an installation, or replaces what is said of its pause of that kind; a pause in effect keeps its `since`.
+    /// Pauses an installation, or replaces what is said of its pause of that kind; a pause in effect keeps its `since`. One with failed
+    /// probes only prolongs the pause that was probed: if that has ended nothing is changed.
     async fn pause(&self, pause: &Pause) -> Result<(), StoreError>;
 
     /// Ends a pause of that kind; true if one was in effect at `now`.

@@ -124,11 +124,10 @@ enum Stage {
     Calm {
         deadline: Timestamp,
     },
-    /// Everything converged: no request may follow, and so it must be in the end.
+    /// Everything converged: no request may follow.
     Quiet {
         until: Timestamp,
         requests: usize,
-        deadline: Timestamp,
     },
     Over,
 }
@@ -377,22 +376,14 @@ impl Trial {
                     world.say(format_args!("everything has converged"));
                     let requests = world.remote.requests.len();
                     let until = now.plus(QUIET + self.climate.sweep_every);
-                    self.stage = Stage::Quiet {
-                        until,
-                        requests,
-                        deadline,
-                    };
+                    self.stage = Stage::Quiet { until, requests };
                 }
                 Some(what) if now > deadline => {
                     self.world.lock().broken(Law::Convergence, what);
                 }
                 Some(_) => {}
             },
-            Stage::Quiet {
-                until,
-                requests,
-                deadline,
-            } => {
+            Stage::Quiet { until, requests } => {
                 let mut world = self.world.lock();
                 let further = &world.remote.requests[requests..];
                 if further
@@ -403,11 +394,8 @@ impl Trial {
                     world.broken(Law::Minimal, what);
                 } else if now > until {
                     drop(world);
-                    match self.unconverged() {
-                        // A process that stood still may have paused what another had resumed: the next probe ends that.
-                        Some(_) if now <= deadline => return,
-                        Some(what) => self.world.lock().broken(Law::Convergence, what),
-                        None => {}
+                    if let Some(what) = self.unconverged() {
+                        self.world.lock().broken(Law::Convergence, what);
                     }
                     self.stage = Stage::Over;
                 }

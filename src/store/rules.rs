@@ -34,6 +34,11 @@ pub(super) fn pause_holds(pause: &Pause, now: Timestamp) -> bool {
     pause.kind != PauseKind::Manual || pause.until.is_none_or(|until| until > now)
 }
 
+/// Whether a failed probe speaks of a pause that is over: ended meanwhile, and perhaps begun anew by somebody else.
+pub(super) fn is_outdated_probe(old: Option<&Pause>, new: &Pause) -> bool {
+    new.probes_failed > 0 && old.is_none_or(|old| old.since > new.since)
+}
+
 /// What a pause becomes when one of its kind is there already: it keeps its beginning, unless the old one had ended.
 pub(super) fn merge_pause(old: Option<&Pause>, new: &Pause) -> Pause {
     let since = old

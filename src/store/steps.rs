@@ -16,7 +16,7 @@ use watch::WatchRows;
 
 pub(super) use settle::advance;
 
-use super::rules::{merge_pause, pause_holds};
+use super::rules::{is_outdated_probe, merge_pause, pause_holds};
 use super::{
     AttemptRecord, Batch, Drifted, Observation, Pause, PauseKind, PollProgress, Quarantined,
     Reconciled, SweepProgress,
@@ -574,6 +574,9 @@ async fn end_leases<R: Rows>(
 /// [`super::Store::pause`].
 pub(super) async fn pause<R: Rows>(rows: &mut R, pause: &Pause) -> Result<(), R::Error> {
     let old = rows.find_pause(&pause.installation_id, pause.kind).await?;
+    if is_outdated_probe(old.as_ref(), pause) {
+        return Ok(());
+    }
     rows.put_pause(&merge_pause(old.as_ref(), pause)).await
 }
 

@@ -47,6 +47,7 @@ macro_rules! every_law {
             manual_pause_ends_by_itself,
             pauses_of_two_kinds_end_separately,
             pause_keeps_its_beginning,
+            failed_probe_pauses_nothing_that_was_resumed_meanwhile,
             probes_come_longest_waiting_first,
             rate_limit_delays_only_its_installation,
             shorter_rate_limit_does_not_end_a_longer_one,

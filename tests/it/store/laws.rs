@@ -394,6 +394,27 @@ pub(super) async fn pause_keeps_its_beginning(store: &dyn Store) {
     );
 }
 
+pub(super) async fn failed_probe_pauses_nothing_that_was_resumed_meanwhile(store: &dyn Store) {
+    let paused = |at| pause("icfg_1", PauseKind::Token, at);
+    let probed = Pause {
+        probe_at: Some(seconds(60)),
+        probes_failed: 1,
+        ..paused(START)
+    };
+    store.pause(&paused(START)).await.expect("paused");
+    store
+        .resume(&installation("icfg_1"), PauseKind::Token, seconds(1))
+        .await
+        .expect("resumed");
+    store.pause(&probed).await.expect("nothing to do");
+    assert_eq!(store.counts(seconds(2)).await.expect("counted").paused, 0);
+    // Nor does it put off the probe of a pause that began since.
+    store.pause(&paused(seconds(3))).await.expect("paused");
+    store.pause(&probed).await.expect("nothing to do");
+    let due = store.probes_due(seconds(3), 10).await.expect("readable");
+    assert_eq!(due, [paused(seconds(3))]);
+}
+
 pub(super) async fn probes_come_longest_waiting_first(store: &dyn Store) {
     for (id, at) in [("a", 30), ("b", 10), ("c", 20), ("d", 90)] {
         let probed = Pause {
