@@ -19,6 +19,8 @@ use super::error::{self, Failure};
 
 /// The most notifications that are taken as one.
 const TAKEN_AT_ONCE: u32 = 10_000;
+/// How often a pooler is looked for: it may give a session back by chance while its others are in use.
+const LOOKS_FOR_POOLER: u32 = 8;
 /// What errors are of.
 const STATEMENT: &str = "LISTEN";
 
@@ -135,6 +137,17 @@ impl PostgresListener {
     /// While the other connection is inside a transaction, its session is nobody else's: a session that both have, or that this one
     /// has lost to it, belongs to a pooler.
     async fn find_pooler(
+        &self,
+        listener: &mut PgListener,
+        other: &mut PgConnection,
+    ) -> Result<(), ListenError> {
+        for _ in 0..LOOKS_FOR_POOLER {
+            self.look_for_pooler(listener, other).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_for_pooler(
         &self,
         listener: &mut PgListener,
         other: &mut PgConnection,
