@@ -31,10 +31,10 @@ impl Backoff {
             randomization_factor: 0.0,
             multiplier: self.multiplier,
             max_interval: self.max,
+            // Its default gives up after 15 minutes by a clock of its own.
+            max_elapsed_time: None,
             ..ExponentialBackoff::default()
         };
-        // Its default gives up after 15 minutes by a clock of its own.
-        intervals.max_elapsed_time = None;
         let mut interval = self.initial;
         for _ in 0..failures.clamp(1, STEPS_MAX) {
             interval = intervals.next_backoff().unwrap_or(self.max);

@@ -221,7 +221,7 @@ fn retargeted(record: &mut Record, now: Timestamp) -> Decided {
 fn retarget(record: &mut Record, now: Timestamp) -> Option<Entry> {
     let entry = record.entry.as_ref()?;
     let (_, pending) = pending(record, &entry.desired);
-    let back = is_planted(Bug::WithdrawnInDoubt) && record.acknowledged.eq(&entry.desired);
+    let back = is_planted(Bug::WithdrawnInDoubt) && record.acknowledged == entry.desired;
     let pending = if back { Pending::Nothing } else { pending };
     let rests = rests(record);
     let entry = record.entry.as_mut()?;

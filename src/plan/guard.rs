@@ -10,7 +10,7 @@ use crate::model::{
 use super::diff::{Pending, pending};
 
 /// Changes found within this time of each other count as one, however many passes found them.
-pub const WINDOW: Duration = Duration::from_secs(600);
+pub const WINDOW: Duration = Duration::from_secs(10 * 60);
 
 /// How many resources a summary names.
 pub const EXAMPLES_MAX: usize = 10;
