@@ -355,6 +355,11 @@ mod tests {
     }
 
     #[test]
+    fn changes_are_counted_over_ten_minutes() {
+        assert_eq!(WINDOW.as_secs(), 600);
+    }
+
+    #[test]
     fn a_limit_concerns_the_changes_that_it_counts() {
         let concerned = |destructive: bool, changes: bool| {
             let limits = Limits {
