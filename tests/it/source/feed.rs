@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconciled::source::{FeedPage, Guarantee, Inspect, Overlap};
-use sqlx::{AssertSqlSafe, Connection, Executor as _};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection, Executor as _};
 
 use super::bed::{Bed, ids, text};
 use super::on_every_database;
@@ -340,7 +341,11 @@ async fn write(engine: Engine, url: String, writer: u64, rounds: u64) {
         match engine {
             Engine::Postgres => transaction!(sqlx::PgConnection::connect(&url)),
             Engine::MariaDb => transaction!(sqlx::MySqlConnection::connect(&url)),
-            Engine::Sqlite => transaction!(sqlx::SqliteConnection::connect(&url)),
+            // One writes at a time and the others ask again and again, with no turn kept for them.
+            Engine::Sqlite => transaction!(async {
+                let options: SqliteConnectOptions = url.parse()?;
+                options.busy_timeout(PATIENCE).connect().await
+            }),
         }
     }
 }

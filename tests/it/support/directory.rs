@@ -35,6 +35,8 @@ pub(crate) struct Directory {
 impl Directory {
     /// Creates an empty directory that `owner` can write, or we ourselves.
     pub(crate) fn new(owner: Option<&str>) -> Self {
+        // No test goes far without one.
+        super::watchdog::watch();
         let directory = tempfile::Builder::new()
             .prefix("reconciled-test-")
             .tempdir()

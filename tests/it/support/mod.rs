@@ -13,6 +13,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod sqlite;
+pub(crate) mod watchdog;
 
 use std::time::Duration;
 

@@ -183,7 +183,9 @@ async fn accept(
             accepted = listener.accept() => accepted.expect("a listening socket accepts").0,
             _ = &mut stopped => break,
         };
-        connections.spawn(serve(client, upstream, Arc::clone(&shared)));
+        // From here on it hears of a cut, not from when its task comes to run.
+        let cut = shared.cut.subscribe();
+        connections.spawn(serve(client, upstream, Arc::clone(&shared), cut));
         shared.accepted.send_modify(|count| *count += 1);
     }
     drop(listener);
@@ -192,8 +194,12 @@ async fn accept(
 }
 
 /// Carries one connection to its end, or to a cut.
-async fn serve(mut client: TcpStream, upstream: SocketAddr, shared: Arc<Shared>) {
-    let mut cut = shared.cut.subscribe();
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    shared: Arc<Shared>,
+    mut cut: watch::Receiver<u64>,
+) {
     let is_swallowed = *shared.mode.borrow() == Mode::Swallow;
     let server = if is_swallowed {
         None

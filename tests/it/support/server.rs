@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     fs,
     io::{BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
+    os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -51,6 +51,8 @@ pub(crate) struct Server {
     lifeline: ChildStdin,
     pid: Pid,
     log: Log,
+    /// The log pipe's name in /proc: every process of the server holds an end of it.
+    pipe: PathBuf,
     reader: JoinHandle<()>,
 }
 
@@ -108,6 +110,7 @@ impl Server {
         let log = Log::default();
         let (announce, announced) = mpsc::channel();
         let stderr = guard.stderr.take().expect("stderr is piped");
+        let pipe = pipe_of(&stderr);
         let reader = std::thread::spawn({
             let log = log.clone();
             move || {
@@ -127,6 +130,7 @@ impl Server {
             lifeline,
             pid,
             log,
+            pipe,
             reader,
         };
         match announced.recv_timeout(HUNG) {
@@ -142,13 +146,21 @@ impl Server {
 
     /// Kills every process of the server at once, as a power cut would, and returns when all are gone.
     pub(crate) fn kill(mut self) {
-        // Stopped, the parent cannot start another child while its children are listed.
+        // Stopped, the parent can neither start another child nor notice that one has died.
         self.signal(Signal::STOP);
         for child in children(self.pid) {
             // A child may have ended on its own since it was listed.
             let _ = kill_process(child, Signal::KILL);
         }
         self.signal(Signal::KILL);
+        // The kernel may leave out of a list what begins or ends meanwhile, and the signal to stop takes a moment. Such
+        // a child could wait for ever for a lock that a killed one held.
+        while !self.reader.is_finished() {
+            for process in writers(&self.pipe) {
+                let _ = kill_process(process, Signal::KILL);
+            }
+            std::thread::yield_now();
+        }
         self.await_end();
     }
 
@@ -171,6 +183,7 @@ impl Server {
             mut lifeline,
             pid: _,
             log: _,
+            pipe: _,
             reader,
         } = self;
         // The reader panics in no case of its own; a poisoned log is read all the same.
@@ -310,6 +323,24 @@ fn read_pid(guard: &mut Child) -> Pid {
         .ok()
         .and_then(Pid::from_raw)
         .expect("the guard says a positive number")
+}
+
+/// What /proc calls the pipe of which this is an end.
+fn pipe_of(end: &impl AsRawFd) -> PathBuf {
+    fs::read_link(format!("/proc/self/fd/{}", end.as_raw_fd()))
+        .expect("an open descriptor is listed")
+}
+
+/// The processes whose standard error is `pipe`.
+fn writers(pipe: &Path) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").expect("every Debian machine has /proc");
+    processes
+        .filter_map(|process| process.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|link| link == pipe)
+        })
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 /// The direct children of `pid`: all that PostgreSQL has. Empty where the kernel does not list them.
