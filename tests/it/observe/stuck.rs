@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reconciled::app::{self, Controls, Parts, Pulse};
@@ -44,6 +44,15 @@ impl Trap {
     }
 }
 
+/// Opens the trap however the test ends: a thread that nobody lets go would keep it from ending at all.
+struct Opening(Arc<Trap>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 #[async_trait]
 impl Marketplace for Trap {
     async fn update(
@@ -77,6 +86,7 @@ async fn a_stuck_dispatcher_makes_it_unhealthy_and_starves_the_watchdog() {
     let config = Arc::new(Config::load(&options).expect("it is valid").config);
     let source = app::source(&config).expect("it is valid");
     let trap = Arc::new(Trap::default());
+    let opening = Opening(Arc::clone(&trap));
     let parts = Parts::assemble(
         Arc::clone(&config),
         source,
@@ -86,13 +96,12 @@ async fn a_stuck_dispatcher_makes_it_unhealthy_and_starves_the_watchdog() {
     .await
     .expect("the state opens");
     let (moved, fed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let (seconds, meals, start) = (Arc::clone(&moved), Arc::clone(&fed), Instant::now());
+    let (seconds, meals) = (Arc::clone(&moved), Arc::clone(&fed));
     let shutdown = Shutdown::new();
     let controls = Controls {
         pulse: Pulse {
-            elapsed: Box::new(move || {
-                start.elapsed() + Duration::from_secs(seconds.load(Ordering::SeqCst))
-            }),
+            // It moves with the test alone, however long that takes.
+            elapsed: Box::new(move || Duration::from_secs(seconds.load(Ordering::SeqCst))),
             feed: Box::new(move || {
                 meals.fetch_add(1, Ordering::SeqCst);
             }),
@@ -111,6 +120,13 @@ async fn a_stuck_dispatcher_makes_it_unhealthy_and_starves_the_watchdog() {
     }
     let alive = get(&address, "/healthz").await;
     assert_eq!(alive.status, 200, "{alive:?}");
+    // Time stands still from here on, so the dispatcher's last mark is of now.
+    let fresh = "reconciled_loop_progress_age_seconds{loop=\"dispatch\"} 0";
+    let marked = async || {
+        let page = get(&address, "/metrics").await.body;
+        page.lines().any(|line| line == fresh)
+    };
+    while !marked().await {}
 
     world.insert(1, "res_1", 1, "ready").await;
     trap.caught.notified().await;
@@ -145,7 +161,7 @@ async fn a_stuck_dispatcher_makes_it_unhealthy_and_starves_the_watchdog() {
     let ready = get(&address, "/readyz").await;
     assert_eq!(ready.status, 200, "{ready:?}");
 
-    trap.open();
+    drop(opening);
     shutdown.request();
     // The dispatcher died of its trap; the rest ends by itself.
     let _ = daemon.await.expect("the daemon itself does not panic");
