@@ -93,13 +93,6 @@ async fn listening(daemon: &mut Process) -> String {
     event["address"].as_str().expect("an address").to_owned()
 }
 
-/// Waits for an event that may have been passed over already.
-async fn has_said(daemon: &mut Process, event: &str) {
-    if daemon.events(event).is_empty() {
-        daemon.wait_for_event(event).await;
-    }
-}
-
 /// An answer of the listener.
 #[derive(Debug)]
 struct Answer {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reconciled::simulator::{Fault, Matcher};
 use rustix::process::Signal;
 
-use super::{World, get, has_said, list, listening};
+use super::{World, get, list, listening};
 
 /// No polls: what is found is found by the first poll and sweep.
 const QUIET: &str = "[schedule]\npoll = \"\"\nsweep = \"\"\n";
@@ -18,7 +18,7 @@ async fn schedule_limits_guard_and_filter_change_while_it_runs() {
     let mut daemon = world.installation.run();
     let address = listening(&mut daemon).await;
     daemon.wait_for_event("delivery.acknowledged").await;
-    has_said(&mut daemon, "sweep.completed").await;
+    daemon.has_said("sweep.completed").await;
 
     world.configure(
         "max_in_flight = 1",
@@ -114,7 +114,7 @@ async fn a_field_that_is_no_longer_left_to_vercel_is_sent_after_a_reload() {
     let mut daemon = world.installation.run();
     let sent = daemon.wait_for_event("delivery.acknowledged").await;
     assert_eq!(list(&sent, "fields"), ["secrets"]);
-    has_said(&mut daemon, "sweep.completed").await;
+    daemon.has_said("sweep.completed").await;
     world.configure("", QUIET);
     daemon.signal(Signal::HUP);
     daemon.wait_for_event("config.reloaded").await;

@@ -257,6 +257,13 @@ impl Process {
         self.transcript.lines()
     }
 
+    /// Returns once the event `name` was said, be it before now: of what happens side by side either may come first.
+    pub(crate) async fn has_said(&mut self, name: &str) {
+        if self.events(name).is_empty() {
+            self.wait_for_event(name).await;
+        }
+    }
+
     /// All JSON log lines named `name` so far, whether waited for or not.
     pub(crate) fn events(&self, name: &str) -> Vec<Value> {
         self.said()
