@@ -216,19 +216,24 @@ impl Watcher {
 
     /// This and the other steps return whether rows of the source were read: only that ends an outage of it.
     async fn poll(&mut self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
-        // Wishes that were left by an earlier run have no signal.
-        let reread = self.recheck().await?;
-        let Some(report) = self.reconciler.poll().await? else {
-            if sweep.is_none() {
+        let report = self.reconciler.poll().await?;
+        match &report {
+            Some(report) => self.polled(report),
+            None => {
                 self.begin(sweep).await?;
             }
-            return Ok(reread);
-        };
+        }
+        // Wishes that were left by an earlier run, or by another daemon, have no signal. They come after what has just changed.
+        let reread = self.recheck().await?;
+        Ok(report.is_some() || reread)
+    }
+
+    fn polled(&mut self, report: &PollReport) {
         let now = self.clock.now();
         self.heartbeat.last_poll = Some((now, report.counts.rows));
         self.metrics
             .polled(now, report.counts.rows, report.duration);
-        self.tell_poll(&report);
+        self.tell_poll(report);
         if let Some(why) = report.needs_sweep {
             warn!(
                 event = "poll.needs_sweep",
@@ -238,7 +243,6 @@ impl Watcher {
             self.owes_sweep = true;
             self.wake.sweep.notify_one();
         }
-        Ok(true)
     }
 
     async fn recheck(&self) -> Result<bool, PassError> {

@@ -243,23 +243,21 @@ impl Watcher {
     }
 
     async fn poll(&self, sweep: &mut Option<Sweep>) -> Result<(), PassError> {
-        self.recheck().await?;
         let started_at = self.clock.now();
-        let Some(report) = self.reconciler.poll().await? else {
-            if sweep.is_none() {
-                self.begin(sweep).await?;
+        match self.reconciler.poll().await? {
+            Some(report) => {
+                self.passed(started_at, false).await;
+                let counts = report.counts;
+                if counts.enqueued + counts.folded + counts.withdrawn + counts.adopted > 0 {
+                    self.wake.work.notify_one();
+                }
+                if report.needs_sweep.is_some() {
+                    self.wake.sweep.notify_one();
+                }
             }
-            return Ok(());
-        };
-        self.passed(started_at, false).await;
-        let counts = report.counts;
-        if counts.enqueued + counts.folded + counts.withdrawn + counts.adopted > 0 {
-            self.wake.work.notify_one();
+            None => self.begin(sweep).await?,
         }
-        if report.needs_sweep.is_some() {
-            self.wake.sweep.notify_one();
-        }
-        Ok(())
+        self.recheck().await
     }
 
     async fn recheck(&self) -> Result<(), PassError> {

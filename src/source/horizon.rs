@@ -18,8 +18,8 @@ struct Sessions {
     has_hidden: bool,
     /// The start of the oldest open transaction, or the moment before this was asked.
     oldest: String,
-    /// Whether the server can hold prepared transactions at all.
-    can_prepare: bool,
+    /// Whether the database held a prepared transaction after they had been asked.
+    has_prepared: bool,
 }
 
 /// The horizon of a pass that starts at `from`.
@@ -35,10 +35,9 @@ pub(super) async fn horizon(
     if sessions.has_hidden {
         return Ok(None);
     }
-    if !sessions.can_prepare {
+    if !sessions.has_prepared {
         return Ok(Some(sessions.oldest));
     }
-    // Asked after the sessions: a transaction that is prepared in between is in the first answer or in the second.
     with_prepared(connection, &sessions.oldest, from)
         .await
         .map(Some)
@@ -50,8 +49,9 @@ pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool,
 }
 
 async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
-    // Unprepared, in one exchange: every poll begins with it.
-    let row = sqlx::raw_sql(
+    // Unprepared, in one exchange: every poll begins with it. Prepared transactions are asked for after the sessions, in a
+    // statement of their own: one that is prepared in between is in the first answer or in the second.
+    let rows = sqlx::raw_sql(
         "SELECT
             -- Without the right to see it a session has no state; a server process has no user either.
             COALESCE(bool_or(
@@ -61,20 +61,25 @@ async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error
             least(
                 statement_timestamp() - interval '1 second',
                 min(COALESCE(a.xact_start, CASE WHEN a.state = 'active' THEN a.query_start END))
-            )::text AS oldest,
-            current_setting('max_prepared_transactions')::int > 0 AS can_prepare
+            )::text AS oldest
          FROM pg_catalog.pg_stat_activity AS a
          WHERE a.datid = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
             AND a.pid <> pg_backend_pid()
             AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
-            AND a.backend_type IS DISTINCT FROM 'walsender'",
+            AND a.backend_type IS DISTINCT FROM 'walsender';
+         SELECT EXISTS (
+            SELECT FROM pg_catalog.pg_prepared_xacts AS p WHERE p.database = current_database()
+         ) AS has_prepared",
     )
-    .fetch_one(connection)
+    .fetch_all(connection)
     .await?;
+    let [sessions, prepared] = &rows[..] else {
+        return Err(sqlx::Error::RowNotFound);
+    };
     Ok(Sessions {
-        has_hidden: row.try_get("has_hidden")?,
-        oldest: row.try_get("oldest")?,
-        can_prepare: row.try_get("can_prepare")?,
+        has_hidden: sessions.try_get("has_hidden")?,
+        oldest: sessions.try_get("oldest")?,
+        has_prepared: prepared.try_get("has_prepared")?,
     })
 }
 
