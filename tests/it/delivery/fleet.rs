@@ -1,11 +1,11 @@
 //! A provider with a SQLite database, a simulated Vercel, and single runs of the daemon between them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reconciled::app::{OnceOptions, OnceReport, Parts, once};
 use reconciled::config::Config;
-use reconciled::simulator::{Options, Remote, Simulator};
+use reconciled::simulator::{Entry, Options, Remote, Simulator};
 use reconciled::store::Access;
 use secrecy::SecretString;
 use serde_json::Value;
@@ -21,6 +21,9 @@ CREATE TABLE resource (
     ownership TEXT, name TEXT, status TEXT, metadata TEXT, extras TEXT, billing_plan TEXT, notification TEXT, secrets TEXT
 );
 ";
+
+/// For how long Vercel may apply a request whose answer was lost, as the daemon is told.
+pub(super) const LATE_APPLY: Duration = Duration::from_millis(150);
 
 /// A provider, Vercel and the settings of the daemon between them.
 pub(super) struct Fleet {
@@ -68,8 +71,9 @@ impl Fleet {
             max_interval = "40ms"
             max_conflicts = 3
             lease = "10s"
-            late_apply = "150ms"
-            "#
+            late_apply = "{}ms"
+            "#,
+            LATE_APPLY.as_millis()
         );
         let base_url = simulator.base_url();
         Self {
@@ -184,12 +188,23 @@ impl Fleet {
 
     /// The bodies of the PATCH requests for a resource, secret values as fingerprints.
     pub(super) fn patches(&self, installation: &str, resource: &str) -> Vec<Value> {
+        self.patch_requests(installation, resource)
+            .filter_map(|request| request.body)
+            .collect()
+    }
+
+    /// When each PATCH arrived.
+    pub(super) fn arrivals(&self, installation: &str, resource: &str) -> Vec<SystemTime> {
+        self.patch_requests(installation, resource)
+            .map(|request| request.at)
+            .collect()
+    }
+
+    fn patch_requests(&self, installation: &str, resource: &str) -> impl Iterator<Item = Entry> {
         let requests = self.remote.requests_of(installation, resource);
         requests
             .into_iter()
             .filter(|request| request.method == "PATCH")
-            .filter_map(|request| request.body)
-            .collect()
     }
 
     /// The names of the top-level properties of each PATCH.

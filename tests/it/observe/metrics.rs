@@ -192,6 +192,8 @@ async fn the_time_from_commit_to_acknowledgement_is_measured_by_a_cursor_that_is
     // How long a resource has lain there that was never seen before says nothing.
     page.expect(&[("reconciled_commit_lag_seconds_count", 0.0)]);
     let before = page.value("reconciled_delivery_lag_seconds_sum");
+    // What a sweep finds has no such time.
+    daemon.has_said("sweep.completed").await;
     world
         .provider
         .execute("UPDATE resource SET status = 'suspended', at = clock_timestamp()")
