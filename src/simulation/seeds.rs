@@ -7,7 +7,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::backend::Backend;
-use super::chance::Chance;
 use super::climate::Climate;
 use super::laws::Violation;
 use super::trial::{Options, Trial, Verdict};
@@ -22,7 +21,7 @@ const SQLITE_SEEDS_DEFAULT: u64 = 200;
 fn options(seed: u64, tell: bool) -> Options {
     Options {
         seed,
-        climate: Climate::of(&mut Chance::new(seed)),
+        climate: Climate::of(seed),
         tell,
         kill_at: None,
         scenes: Vec::new(),
