@@ -248,11 +248,13 @@ mod tests {
     fn a_slower_pace_counts_what_was_sent_at_the_faster_one() {
         let pace = Pace::new(Some(600));
         assert_eq!(sent(&pace, 50, NOW), 50);
+        let later = NOW.plus(SECOND);
+        assert!(!is_used_up(&pace, later), "ten have come back");
         pace.configure(Some(6));
-        assert!(is_used_up(&pace, NOW));
-        assert!(!is_used_up(&pace, NOW.plus(SECOND * 60)));
+        assert!(is_used_up(&pace, later), "one comes back in ten seconds");
+        assert!(!is_used_up(&pace, NOW.plus(SECOND * 5)));
         pace.configure(None);
-        assert_eq!(sent(&pace, 50, NOW), 50);
+        assert_eq!(sent(&pace, 100, NOW.plus(SECOND * 5)), 100);
     }
 
     #[test]
