@@ -35,13 +35,13 @@ use crate::store::{Store, StoreError};
 use crate::vercel::Marketplace;
 
 pub use deliver::{Delivery, Effect};
-pub use pace::Pace;
 use report::Report;
 pub use report::{SharedTotals, Totals};
 pub use token::{InstallationsQuery, TokenError, TokenSource, Tokens};
 
 use deliver::{Answered, Supply, Worker};
 use due::{Claims, handed_over};
+use pace::{Allowance, Pace};
 
 /// How often a person's acts beside the daemon (a retry, a release) are looked for when nothing else is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -151,6 +151,8 @@ struct Lease {
     expires_at: Timestamp,
     /// Told to the delivery when it must end.
     over: CancellationToken,
+    /// Taken when the delivery starts.
+    allowance: Option<Allowance>,
 }
 
 type Running<'a> = FuturesUnordered<BoxFuture<'a, Ended>>;
@@ -181,10 +183,18 @@ impl Dispatcher {
         settings: Settings,
         signals: Signals,
     ) -> Self {
-        let worker = Worker::new(worlds.clone(), key, tokens, settings.clone(), &signals);
+        let pace = Pace::new(settings.requests_per_minute_per_installation);
+        let worker = Worker::new(
+            worlds.clone(),
+            key,
+            tokens,
+            pace.clone(),
+            settings.clone(),
+            &signals,
+        );
         Self {
             outage: Outage::new(settings.retry.backoff.initial),
-            pace: Pace::new(settings.requests_per_minute_per_installation),
+            pace,
             report: Report::new(Arc::clone(&signals.metrics)),
             leases: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -335,12 +345,13 @@ impl Dispatcher {
         let mut needy = Vec::new();
         for claim in claimed {
             let installation_id = claim.key.installation_id.clone();
-            self.pace.spent(&installation_id, now);
+            let allowance = self.pace.hold(&installation_id);
             *self.in_flight.entry(installation_id.clone()).or_default() += 1;
             self.last_served = Some(installation_id);
             let lease = Lease {
                 expires_at: claim.lease_expires_at,
                 over: CancellationToken::new(),
+                allowance: Some(allowance),
             };
             self.leases.insert(claim.token, lease);
             if claim.patch.secrets.is_some() {
@@ -361,12 +372,18 @@ impl Dispatcher {
         }
     }
 
-    fn deliver(&self, running: &Running<'_>, claimed: Claimed, supply: Supply) {
+    fn deliver(&mut self, running: &Running<'_>, claimed: Claimed, supply: Supply) {
         let worker = Arc::clone(&self.worker);
-        let lease = self.leases.get(&claimed.token);
-        let over = lease.map_or_else(CancellationToken::new, |lease| lease.over.clone());
+        let lease = self.leases.get_mut(&claimed.token);
+        let (over, allowance) = match lease {
+            Some(lease) => (lease.over.clone(), lease.allowance.take()),
+            None => (CancellationToken::new(), None),
+        };
+        let allowance = allowance.unwrap_or_else(|| self.pace.hold(&claimed.key.installation_id));
         running.push(Box::pin(async move {
-            Ended::Answer(Box::new(worker.deliver(claimed, supply, over).await))
+            Ended::Answer(Box::new(
+                worker.deliver(claimed, supply, allowance, over).await,
+            ))
         }));
     }
 

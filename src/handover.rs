@@ -109,6 +109,7 @@ mod tests {
             after: None,
             excluded: Vec::new(),
             rate: None,
+            used: BTreeMap::new(),
             late_apply: Duration::ZERO,
             secrets: SecretsWay::Together,
         }

@@ -76,12 +76,18 @@ pub(crate) enum Bug {
     EmptyPatchSent,
     /// Every managed field is sent, changed or not.
     WholeRowSent,
+    /// What was sent counts against no limit of requests a minute.
+    RequestsNotCounted,
+    /// A request leaves although others have used up its installation's allowance since its claim.
+    AllowanceTakenForGranted,
+    /// A claim does not count what is in flight for an installation already.
+    InFlightForgotten,
 }
 
 #[cfg(test)]
 impl Bug {
     /// All bugs.
-    pub(crate) const ALL: [Self; 35] = [
+    pub(crate) const ALL: [Self; 38] = [
         Self::NoDoubtMark,
         Self::DoubtMarkedAfterSending,
         Self::DoubtClearedBy4xx,
@@ -117,6 +123,9 @@ impl Bug {
         Self::PoisonTakesPage,
         Self::EmptyPatchSent,
         Self::WholeRowSent,
+        Self::RequestsNotCounted,
+        Self::AllowanceTakenForGranted,
+        Self::InFlightForgotten,
     ];
 }
 

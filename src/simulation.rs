@@ -10,6 +10,7 @@ mod climate;
 mod executor;
 mod fate;
 mod laws;
+mod limits;
 mod log;
 mod marketplace;
 mod planted;

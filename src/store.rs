@@ -366,9 +366,11 @@ pub struct ClaimRequest {
     pub after: Option<InstallationId>,
     /// Installations that are to wait for reasons that only the caller knows.
     pub excluded: Vec<InstallationId>,
-    /// How many requests a minute one installation may get from all who share the state; a state that one process has to itself
-    /// leaves it to that process (`excluded`).
+    /// How many requests a minute one installation may get from all who share the state; of a state that one process has to itself,
+    /// from that process.
     pub rate: Option<Rate>,
+    /// When the allowances are whole again that the caller has used a part of; missing: unused.
+    pub used: BTreeMap<InstallationId, Timestamp>,
     /// `[retry] late_apply`.
     pub late_apply: Duration,
     /// How secrets are sent.

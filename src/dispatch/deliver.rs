@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 #[cfg(doc)]
 use crate::metrics::family;
 use crate::model::{
-    AccessToken, EntryState, FingerprintKey, Mode, Observed, Patch, RawRow, ResourceKey, Row,
-    SecretSet, SecretsPatch, Timestamp,
+    AccessToken, EntryState, FingerprintKey, InstallationId, Mode, Observed, Patch, RawRow,
+    ResourceKey, Row, SecretSet, SecretsPatch, Timestamp,
 };
 use crate::plan::decide::is_uninstallation;
 use crate::plan::{Answer, AnswerKind, Claimed, Outcome, SecretsWay, Verdict, classify};
@@ -18,6 +18,7 @@ use crate::planted::{Bug, is_planted};
 use crate::reread::Reread;
 use crate::store::{Advanced, AttemptRecord, PauseKind};
 
+use super::pace::{Allowance, Pace};
 use super::places::Places;
 use super::token::{Renewed, TokenError, Tokens};
 use super::{Settings, Signals, Worlds};
@@ -185,6 +186,7 @@ pub(super) struct Worker {
     worlds: Worlds,
     key: FingerprintKey,
     tokens: Arc<Tokens>,
+    pace: Pace,
     settings: Settings,
     /// One for each request at once.
     places: Arc<Places>,
@@ -197,6 +199,7 @@ impl Worker {
         worlds: Worlds,
         key: FingerprintKey,
         tokens: Tokens,
+        pace: Pace,
         settings: Settings,
         signals: &Signals,
     ) -> Self {
@@ -205,6 +208,7 @@ impl Worker {
             worlds,
             key,
             tokens: Arc::new(tokens),
+            pace,
             settings,
             places,
             reread: signals.reread.clone(),
@@ -220,6 +224,7 @@ impl Worker {
             worlds: self.worlds.clone(),
             key: self.key.clone(),
             tokens: Arc::clone(&self.tokens),
+            pace: self.pace.clone(),
             settings,
             places: Arc::clone(&self.places),
             reread: self.reread.clone(),
@@ -233,6 +238,7 @@ impl Worker {
         self: Arc<Self>,
         claimed: Claimed,
         supply: Supply,
+        allowance: Allowance,
         over: CancellationToken,
     ) -> Answered {
         let place = tokio::select! {
@@ -244,7 +250,7 @@ impl Worker {
         let attempted = match place {
             Some(_place) => tokio::select! {
                 biased;
-                attempted = self.attempt(&claimed, supply) => attempted,
+                attempted = self.attempt(&claimed, supply, allowance) => attempted,
                 () = over.cancelled() => {
                     let problem = "its claim ended while it was out: the clock was set forward, or the process stood still";
                     Attempted::unsent(Outcome::Lost, Some(problem.to_owned()))
@@ -276,7 +282,7 @@ impl Worker {
         claims.into_iter().map(supply).collect()
     }
 
-    async fn attempt(&self, claimed: &Claimed, supply: Supply) -> Attempted {
+    async fn attempt(&self, claimed: &Claimed, supply: Supply, allowance: Allowance) -> Attempted {
         let token = match self.tokens.get(&claimed.key.installation_id).await {
             Ok(Some(token)) => token,
             Ok(None) => {
@@ -301,6 +307,9 @@ impl Worker {
         let sent_at = self.worlds.clock.now();
         let is_short = sent_at.plus(self.settings.time_to_deliver()) >= claimed.lease_expires_at;
         if is_short && !is_planted(Bug::LeaseMayRunOut) {
+            return Attempted::unsent(Outcome::Released, None);
+        }
+        if !allowance.leave(sent_at) {
             return Attempted::unsent(Outcome::Released, None);
         }
         if claimed.mode == Mode::Compare {
@@ -459,6 +468,11 @@ impl Worker {
         attempted
     }
 
+    /// Counts a request that is no delivery and leaves now.
+    fn asks(&self, installation_id: &InstallationId) {
+        self.pace.asks(installation_id, self.worlds.clock.now());
+    }
+
     /// 404 or 410: the installation tells whether it is gone, or the resource alone.
     async fn missing(
         &self,
@@ -466,6 +480,7 @@ impl Worker {
         token: &AccessToken,
         mut attempted: Attempted,
     ) -> Attempted {
+        self.asks(&claimed.key.installation_id);
         let answer = self
             .worlds
             .marketplace
@@ -498,6 +513,7 @@ impl Worker {
         token: &AccessToken,
         mut attempted: Attempted,
     ) -> Attempted {
+        self.asks(&claimed.key.installation_id);
         let (answer, observed) = self.worlds.marketplace.observe(token, &claimed.key).await;
         let row = match self.read_row(&claimed.key).await {
             Ok(row) => row,

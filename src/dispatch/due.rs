@@ -1,5 +1,6 @@
 //! What may start now: claims of what is due, places laid out for what a pass may find, probes of paused installations.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -119,7 +120,11 @@ impl Dispatcher {
         if room == 0 || self.outage.since().is_some() {
             return;
         }
-        let request = self.request(now, u32::try_from(room).unwrap_or(u32::MAX));
+        let mut request = self.request(now, u32::try_from(room).unwrap_or(u32::MAX));
+        if request.rate.is_some() {
+            // What these have used of their allowances may be more by the time that a pass claims.
+            request.excluded.extend(self.in_flight.keys().cloned());
+        }
         let handover = &self.signals.handover;
         self.offered = Some(handover.offer(request, self.settings.lease));
     }
@@ -169,6 +174,7 @@ impl Dispatcher {
                 false => LeaseToken(self.worlds.random.unique()),
             })
             .collect();
+        let (rate, used) = (self.pace.rate(), self.pace.used(now));
         ClaimRequest {
             now,
             owner: self.settings.owner.clone(),
@@ -178,10 +184,18 @@ impl Dispatcher {
             per_installation: self
                 .pace
                 .at_once(self.settings.max_in_flight_per_installation),
-            in_flight: self.in_flight.clone(),
+            in_flight: match is_planted(Bug::InFlightForgotten) {
+                true => BTreeMap::new(),
+                false => self.in_flight.clone(),
+            },
             after: self.last_served.clone(),
-            excluded: self.pace.exhausted(now),
-            rate: self.pace.rate(),
+            excluded: used
+                .iter()
+                .filter(|(_, full_at)| rate.is_some_and(|rate| rate.is_used_up(**full_at, now)))
+                .map(|(installation_id, _)| installation_id.clone())
+                .collect(),
+            rate,
+            used,
             late_apply: self.settings.retry.late_apply,
             secrets: self.settings.secrets,
         }

@@ -10,6 +10,9 @@ use crate::model::Timestamp;
 /// How much of an allowance may be used at once.
 const BURST: Duration = Duration::from_secs(5);
 
+/// A minute in milliseconds.
+const MINUTE_MS: u64 = 60_000;
+
 /// A number of requests a minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
@@ -21,14 +24,15 @@ impl Rate {
     #[must_use]
     pub fn per_minute(requests: NonZeroU32) -> Self {
         Self {
-            interval: Duration::from_secs(60) / requests.get(),
+            // Whole milliseconds, as instants are; rounded up, since it is a limit.
+            interval: Duration::from_millis(MINUTE_MS.div_ceil(requests.get().into())),
         }
     }
 
     /// Whether nothing may be sent at `now`.
     #[must_use]
     pub fn is_used_up(self, full_at: Timestamp, now: Timestamp) -> bool {
-        self.standing(full_at, now).plus(self.interval) > now.plus(self.burst())
+        full_at.max(now).plus(self.interval) > now.plus(self.burst())
     }
 
     /// How many of at most `most` requests may be sent at once where the allowance is not used up.
@@ -40,18 +44,24 @@ impl Rate {
 
     /// Where the allowance stands after a request at `now`.
     #[must_use]
-    pub fn spend(self, full_at: Option<Timestamp>, now: Timestamp) -> Timestamp {
-        full_at
-            .map_or(now, |full_at| self.standing(full_at, now))
-            .plus(self.interval)
+    pub fn spend(self, full_at: Timestamp, now: Timestamp) -> Timestamp {
+        self.hold(full_at, 1, now)
     }
 
-    /// An instant that lies further ahead than any allowance reaches comes from a clock that went back: it counts as now.
-    fn standing(self, full_at: Timestamp, now: Timestamp) -> Timestamp {
+    /// Where the allowance would stand if so many requests left at `now`.
+    #[must_use]
+    pub fn hold(self, full_at: Timestamp, requests: u32, now: Timestamp) -> Timestamp {
+        full_at.max(now).plus(self.interval * requests)
+    }
+
+    /// What is believed of an instant that another process may have written: one that lies further ahead than any allowance reaches
+    /// comes from a clock that went back, and counts as now.
+    #[must_use]
+    pub fn believe(self, full_at: Timestamp, now: Timestamp) -> Timestamp {
         if full_at > now.plus(self.burst() * 4) {
             return now;
         }
-        full_at.max(now)
+        full_at
     }
 
     fn burst(self) -> Duration {
@@ -78,33 +88,40 @@ mod tests {
         let now = Timestamp::from_millis(1_000_000);
         let (second, moment) = (Duration::from_secs(1), Duration::from_millis(1));
         // A second each, five at once.
-        let mut full_at = None;
+        let mut full_at = Timestamp::EPOCH;
         for spent in 1..=5 {
-            full_at = Some(rate.spend(full_at, now));
-            assert_eq!(full_at, Some(now.plus(second * spent)));
+            full_at = rate.spend(full_at, now);
+            assert_eq!(full_at, now.plus(second * spent));
         }
-        let full_at = full_at.expect("spent");
+        assert_eq!(rate.hold(Timestamp::EPOCH, 5, now), full_at);
         assert!(rate.is_used_up(full_at, now));
         assert!(rate.is_used_up(full_at, now.plus(second).minus(moment)));
         assert!(!rate.is_used_up(full_at, now.plus(second)));
         // What is whole again is no more than whole.
         let later = now.plus(second * 60);
-        assert_eq!(rate.spend(Some(full_at), later), later.plus(second));
+        assert_eq!(rate.spend(full_at, later), later.plus(second));
         // Four bursts ahead is believed, a moment more is a clock that went back.
         let far = now.plus(BURST * 4);
-        assert!(rate.is_used_up(far, now));
-        assert_eq!(rate.spend(Some(far), now), far.plus(second));
-        assert!(!rate.is_used_up(far.plus(moment), now));
+        assert_eq!(rate.believe(far, now), far);
+        assert_eq!(rate.believe(far.plus(moment), now), now);
+    }
+
+    #[test]
+    fn what_is_no_whole_millisecond_is_rounded_so_that_the_limit_holds() {
+        let interval = |n| Rate::per_minute(NonZeroU32::new(n).expect("not zero")).interval;
+        assert_eq!(interval(7), Duration::from_millis(8572));
+        assert_eq!(interval(40_000), Duration::from_millis(2));
+        assert_eq!(interval(1_000_000), Duration::from_millis(1));
     }
 
     #[test]
     fn a_clock_that_went_back_neither_stops_requests_nor_lifts_the_limit() {
         let rate = Rate::per_minute(NonZeroU32::new(60).expect("not zero"));
         let now = Timestamp::from_millis(1_000_000);
-        let mut full_at = Some(now.plus(Duration::from_secs(36_000)));
+        let mut full_at = rate.believe(now.plus(Duration::from_secs(36_000)), now);
         let mut sent = 0;
-        while full_at.is_none_or(|full_at| !rate.is_used_up(full_at, now)) {
-            full_at = Some(rate.spend(full_at, now));
+        while !rate.is_used_up(full_at, now) {
+            full_at = rate.spend(full_at, now);
             sent += 1;
             assert!(sent < 100, "without a limit");
         }

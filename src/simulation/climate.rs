@@ -96,7 +96,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl Climate {
     /// The climate of a seed.
-    pub(super) fn of(chance: &mut Chance) -> Self {
+    pub(super) fn of(seed: u64) -> Self {
+        let chance = &mut Chance::new(seed);
         let calm = chance.one_in(4);
         let rates = if calm {
             Rates::default()
@@ -145,7 +146,7 @@ impl Climate {
                 owner: String::new(),
                 max_in_flight: pick(chance, &[1, 2, 64]),
                 max_in_flight_per_installation: pick(chance, &[1, 4]),
-                requests_per_minute_per_installation: chance.one_in(8).then_some(60),
+                requests_per_minute_per_installation: chance.one_in(8).then(|| limit(seed)),
                 lease: request_timeout + SECOND * pick(chance, &[4, 30]),
                 request_timeout,
                 retry,
@@ -205,6 +206,12 @@ impl Rates {
             restore: rate(15),
         }
     }
+}
+
+/// The limit of requests a minute of a seed that has one: from one request that waits long for the next to one that is hardly met. It is
+/// drawn apart, so that it moves nothing else of the seed.
+fn limit(seed: u64) -> u32 {
+    pick(&mut Chance::new(seed ^ 0x3c), &[6, 20, 60, 60, 300])
 }
 
 fn pick(chance: &mut Chance, choices: &[u32]) -> u32 {

@@ -12,7 +12,7 @@ use crate::model::{
 
 use super::provider::{Item, Version, secrets_of};
 
-/// A law of the design, section 6.
+/// A law of the design, section 6, or limits that the configuration promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Law {
     Convergence,
@@ -23,6 +23,7 @@ pub(super) enum Law {
     NothingSecretAstray,
     RetryWhatMaySucceed,
     DeletionNeverInferred,
+    OwnLimits,
 }
 
 impl fmt::Display for Law {
@@ -36,6 +37,7 @@ impl fmt::Display for Law {
             Self::NothingSecretAstray => "law 6, nothing secret at rest or astray",
             Self::RetryWhatMaySucceed => "law 8, retry what may succeed",
             Self::DeletionNeverInferred => "law 9, deletion is never inferred",
+            Self::OwnLimits => "the limits that the client sets itself",
         })
     }
 }

@@ -14,6 +14,7 @@ use super::backend::Committed;
 use super::executor::Handle;
 use super::fate::{Fate, Reply};
 use super::laws::Law;
+use super::limits::Limits;
 use super::provider::Item;
 use super::remote::{Request, Truth, writes};
 use super::trial::Happening;
@@ -24,6 +25,7 @@ pub(super) struct SimMarketplace {
     pub(super) world: Shared,
     pub(super) handle: Handle,
     pub(super) points: Points,
+    pub(super) limits: Limits,
     /// What is committed, to compare with what leaves.
     pub(super) committed: Committed,
 }
@@ -37,6 +39,9 @@ impl Marketplace for SimMarketplace {
         patch: &Patch,
         secrets: Option<&SecretSet>,
     ) -> Answer {
+        // From here on the way to Vercel may take a while.
+        let (_under_way, limits) = self.limits.patches(key, self.points.now());
+        self.judge(limits);
         // Between the look at the lease and the request nothing can come.
         self.points.pass_at_once().await;
         let record = self.committed.records(std::slice::from_ref(key)).await;
@@ -54,10 +59,15 @@ impl Marketplace for SimMarketplace {
         self.world.lock().answered(number);
         drop(connection);
         self.points.pass().await;
+        if status_of(&reply.kind) == Some(409) {
+            self.limits.conflicts(key);
+        }
         answer(reply.kind)
     }
 
     async fn observe(&self, token: &AccessToken, key: &ResourceKey) -> (Answer, Option<Observed>) {
+        let (_under_way, limits) = self.limits.asks(key, self.points.now());
+        self.judge(limits);
         self.points.pass().await;
         let (reply, observed) = self.world.lock().asked(token.expose(), key);
         self.handle.sleep(reply.after).await;
@@ -66,11 +76,20 @@ impl Marketplace for SimMarketplace {
     }
 
     async fn probe(&self, token: &AccessToken, installation_id: &InstallationId) -> Answer {
+        self.limits.probes(installation_id, self.points.now());
         self.points.pass().await;
         let reply = self.world.lock().probed(token.expose(), installation_id);
         self.handle.sleep(reply.after).await;
         self.points.pass().await;
         answer(reply.kind)
+    }
+}
+
+impl SimMarketplace {
+    fn judge(&self, limits: Result<(), String>) {
+        if let Err(what) = limits {
+            self.world.lock().broken(Law::OwnLimits, what);
+        }
     }
 }
 

@@ -18,8 +18,9 @@ const SEEN_AT: [(Bug, u64); 2] = [
 
 /// The scenarios that catch what chance does not meet in so many seeds. A lease that may run out needs a process that stands
 /// still for almost a lease between a claim and its request, and once more before it could end the request with its lease; a token
-/// that is not checked, one that wakes up while the request of the next claim is out.
-const SEEN_IN: [(Bug, &str); 2] = [
+/// that is not checked, one that wakes up while the request of the next claim is out; an allowance that was used up since the claim,
+/// several 409s at once while a claim waits for its row.
+const SEEN_IN: [(Bug, &str); 3] = [
     (
         Bug::LeaseMayRunOut,
         "a lease that has almost run out when its request could leave",
@@ -27,6 +28,10 @@ const SEEN_IN: [(Bug, &str); 2] = [
     (
         Bug::LeaseTokenNotChecked,
         "a process that wakes up after its claim was taken over",
+    ),
+    (
+        Bug::AllowanceTakenForGranted,
+        "questions that use up the allowance which a claimed entry waits with",
     ),
 ];
 

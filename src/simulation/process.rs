@@ -23,6 +23,7 @@ use super::backend::Committed;
 use super::chance::DaemonChance;
 use super::climate::Climate;
 use super::executor::Handle;
+use super::limits::Limits;
 use super::marketplace::SimMarketplace;
 use super::source::SimSource;
 use super::state::SimStore;
@@ -78,6 +79,7 @@ pub(super) async fn run(boot: Boot) {
         world: world.clone(),
         handle: handle.clone(),
         points,
+        limits: Limits::new(&climate.dispatch),
         committed: committed.clone(),
     });
     let clock: Arc<dyn Clock> = Arc::new(handle.clone());

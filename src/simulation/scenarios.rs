@@ -39,7 +39,7 @@ struct Scenario {
     says: &'static [&'static str],
 }
 
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "a rotation whose answer is lost and which is applied late",
         settings: |_| {},
@@ -289,6 +289,31 @@ const SCENARIOS: [Scenario; 15] = [
         ],
     },
     Scenario {
+        name: "questions that use up the allowance which a claimed entry waits with",
+        settings: |climate| {
+            climate.resources = 5;
+            limited(climate);
+        },
+        scenes: &[
+            (7000, |world| fates(world, &[Fate::Conflict; 4])),
+            (7001, |world| {
+                // All five are claimed, and one of them waits for its row, which the poll has read once.
+                world.fetches_take = [Duration::ZERO, SECOND].into();
+                world.put(0, Field::Secrets, r#"{"URL":"new"}"#);
+                (1..5).for_each(|row| world.put(row, Field::Name, "new"));
+            }),
+        ],
+        says: &[
+            "claimed i0/r0: Whole secrets",
+            "claimed i0/r4: Whole name",
+            "fate: Conflict",
+            "GET i0/r4: answer 200",
+            "i0/r0: released; waiting (Due)",
+            "URL=new",
+            "everything has converged",
+        ],
+    },
+    Scenario {
         name: "secrets in doubt whose row vanishes",
         settings: |_| {},
         scenes: &[
@@ -360,6 +385,16 @@ fn calm() -> Climate {
         crash_after: 0,
         rates: Rates::default(),
     }
+}
+
+/// Sixty requests a minute, and five at once.
+fn limited(climate: &mut Climate) {
+    let dispatch = &mut climate.dispatch;
+    dispatch.requests_per_minute_per_installation = Some(60);
+    (
+        dispatch.max_in_flight,
+        dispatch.max_in_flight_per_installation,
+    ) = (8, 8);
 }
 
 /// The next requests have these fates.
@@ -476,6 +511,36 @@ fn a_secret_in_doubt_whose_row_vanished_is_a_dead_letter_that_says_so() {
     let count = |what: &str| after.iter().filter(|line| line.contains(what)).count();
     assert_eq!(count("PATCH i0/r0"), 0, "{}", lines.join("\n"));
     assert!(count("source_moved") <= 2, "{}", lines.join("\n"));
+}
+
+/// A claim beyond the allowance would break no law, since its request does not leave; but it is a commit for nothing.
+#[test]
+fn no_more_is_claimed_than_the_limit_of_requests_a_minute_lets_leave() {
+    let scenario = Scenario {
+        name: "more changes than the limit allows at once",
+        settings: |climate| {
+            climate.resources = 5;
+            limited(climate);
+        },
+        scenes: &[
+            (7001, |world| {
+                (0..5).for_each(|row| world.put(row, Field::Name, "second"));
+            }),
+            (8001, |world| {
+                (0..5).for_each(|row| world.put(row, Field::Name, "third"));
+            }),
+        ],
+        says: &[
+            "name=\"second\"",
+            "name=\"third\"",
+            "everything has converged",
+        ],
+    };
+    let verdict = scenario.run(Backend::memory(), None, true);
+    let told = verdict.lines.join("\n");
+    assert!(verdict.violation.is_none(), "{told}");
+    assert_eq!(unsaid(scenario.says, &verdict.lines), None, "{told}");
+    assert!(!told.contains("released"), "{told}");
 }
 
 /// A dead letter hides that its row has changed: the judge once called such a fleet converged, and then complained of the request that

@@ -90,6 +90,7 @@ impl Worker {
         let Ok(Some(token)) = self.tokens.get(installation_id).await else {
             return (false, Reached::NotTried);
         };
+        self.asks(installation_id);
         let answer = self.worlds.marketplace.probe(&token, installation_id).await;
         let mut verdict = classify(&answer, self.worlds.clock.now());
         if verdict == Verdict::TokenRefused
@@ -99,6 +100,7 @@ impl Worker {
             )
             && let Ok(Some(token)) = self.tokens.get(installation_id).await
         {
+            self.asks(installation_id);
             let answer = self.worlds.marketplace.probe(&token, installation_id).await;
             verdict = classify(&answer, self.worlds.clock.now());
         }

@@ -31,7 +31,7 @@ pub(in crate::store) async fn claim<R: Rows>(
         tokens: request.tokens.iter().copied(),
         in_flight: request.in_flight.clone(),
         reserved: BTreeSet::new(),
-        full_at: BTreeMap::new(),
+        full_at: request.used.clone(),
         spent: BTreeSet::new(),
         passed_over: BTreeSet::new(),
         last: request.after.clone(),
@@ -61,7 +61,8 @@ struct Round<'a> {
     in_flight: BTreeMap<InstallationId, u32>,
     /// The installations for which this claim alone is under way.
     reserved: BTreeSet<InstallationId>,
-    /// When the allowance of each reserved installation is whole again, as far as any of it is used.
+    /// When the allowance of each installation is whole again, as far as any of it is used: by the caller, and of those reserved by
+    /// all who share the state.
     full_at: BTreeMap<InstallationId, Timestamp>,
     /// Those for which this claim has used some.
     spent: BTreeSet<InstallationId>,
@@ -168,8 +169,11 @@ impl Round<'_> {
                     }
                 }
             }
-            if self.request.rate.is_some() {
-                self.full_at.extend(rows.paces(&new_reserved).await?);
+            if let Some(rate) = self.request.rate {
+                for (installation_id, full_at) in rows.paces(&new_reserved).await? {
+                    let known = self.full_at.entry(installation_id).or_default();
+                    *known = rate.believe(full_at, self.request.now).max(*known);
+                }
             }
         }
         let is_free = |installation_id: &InstallationId| {
@@ -244,8 +248,8 @@ impl Round<'_> {
                 self.tokens.next();
                 let installation_id = claimed.key.installation_id.clone();
                 if let Some(rate) = self.request.rate {
-                    let full_at = rate.spend(self.full_at.get(&installation_id).copied(), *now);
-                    self.full_at.insert(installation_id.clone(), full_at);
+                    let full_at = self.full_at.entry(installation_id.clone()).or_default();
+                    *full_at = rate.spend(*full_at, *now);
                     self.spent.insert(installation_id.clone());
                 }
                 *self.in_flight.entry(installation_id).or_default() += 1;

@@ -244,6 +244,7 @@ pub(super) fn request(now: Timestamp, limit: u32) -> ClaimRequest {
         after: None,
         excluded: Vec::new(),
         rate: None,
+        used: BTreeMap::new(),
         late_apply: LATE,
         secrets: SecretsWay::Together,
     }
