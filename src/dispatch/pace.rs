@@ -10,10 +10,14 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::model::{InstallationId, Timestamp};
 use crate::plan::pace::Rate;
 use crate::planted::{Bug, is_planted};
+
+/// How long what counts no more may be kept.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// When each installation may be sent to again; its clones are one.
 #[derive(Debug, Clone)]
@@ -24,6 +28,8 @@ struct Used {
     rate: Option<Rate>,
     /// The latest instant at which this was looked at.
     seen: Timestamp,
+    /// When what counts no more was last forgotten.
+    tidied: Timestamp,
     installations: BTreeMap<InstallationId, Usage>,
 }
 
@@ -49,6 +55,7 @@ impl Pace {
         Self(Arc::new(Mutex::new(Used {
             rate: rate(requests_per_minute),
             seen: Timestamp::EPOCH,
+            tidied: Timestamp::EPOCH,
             installations: BTreeMap::new(),
         })))
     }
@@ -90,8 +97,12 @@ impl Pace {
         };
         used.see(now);
         let full_at = |usage: &Usage| rate.hold(usage.full_at, usage.held, now);
-        let used = used.installations.iter();
-        used.map(|(id, usage)| (id.clone(), full_at(usage)))
+        let counted = used
+            .installations
+            .iter()
+            .filter(|(_, usage)| usage.counts(now));
+        counted
+            .map(|(id, usage)| (id.clone(), full_at(usage)))
             .collect()
     }
 
@@ -140,11 +151,18 @@ impl Used {
     /// Takes note of the time: a clock that was set back takes what is spent with it.
     fn see(&mut self, now: Timestamp) {
         let back = self.seen.since(now);
-        for usage in self.installations.values_mut() {
-            usage.full_at = usage.full_at.minus(back);
+        if !back.is_zero() {
+            for usage in self.installations.values_mut() {
+                usage.full_at = usage.full_at.minus(back);
+            }
+            self.tidied = self.tidied.minus(back);
         }
         self.seen = now;
-        self.installations.retain(|_, usage| usage.counts(now));
+        // Every request looks, and there may be thousands of installations.
+        if now.since(self.tidied) >= TIDY_EVERY {
+            self.tidied = now;
+            self.installations.retain(|_, usage| usage.counts(now));
+        }
     }
 
     fn usage(&mut self, installation_id: &InstallationId) -> &mut Usage {
@@ -175,8 +193,6 @@ fn rate(requests_per_minute: Option<u32>) -> Option<Rate> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
