@@ -61,6 +61,7 @@ fn main() {
                 std::future::pending().await
             }
             ["bare-scan", url] => print_json(&bare::scan(url).await),
+            ["bare-scan-in-thread", url] => print_json(&bare::scan_in_thread(url)),
             _ => measure(&words).await,
         }
     });

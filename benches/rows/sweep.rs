@@ -31,6 +31,14 @@ pub(crate) async fn unchanged(scale: Scale, mock: &Mock, engine: Engine) -> Vec<
         "x",
         Bar::AtMost(1.05),
     );
+    // The driver hands every row from thread to thread, which is most of what its scan costs.
+    let mut of_direct = (engine == Engine::Sqlite).then(|| {
+        Figure::new(
+            "  of a bare scan's time without the driver".to_owned(),
+            "x",
+            Bar::AtMost(2.0),
+        )
+    });
     let mut memory = Figure::new(
         format!("peak memory of that sweep, {engine:?}"),
         "MB",
@@ -49,6 +57,12 @@ pub(crate) async fn unchanged(scale: Scale, mock: &Mock, engine: Engine) -> Vec<
         assert_eq!(scan.items, rows);
         let sweep = run(&config, rows).await;
         ratio.push(sweep.seconds / scan.seconds);
+        if let Some(of_direct) = &mut of_direct {
+            let direct: bare::Report =
+                process::role(&["bare-scan-in-thread", &provider.database.url]).await;
+            assert_eq!(direct.items, rows);
+            of_direct.push(sweep.seconds / direct.seconds);
+        }
         memory.push(super::megabytes(sweep.peak_bytes));
         cpu.push(sweep.cpu_seconds / scan.cpu_seconds.max(0.01));
         absolute
@@ -56,8 +70,9 @@ pub(crate) async fn unchanged(scale: Scale, mock: &Mock, engine: Engine) -> Vec<
             .zip([scan.seconds, sweep.seconds, sweep.since_start])
             .for_each(|(figure, value)| figure.push(value));
     }
-    [ratio, memory, cpu]
-        .into_iter()
+    std::iter::once(ratio)
+        .chain(of_direct)
+        .chain([memory, cpu])
         .chain(absolute)
         .chain([baseline])
         .collect()
