@@ -134,7 +134,7 @@ async fn proxy_forwards_a_databases_traffic_and_cuts_it() {
         .execute(&mut open)
         .await
         .expect("the proxy forwards");
-    proxy.cut();
+    proxy.cut().await;
     sqlx::query("SELECT 1")
         .execute(&mut open)
         .await
@@ -174,7 +174,7 @@ async fn proxy_swallows_what_is_sent_and_answers_nothing() {
         b"heard"
     );
     // What was swallowed did not come back: both connections end without a byte.
-    proxy.cut();
+    proxy.cut().await;
     before.read_u8().await.expect_err("nothing was answered");
     during.read_u8().await.expect_err("nothing was answered");
 }

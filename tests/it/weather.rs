@@ -74,7 +74,7 @@ async fn connections_heal(provider: TestDatabase) {
         .installation
         .set_environment("RECONCILED__SOURCE__STATEMENT_TIMEOUT", "1s");
     let mut daemon = at_rest(&world).await;
-    proxy.cut();
+    proxy.cut().await;
     heals(&world, &mut daemon, 1).await;
     // Whatever is sent vanishes, and connections that lost something stay silent for good.
     proxy.set(Mode::Swallow);
@@ -99,7 +99,7 @@ async fn connections_to_the_api_that_are_cut_refused_or_swallowed_heal() {
         .installation
         .set_environment("RECONCILED__VERCEL__REQUEST_TIMEOUT", "1s");
     let mut daemon = at_rest(&world).await;
-    proxy.cut();
+    proxy.cut().await;
     heals(&world, &mut daemon, 1).await;
     proxy.set(Mode::Swallow);
     world.rotate(2).await;

@@ -63,9 +63,9 @@ impl Fault {
     /// Strikes, and returns when it is over; the provider's rows change meanwhile wherever they can.
     pub(super) async fn strike(self, bed: &mut Bed, load: &mut Load, begin: Instant) {
         match self {
-            Self::SourceCut => bed.source.cut(),
+            Self::SourceCut => bed.source.cut().await,
             Self::Poison => load.poison().await,
-            Self::ApiCut => bed.vercel.cut(),
+            Self::ApiCut => bed.vercel.cut().await,
             Self::SourceSwallowed => {
                 bed.source.set(Mode::Swallow);
                 meanwhile(load, begin, AWAY).await;

@@ -68,7 +68,7 @@ async fn a_connection_that_was_cut_is_noticed_and_made_again() {
     let proxy = Proxy::in_front_of_url(&bed.database.url).await;
     let mut listener = listener(&bed, &proxy.url(&bed.database.url), Keepalive::default());
     listener.open().await.expect("it listens");
-    proxy.cut();
+    proxy.cut().await;
     let said = problem(listener.heard().await);
     assert!(said.starts_with("unreachable"), "{said}");
     listener.open().await.expect("it listens again");

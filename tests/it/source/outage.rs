@@ -92,7 +92,7 @@ async fn connections_that_were_cut_or_swallowed_are_replaced() {
             settings.statement_timeout = Duration::from_secs(2);
         });
         source.sweep_page(None, 10).await.expect("a page");
-        proxy.cut();
+        proxy.cut().await;
         // Noticed when the next transaction begins, before anything is lost.
         source
             .sweep_page(None, 10)

@@ -4,7 +4,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{HUNG, port};
 
@@ -52,7 +53,7 @@ impl Proxy {
             .expect("the port was free just now");
         let shared = Arc::new(Shared {
             mode: watch::Sender::new(Mode::Forward),
-            cut: watch::Sender::new(0),
+            open: Mutex::default(),
             accepted: watch::Sender::new(0),
             withheld: watch::Sender::new(0),
         });
@@ -94,9 +95,9 @@ impl Proxy {
         self.shared.mode.send_replace(mode);
     }
 
-    /// Resets every open connection; new ones are accepted.
-    pub(crate) fn cut(&self) {
-        self.shared.cut.send_modify(|count| *count += 1);
+    /// Resets every open connection and returns when that is done; new ones are accepted.
+    pub(crate) async fn cut(&self) {
+        self.shared.cut().await;
     }
 
     /// Resets every open connection and refuses new ones; returns when the port is closed.
@@ -165,9 +166,29 @@ struct Acceptor {
 #[derive(Debug)]
 struct Shared {
     mode: watch::Sender<Mode>,
-    cut: watch::Sender<u64>,
+    open: Mutex<Open>,
     accepted: watch::Sender<u64>,
     withheld: watch::Sender<u64>,
+}
+
+/// The connections since the last cut.
+#[derive(Debug, Default)]
+struct Open {
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn cut(&self) {
+        let Open { cut, tasks } = std::mem::take(&mut *self.open());
+        cut.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
 }
 
 async fn accept(
@@ -184,12 +205,15 @@ async fn accept(
             _ = &mut stopped => break,
         };
         // From here on it hears of a cut, not from when its task comes to run.
-        let cut = shared.cut.subscribe();
-        connections.spawn(serve(client, upstream, Arc::clone(&shared), cut));
+        let (cut, tasks) = {
+            let open = shared.open();
+            (open.cut.clone(), open.tasks.clone())
+        };
+        connections.spawn(tasks.track_future(serve(client, upstream, Arc::clone(&shared), cut)));
         shared.accepted.send_modify(|count| *count += 1);
     }
     drop(listener);
-    shared.cut.send_modify(|count| *count += 1);
+    shared.cut().await;
     while connections.join_next().await.is_some() {}
 }
 
@@ -198,7 +222,7 @@ async fn serve(
     mut client: TcpStream,
     upstream: SocketAddr,
     shared: Arc<Shared>,
-    mut cut: watch::Receiver<u64>,
+    cut: CancellationToken,
 ) {
     let is_swallowed = *shared.mode.borrow() == Mode::Swallow;
     let server = if is_swallowed {
@@ -219,7 +243,7 @@ async fn serve(
                 };
                 tokio::select! {
                     () = both => false,
-                    _ = cut.changed() => true,
+                    () = cut.cancelled() => true,
                 }
             };
             if is_cut {
@@ -231,7 +255,7 @@ async fn serve(
             let (mut from_client, _keep_open) = client.split();
             tokio::select! {
                 () = swallow(&mut from_client, &shared) => {}
-                _ = cut.changed() => {}
+                () = cut.cancelled() => {}
             }
             reset(&client);
         }
