@@ -93,14 +93,17 @@ impl Doubt {
         }
     }
 
-    /// Brings marks back that a clock set far ahead pushed beyond what `late_apply` can mean: none lies after `latest`.
-    pub fn clamp(&mut self, latest: Timestamp) {
+    /// Brings marks back that a clock set far ahead pushed beyond what can be meant: those after `believed` end at `latest`.
+    ///
+    /// Marks a little ahead are believed: what is claimed now may have been asked for before an answer was lost that has been recorded
+    /// since.
+    pub fn clamp(&mut self, believed: Timestamp, latest: Timestamp) {
         self.fields
             .values_mut()
             .chain(self.secrets.values_mut())
-            .for_each(|mark| {
-                mark.uncertain_until = mark.uncertain_until.map(|until| until.min(latest));
-            });
+            .filter_map(|mark| mark.uncertain_until.as_mut())
+            .filter(|until| **until > believed)
+            .for_each(|until| *until = latest);
     }
 
     /// The marks of what a request with this patch writes at Vercel.

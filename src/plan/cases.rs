@@ -406,6 +406,24 @@ fn what_a_vanished_row_takes_back_makes_a_new_generation() {
 // When an entry is due, and what a person does to it.
 
 #[test]
+fn a_late_claim_leaves_a_mark_whole_and_one_that_only_a_wrong_clock_can_mean_is_brought_back() {
+    let left_of = |ahead| {
+        let mut resource = with_entry("status=ready", "status=error", Mode::Whole);
+        let mark = Mark {
+            uncertain_until: Some(START.plus(ahead)),
+            confirmed: false,
+        };
+        resource.record.doubt.fields.insert(Field::Status, mark);
+        assert!(matches!(resource.try_claim(START), Claim::Claimed(_)));
+        resource.record.doubt.fields[&Field::Status].uncertain_until
+    };
+    let believed = DUE_HORIZON + LATE;
+    assert_eq!(left_of(believed), Some(START.plus(believed)));
+    let beyond = believed + std::time::Duration::from_millis(1);
+    assert_eq!(left_of(beyond), Some(START.plus(LATE)));
+}
+
+#[test]
 fn a_due_time_is_believed_up_to_the_horizon() {
     let claim_when_due_in = |wait| {
         let mut resource = with_entry("status=ready", "status=error", Mode::Whole);

@@ -75,7 +75,8 @@ pub fn claim_with(
     secrets: SecretsWay,
 ) -> Claim {
     expire(record, now, late_apply);
-    record.doubt.clamp(now.plus(late_apply));
+    let latest = now.plus(late_apply);
+    record.doubt.clamp(latest.plus(DUE_HORIZON), latest);
     let Some(entry) = &record.entry else {
         return Claim::NotNow;
     };

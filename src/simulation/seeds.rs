@@ -230,6 +230,13 @@ fn seeds_40698_53331_and_77706_find_a_late_row_by_the_next_poll() {
     }
 }
 
+/// It found a claim that was asked for two seconds before it was made: an answer was lost and recorded in between, and the claim cut
+/// short the time in which that request may still be applied.
+#[test]
+fn seed_49757_keeps_a_doubt_that_was_recorded_after_the_claim_was_asked_for() {
+    obeys(49_757);
+}
+
 /// They found that the GET after a 409 was not counted, and that a request which had waited since its claim left together with newer
 /// ones. That a claim took a whole burst of which a part was used is in the scenario of "more changes than the limit allows at once".
 #[test]
