@@ -88,8 +88,8 @@ impl World {
 }
 
 /// Where the daemon listens, as it says.
-async fn listening(daemon: &mut Process) -> String {
-    let event = daemon.wait_for_event("http.listening").await;
+async fn listening(daemon: &Process) -> String {
+    let event = daemon.has_said("http.listening").await;
     event["address"].as_str().expect("an address").to_owned()
 }
 

@@ -17,7 +17,7 @@ async fn a_daemon_at_work_is_alive_and_ready_and_answers_nothing_else() {
     world.insert(1, "res_1", 1, "ready").await;
     world.configure("", "");
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon.wait_for_event("sweep.completed").await;
 
     let alive = get(&address, "/healthz").await;
@@ -86,7 +86,7 @@ async fn an_outage_of_source_and_vercel_is_neither_unhealthy_nor_unready() {
     world.insert(2, "res_2", 1, "ready").await;
     world.configure("", "");
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon.wait_for_event("sweep.completed").await;
 
     let gone = reconciled::simulator::Simulator::start(reconciled::simulator::Options::creating())
@@ -144,7 +144,7 @@ async fn until_the_source_was_tried_it_is_alive_and_not_ready() {
     };
     world.configure("", "");
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     // Its connection stands, and nothing comes back on it.
     proxy.await_withheld(1).await;
     let alive = get(&address, "/healthz").await;
@@ -187,7 +187,7 @@ async fn oversized_slow_and_too_many_requests_end_by_themselves() {
     let world = World::new().await;
     world.configure("", "");
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
 
     let long = "x".repeat(20_000);
     let refused = ask(

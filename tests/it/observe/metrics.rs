@@ -64,7 +64,7 @@ async fn a_scrape_is_valid_complete_and_says_what_happened() {
         "[schedule]\npoll = \"* * * * * *\"\nsweep = \"\"\n[log]\nsummary_interval = \"1s\"\n",
     );
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon
         .wait_for_event_where("summary", |event| {
             event["dead"] == 1 && event["waiting"] == 0
@@ -150,7 +150,7 @@ async fn every_request_is_counted_also_those_that_an_answer_leads_to() {
         .fault(Fault::Conflict, Matcher::patch());
     world.configure("", "[schedule]\npoll = \"\"\nsweep = \"\"\n");
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon.wait_for_event("delivery.acknowledged").await;
     let page = Page::of(&address).await;
     // PATCH 409, GET, PATCH 200.
@@ -186,7 +186,7 @@ async fn the_time_from_commit_to_acknowledgement_is_measured_by_a_cursor_that_is
         .await;
     world.insert(1, "res_1", 1, "pending").await;
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon.wait_for_event("delivery.acknowledged").await;
     let page = Page::of(&address).await;
     // How long a resource has lain there that was never seen before says nothing.

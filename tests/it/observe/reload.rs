@@ -16,7 +16,7 @@ async fn schedule_limits_guard_and_filter_change_while_it_runs() {
     world.insert(1, "res_0", 1, "ready").await;
     world.configure("", QUIET);
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon.wait_for_event("delivery.acknowledged").await;
     daemon.has_said("sweep.completed").await;
 
@@ -128,7 +128,7 @@ async fn a_file_that_is_not_valid_changes_nothing_and_says_every_problem_once() 
     let world = World::new().await;
     world.configure("", "[schedule]\npoll = \"* * * * * *\"\n");
     let mut daemon = world.installation.run();
-    let address = listening(&mut daemon).await;
+    let address = listening(&daemon).await;
     daemon.wait_for_event("sweep.completed").await;
     let invalid = world.configuration(
         "max_in_fligt = 1",

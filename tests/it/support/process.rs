@@ -6,7 +6,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -143,7 +143,7 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} could not be started: {error}"));
         let (sender, lines) = mpsc::unbounded_channel();
-        let transcript = Transcript::default();
+        let transcript = Transcript::new();
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         let readers = [
@@ -257,11 +257,25 @@ impl Process {
         self.transcript.lines()
     }
 
-    /// Returns once the event `name` was said, be it before now: of what happens side by side either may come first.
-    pub(crate) async fn has_said(&mut self, name: &str) {
-        if self.events(name).is_empty() {
-            self.wait_for_event(name).await;
-        }
+    /// The first JSON log line whose `event` is `name`, be it waited for before or not; passes over none. Of what happens side by side
+    /// either may come first.
+    pub(crate) async fn has_said(&self, name: &str) -> Value {
+        let first = |lines: &[Line]| {
+            let mut events = lines.iter().filter_map(event);
+            events.find(|event| event["event"] == name)
+        };
+        let mut lines = self.transcript.0.subscribe();
+        let said = timeout(HUNG, lines.wait_for(|lines| first(lines).is_some())).await;
+        let found = said
+            .ok()
+            .and_then(Result::ok)
+            .and_then(|lines| first(&lines));
+        found.unwrap_or_else(|| {
+            panic!(
+                "the process did not say {name}. It said:\n{}",
+                self.transcript
+            )
+        })
     }
 
     /// All JSON log lines named `name` so far, whether waited for or not.
@@ -289,22 +303,20 @@ pub(crate) fn holds(directory: &Path, bytes: &[u8]) -> bool {
 }
 
 /// Everything a process wrote, in the order of its arrival.
-#[derive(Debug, Clone, Default)]
-struct Transcript(Arc<Mutex<Vec<Line>>>);
+#[derive(Debug, Clone)]
+struct Transcript(Arc<watch::Sender<Vec<Line>>>);
 
 impl Transcript {
+    fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(Vec::new())))
+    }
+
     fn push(&self, line: Line) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(line);
+        self.0.send_modify(|lines| lines.push(line));
     }
 
     fn lines(&self) -> Vec<Line> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.borrow().clone()
     }
 }
 
