@@ -1,5 +1,7 @@
 //! Single cases in which a decision could go wrong without any law noticing at once: each is one that a changed decision passed.
 
+use std::time::Duration;
+
 use crate::model::record::Missing;
 use crate::model::{
     Doubt, Entry, EntryState, Field, Json, Lease, LeaseToken, Mark, Mode, Observed, Origin, Reason,
@@ -13,6 +15,9 @@ use super::decide::{
 };
 use super::fixture::*;
 use super::{guard, manual};
+
+/// The smallest step of time.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// An acknowledged resource with an open entry of this mode.
 fn with_entry(acknowledged: &str, desired: &str, mode: Mode) -> Resource {
@@ -33,6 +38,14 @@ fn confirmed() -> Mark {
     Mark {
         uncertain_until: Some(START.plus(LATE)),
         confirmed: true,
+    }
+}
+
+/// Not confirmed, and a lost request may be applied for so long.
+fn uncertain_for(ahead: Duration) -> Mark {
+    Mark {
+        uncertain_until: Some(START.plus(ahead)),
+        confirmed: false,
     }
 }
 
@@ -409,18 +422,28 @@ fn what_a_vanished_row_takes_back_makes_a_new_generation() {
 fn a_late_claim_leaves_a_mark_whole_and_one_that_only_a_wrong_clock_can_mean_is_brought_back() {
     let left_of = |ahead| {
         let mut resource = with_entry("status=ready", "status=error", Mode::Whole);
-        let mark = Mark {
-            uncertain_until: Some(START.plus(ahead)),
-            confirmed: false,
-        };
-        resource.record.doubt.fields.insert(Field::Status, mark);
+        let doubt = &mut resource.record.doubt;
+        doubt.fields.insert(Field::Status, uncertain_for(ahead));
         assert!(matches!(resource.try_claim(START), Claim::Claimed(_)));
         resource.record.doubt.fields[&Field::Status].uncertain_until
     };
-    let believed = DUE_HORIZON + LATE;
+    let believed = DUE_HORIZON - MOMENT;
     assert_eq!(left_of(believed), Some(START.plus(believed)));
-    let beyond = believed + std::time::Duration::from_millis(1);
-    assert_eq!(left_of(beyond), Some(START.plus(LATE)));
+    assert_eq!(left_of(DUE_HORIZON), Some(START.plus(LATE)));
+}
+
+#[test]
+fn what_waits_for_the_latest_mark_that_is_believed_is_not_claimed_in_vain() {
+    let mut resource = with_entry("status=ready", "status=ready", Mode::Whole);
+    let mark = Mark {
+        confirmed: true,
+        ..uncertain_for(DUE_HORIZON - MOMENT)
+    };
+    resource.record.doubt.fields.insert(Field::Status, mark);
+    assert_eq!(resource.try_claim(START), Claim::NotNow);
+    let due_at = resource.entry().due_at;
+    assert!(due_at > START, "it waits");
+    assert!(due_at <= START.plus(DUE_HORIZON), "and is believed");
 }
 
 #[test]
@@ -431,8 +454,10 @@ fn a_due_time_is_believed_up_to_the_horizon() {
         resource.try_claim(START)
     };
     assert_eq!(claim_when_due_in(DUE_HORIZON), Claim::NotNow);
-    let beyond = DUE_HORIZON + std::time::Duration::from_millis(1);
-    assert!(matches!(claim_when_due_in(beyond), Claim::Claimed(_)));
+    assert!(matches!(
+        claim_when_due_in(DUE_HORIZON + MOMENT),
+        Claim::Claimed(_)
+    ));
 }
 
 #[test]

@@ -75,8 +75,9 @@ pub fn claim_with(
     secrets: SecretsWay,
 ) -> Claim {
     expire(record, now, late_apply);
-    let latest = now.plus(late_apply);
-    record.doubt.clamp(latest.plus(DUE_HORIZON), latest);
+    // An entry waits until just after a mark: beyond this its due time would not be believed, and it would be claimed in vain for ever.
+    let believed = now.plus(DUE_HORIZON).minus(Duration::from_millis(1));
+    record.doubt.clamp(believed, now.plus(late_apply));
     let Some(entry) = &record.entry else {
         return Claim::NotNow;
     };
