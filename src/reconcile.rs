@@ -95,6 +95,8 @@ pub struct Reconciler {
     poll_undecided: AtomicBool,
     /// Grows with what is committed of rows that were not read by a sweep: a sweep's page that was read before is not to follow.
     overtakes: AtomicU64,
+    /// The cursor that the last poll left in the state, once one has ended.
+    left_at: Mutex<Option<String>>,
     mark: Mark,
     reread: Reread,
     handover: Handover,
@@ -122,6 +124,7 @@ impl Reconciler {
             watch: None,
             poll_undecided: AtomicBool::new(true),
             overtakes: AtomicU64::new(0),
+            left_at: Mutex::default(),
             mark: Mark::default(),
             reread: Reread::default(),
             handover: Handover::default(),

@@ -12,6 +12,7 @@ mod feed;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod horizon;
+mod identity;
 mod inspect;
 mod listen;
 mod mysql;
@@ -168,6 +169,8 @@ pub struct PollPage {
     /// It is never later than the last row's cursor, and it is taken before the pass's first page is read, so that it holds for
     /// every page of the pass, also when the pass is not finished.
     pub horizon: Option<String>,
+    /// Who the database says it is, with the first page of a pass.
+    pub identity: Option<Identity>,
 }
 
 /// One page of a change feed.

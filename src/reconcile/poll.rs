@@ -1,11 +1,12 @@
 //! The poll: what changed since the cursor.
 
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::model::{Origin, Timestamp};
 use crate::planted::{Bug, is_planted};
-use crate::source::{PollFrom, PollPage, RawKey};
+use crate::source::{PollFrom, PollPage, RawKey, SourceError};
 use crate::store::PollProgress;
 
 use super::page::{Duplicates, Position};
@@ -30,7 +31,8 @@ pub struct PollReport {
 
 /// One pass.
 struct Pass<'a> {
-    identity: &'a str,
+    /// Who the database is that the rows are read from.
+    identity: String,
     started_at: Timestamp,
     report: &'a mut PollReport,
 }
@@ -50,7 +52,10 @@ impl Reconciler {
         if shape.cursor.is_none() {
             return Ok(None);
         }
-        let previous = self.store.progress().await?.poll;
+        // Both at once: that the state stands where the last pass left it is nearly always so.
+        let (progress, ahead) =
+            futures_util::future::join(self.store.progress(), self.read_ahead()).await;
+        let previous = progress?.poll;
         let mut report = PollReport::default();
         let kept = previous.as_ref().and_then(|p| p.cursor.clone());
         let from = kept.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
@@ -69,46 +74,71 @@ impl Reconciler {
             }
             from => from,
         };
-        // Both at once: that the database is still the same is nearly always so, and known before anything is committed.
-        let (identity, first) = futures_util::future::join(
-            self.source.identity(),
-            self.source.poll_page(&from, self.settings.page_rows),
-        )
-        .await;
-        let identity = identity?.id;
-        let is_same = previous.is_none_or(|previous| previous.identity == identity);
+        let first = match ahead.filter(|(read_from, _)| *read_from == from) {
+            Some((_, page)) => page,
+            None => {
+                let limit = self.settings.page_rows;
+                self.source.poll_page(&from, limit).await
+            }
+        };
+        let told = match &first {
+            Ok(page) => page.identity.clone(),
+            // Another database may know nothing of such a cursor.
+            Err(SourceError::Query { .. }) if kept.is_some() => None,
+            Err(_) => return Err(first.map(drop).expect_err("it failed").into()),
+        };
+        let identity = match told {
+            Some(identity) => identity,
+            None => self.source.identity().await?,
+        };
+        let is_same = previous.is_none_or(|previous| previous.identity == identity.id);
         if !is_same && kept.is_some() {
             report.needs_sweep = Some("the source is another database than before");
         }
         let mut pass = Pass {
-            identity: &identity,
+            identity: identity.id,
             started_at,
             report: &mut report,
         };
-        if !is_same || kept.is_none() {
+        let reached = if !is_same || kept.is_none() {
             let first = if is_same { Some(first?) } else { None };
             self.read_pages(PollFrom::Beginning, None, first, &mut pass)
-                .await?;
+                .await?
         } else {
-            self.read_pages(from, kept, Some(first?), &mut pass).await?;
+            let reached = self.read_pages(from, kept, Some(first?), &mut pass).await?;
             if pass.report.counts.rows == 0 {
                 // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
+                pass.report.needs_sweep = Some("the newest row of the source is older than before");
                 self.read_pages(PollFrom::Beginning, None, None, &mut pass)
-                    .await?;
-                report.needs_sweep = Some("the newest row of the source is older than before");
+                    .await?
+            } else {
+                reached
             }
-        }
+        };
+        *self.left_at() = reached;
         report.duration = self.clock.now().since(started_at);
         Ok(Some(report))
     }
 
+    /// The first page of a pass from where the last one left the state, if there was one, and where it was read from.
+    async fn read_ahead(&self) -> Option<(PollFrom, Result<PollPage, SourceError>)> {
+        let from = PollFrom::Cursor(self.left_at().take()?);
+        let page = self.source.poll_page(&from, self.settings.page_rows).await;
+        Some((from, page))
+    }
+
+    fn left_at(&self) -> MutexGuard<'_, Option<String>> {
+        self.left_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the cursor that is committed at the end.
     async fn read_pages(
         &self,
         from: PollFrom,
         cursor: Option<String>,
         first: Option<PollPage>,
         pass: &mut Pass<'_>,
-    ) -> Result<(), PassError> {
+    ) -> Result<Option<String>, PassError> {
         let Pass {
             identity,
             started_at,
@@ -131,6 +161,9 @@ impl Reconciler {
                     self.source.poll_page(&from, limit).await?
                 }
             };
+            if let Some(told) = page.identity {
+                *identity = told.id;
+            }
             if !is_planted(Bug::HorizonIgnored) {
                 horizon = horizon.or(page.horizon);
             }
@@ -140,7 +173,7 @@ impl Reconciler {
             let is_last = page.next.is_none();
             let progress = PollProgress {
                 cursor: next_cursor.clone(),
-                identity: (*identity).to_owned(),
+                identity: identity.clone(),
                 completed_at: is_last.then_some(*started_at),
                 rows,
             };
@@ -166,7 +199,7 @@ impl Reconciler {
             report.notices.extend(done.notices);
             match page.next {
                 Some(position) => from = PollFrom::After(position),
-                None => return Ok(()),
+                None => return Ok(committed),
             }
         }
     }

@@ -331,6 +331,7 @@ impl Provider {
             rows: rows.into_iter().map(|row| self.raw(row)).collect(),
             next,
             horizon: horizon.filter(|horizon| !settled(horizon)),
+            identity: (!matches!(from, PollFrom::After(_))).then(|| self.identity()),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::SourceError;
-use super::dialect::{Began, Dialect, Limits, Rows, Sink};
+use super::dialect::{Began, Dialect, Limits, Rows, Sink, Standing};
 use super::error::Failure;
 use super::statement::Statement;
 
@@ -45,13 +45,14 @@ impl<D: Dialect> Connections<D> {
     pub(super) async fn begin(
         self: &Arc<Self>,
         statement: &'static str,
+        opening: Opening,
     ) -> Result<Session<D>, SourceError> {
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
         if let Some(connection) = self.take_idle() {
-            if let Ok(session) = self.begin_on(connection, statement).await {
+            if let Ok(session) = self.begin_on(connection, statement, opening).await {
                 return Ok(session.holding(permit));
             }
             // What broke this one most likely broke the others; each would cost another wait.
@@ -59,7 +60,7 @@ impl<D: Dialect> Connections<D> {
         }
         let opened = timeout(CONNECT_TIMEOUT, self.dialect.open()).await;
         let connection = self.settle(opened, statement)?;
-        let session = self.begin_on(connection, statement).await?;
+        let session = self.begin_on(connection, statement, opening).await?;
         Ok(session.holding(permit))
     }
 
@@ -67,12 +68,24 @@ impl<D: Dialect> Connections<D> {
         self: &Arc<Self>,
         mut connection: D::Connection,
         statement: &'static str,
+        opening: Opening,
     ) -> Result<Session<D>, SourceError> {
-        let began = timeout(CONNECT_TIMEOUT, self.dialect.begin(&mut connection)).await;
-        let Began { is_replica } = self.settle(began, statement)?;
+        let (dialect, on) = (&self.dialect, &mut connection);
+        let begin = async {
+            match opening {
+                Opening::Plain => Ok((dialect.begin(on).await?, None)),
+                Opening::Pass { asks_open } => {
+                    let (began, standing) = dialect.begin_pass(on, asks_open).await?;
+                    Ok((began, Some(standing)))
+                }
+            }
+        };
+        let begun = timeout(CONNECT_TIMEOUT, begin).await;
+        let (Began { is_replica }, standing) = self.settle(begun, statement)?;
         Ok(Session {
             connections: Arc::clone(self),
             connection,
+            standing,
             is_replica,
             is_spent: false,
             statement,
@@ -113,10 +126,24 @@ impl<D: Dialect> Connections<D> {
     }
 }
 
+/// What a transaction begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// Nothing.
+    Plain,
+    /// What the database says of itself as a pass begins.
+    Pass {
+        /// What is open in it, too.
+        asks_open: bool,
+    },
+}
+
 /// One read-only transaction on one connection.
 pub(super) struct Session<D: Dialect> {
     connections: Arc<Connections<D>>,
     connection: D::Connection,
+    /// What the database said of itself as it began.
+    pub(super) standing: Option<Standing>,
     /// Whether the database is a replica in recovery.
     pub(super) is_replica: bool,
     /// Whether the connection must not be used any more.
@@ -203,14 +230,20 @@ impl<D: Dialect> Session<D> {
         let connections = Arc::clone(&self.connections);
         let opened = timeout(CONNECT_TIMEOUT, connections.dialect.open()).await;
         let connection = connections.settle(opened, self.statement)?;
-        let fresh = connections.begin_on(connection, self.statement).await?;
+        let fresh = connections
+            .begin_on(connection, self.statement, Opening::Plain)
+            .await?;
         self.connection = fresh.connection;
         self.is_spent = false;
         Ok(())
     }
 
-    /// Ends the transaction and keeps the connection if that went well.
-    pub(super) async fn end(self) {
+    /// Ends the transaction, beside whatever comes next, and keeps the connection if that went well.
+    pub(super) fn end(self) {
+        tokio::spawn(self.ended());
+    }
+
+    async fn ended(self) {
         let Self {
             connections,
             mut connection,

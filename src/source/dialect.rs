@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Described};
 use super::feed;
+use super::horizon::Open;
 use super::inspect::Inspection;
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement};
@@ -70,6 +71,20 @@ pub(super) trait Dialect: Send + Sync + 'static {
     async fn open(&self) -> Result<Self::Connection, sqlx::Error>;
     /// Begins a read-only transaction with its limits.
     async fn begin(&self, connection: &mut Self::Connection) -> Result<Began, sqlx::Error>;
+    /// Begins the transaction of a pass's first page, and has the database say who it is and, if asked for, what is open in it.
+    async fn begin_pass(
+        &self,
+        connection: &mut Self::Connection,
+        _asks_open: bool,
+    ) -> Result<(Began, Standing), sqlx::Error> {
+        let began = self.begin(connection).await?;
+        let identity = self.identity(connection).await?;
+        let standing = Standing {
+            identity,
+            open: None,
+        };
+        Ok((began, standing))
+    }
     /// Ends the transaction.
     async fn end(&self, connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
     /// The columns of a query, without running it.
@@ -92,10 +107,16 @@ pub(super) trait Dialect: Send + Sync + 'static {
         false
     }
 
-    /// Where the next poll must start because of transactions that are open now; asked before the first page is read.
+    /// Whether transactions that are open can hold a cursor of this type back, as far as the database tells.
+    fn holds_back(_type_name: &str) -> bool {
+        false
+    }
+    /// Where the next poll must start because of transactions that are open now, or were when the pass began; asked before the first
+    /// page is read.
     async fn horizon(
         &self,
         connection: &mut Self::Connection,
+        open: Option<Open>,
         cursor: &CursorColumn,
         from: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error>;
@@ -147,6 +168,15 @@ pub(super) struct Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Began {
     pub(super) is_replica: bool,
+}
+
+/// What a database says as a pass begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Who it is.
+    pub(super) identity: String,
+    /// What is open in it; `None`: it was not asked.
+    pub(super) open: Option<Open>,
 }
 
 /// What one statement may cost.

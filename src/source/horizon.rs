@@ -8,51 +8,27 @@
 //! Conditions: the database itself sets the cursor, from its own clock, in a `timestamptz`; the role sees every session of the
 //! database (`pg_read_all_stats`, or all sessions are its own). Without them there is no horizon and the overlap has to do.
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
 use super::columns::CursorColumn;
 
-/// What the open sessions say.
-struct Sessions {
+/// What is open in a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Open {
     /// Whether some session's transaction is hidden from us.
     has_hidden: bool,
     /// The start of the oldest open transaction, or the moment before this was asked.
     oldest: String,
-    /// Whether the database held a prepared transaction after they had been asked.
+    /// Whether the database held a prepared transaction after the sessions had been asked.
     has_prepared: bool,
 }
 
-/// The horizon of a pass that starts at `from`.
-pub(super) async fn horizon(
-    connection: &mut PgConnection,
-    cursor: &CursorColumn,
-    from: Option<&str>,
-) -> Result<Option<String>, sqlx::Error> {
-    if cursor.type_name != "TIMESTAMPTZ" {
-        return Ok(None);
-    }
-    let sessions = sessions(connection).await?;
-    if sessions.has_hidden {
-        return Ok(None);
-    }
-    if !sessions.has_prepared {
-        return Ok(Some(sessions.oldest));
-    }
-    with_prepared(connection, &sessions.oldest, from)
-        .await
-        .map(Some)
-}
-
-/// Whether a poll could see all open transactions now.
-pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    Ok(!sessions(connection).await?.has_hidden)
-}
-
-async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
-    // Unprepared, in one exchange: every poll begins with it. Prepared transactions are asked for after the sessions, in a
-    // statement of their own: one that is prepared in between is in the first answer or in the second.
-    let rows = sqlx::raw_sql(
-        "SELECT
+/// The question whose answers [`Open::read`] reads, as statements without parameters: every poll begins with it, in one exchange.
+///
+/// Prepared transactions are asked for after the sessions, in a statement of their own: one that is prepared in between is in the
+/// first answer or in the second.
+pub(super) const OPEN: &str = "SELECT
             -- Without the right to see it a session has no state; a server process has no user either.
             COALESCE(bool_or(
                 a.usesysid IS NOT NULL AND (a.state IS NULL AND a.backend_type IS NULL OR a.state = 'disabled')
@@ -69,18 +45,59 @@ async fn sessions(connection: &mut PgConnection) -> Result<Sessions, sqlx::Error
             AND a.backend_type IS DISTINCT FROM 'walsender';
          SELECT EXISTS (
             SELECT FROM pg_catalog.pg_prepared_xacts AS p WHERE p.database = current_database()
-         ) AS has_prepared",
-    )
-    .fetch_all(connection)
-    .await?;
-    let [sessions, prepared] = &rows[..] else {
-        return Err(sqlx::Error::RowNotFound);
+         ) AS has_prepared";
+
+impl Open {
+    /// Reads the answers to [`OPEN`].
+    pub(super) fn read(answers: &[PgRow]) -> Result<Self, sqlx::Error> {
+        let [sessions, prepared] = answers else {
+            return Err(sqlx::Error::RowNotFound);
+        };
+        Ok(Self {
+            has_hidden: sessions.try_get("has_hidden")?,
+            oldest: sessions.try_get("oldest")?,
+            has_prepared: prepared.try_get("has_prepared")?,
+        })
+    }
+
+    async fn ask(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        Self::read(&sqlx::raw_sql(OPEN).fetch_all(connection).await?)
+    }
+}
+
+/// Whether transactions that are open can hold a cursor of this type back.
+pub(super) fn holds_back(type_name: &str) -> bool {
+    type_name == "TIMESTAMPTZ"
+}
+
+/// The horizon of a pass that starts at `from`, by what was `open` when it began, or is now.
+pub(super) async fn horizon(
+    connection: &mut PgConnection,
+    open: Option<Open>,
+    cursor: &CursorColumn,
+    from: Option<&str>,
+) -> Result<Option<String>, sqlx::Error> {
+    if !holds_back(&cursor.type_name) {
+        return Ok(None);
+    }
+    let open = match open {
+        Some(open) => open,
+        None => Open::ask(connection).await?,
     };
-    Ok(Sessions {
-        has_hidden: sessions.try_get("has_hidden")?,
-        oldest: sessions.try_get("oldest")?,
-        has_prepared: prepared.try_get("has_prepared")?,
-    })
+    if open.has_hidden {
+        return Ok(None);
+    }
+    if !open.has_prepared {
+        return Ok(Some(open.oldest));
+    }
+    with_prepared(connection, &open.oldest, from)
+        .await
+        .map(Some)
+}
+
+/// Whether a poll could see all open transactions now.
+pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    Ok(!Open::ask(connection).await?.has_hidden)
 }
 
 /// Lowers the horizon for prepared transactions, which do not say when they began.

@@ -15,6 +15,7 @@ use super::columns::{Column, CursorColumn, Described, Reach};
 use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
 use super::error::{self, Failure};
 use super::feed;
+use super::horizon::Open;
 use super::inspect::{Inspection, bounded};
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
@@ -344,6 +345,7 @@ impl Dialect for MySqlDialect {
     async fn horizon(
         &self,
         _: &mut MySqlConnection,
+        _: Option<Open>,
         _: &CursorColumn,
         _: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error> {

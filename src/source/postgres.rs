@@ -1,6 +1,5 @@
 //! PostgreSQL: its expressions, its limits per transaction, its identity.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,10 +12,11 @@ use sqlx::{
 };
 
 use super::columns::{Column, CursorColumn, Described, Reach};
-use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink};
+use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, Standing};
 use super::error::{self, Failure};
 use super::feed;
-use super::horizon;
+use super::horizon::{self, OPEN, Open};
+use super::identity::{self, Identity};
 use super::inspect::{Inspection, bounded};
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
@@ -31,6 +31,7 @@ pub(super) struct PostgresDialect {
     pub(super) options: PgConnectOptions,
     pub(super) target: String,
     pub(super) statement_timeout: Duration,
+    identity: Identity,
 }
 
 impl PostgresDialect {
@@ -50,6 +51,7 @@ impl PostgresDialect {
             options,
             target,
             statement_timeout,
+            identity: Identity::default(),
         }
     }
 
@@ -240,6 +242,41 @@ impl Dialect for PostgresDialect {
         Ok(Began { is_replica })
     }
 
+    /// Unprepared and without parameters: one exchange for everything, once it is known what the role may ask.
+    async fn begin_pass(
+        &self,
+        connection: &mut PgConnection,
+        asks_open: bool,
+    ) -> Result<(Began, Standing), sqlx::Error> {
+        let mut began = None;
+        let mut sql = String::new();
+        if self.identity.is_known() {
+            sql = self.begin_sql() + ";\n";
+        } else {
+            began = Some(self.begin(connection).await?);
+        }
+        sql += self.identity.question(connection).await?;
+        if asks_open {
+            sql += ";\n";
+            sql += OPEN;
+        }
+        let asked = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection);
+        let answers = self.identity.judge(asked.await)?;
+        let mut rest = &answers[..];
+        let mut next = || rest.split_off_first().ok_or(sqlx::Error::RowNotFound);
+        let began = match began {
+            Some(began) => began,
+            None => Began {
+                is_replica: next()?.try_get(0)?,
+            },
+        };
+        let standing = Standing {
+            identity: identity::read(next()?)?,
+            open: asks_open.then(|| Open::read(rest)).transpose()?,
+        };
+        Ok((began, standing))
+    }
+
     async fn end(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         sqlx::raw_sql("ROLLBACK")
             .execute(&mut *connection)
@@ -296,13 +333,18 @@ impl Dialect for PostgresDialect {
         Ok(true)
     }
 
+    fn holds_back(type_name: &str) -> bool {
+        horizon::holds_back(type_name)
+    }
+
     async fn horizon(
         &self,
         connection: &mut PgConnection,
+        open: Option<Open>,
         cursor: &CursorColumn,
         from: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error> {
-        horizon::horizon(connection, cursor, from).await
+        horizon::horizon(connection, open, cursor, from).await
     }
 
     async fn feed(
@@ -321,29 +363,9 @@ impl Dialect for PostgresDialect {
     }
 
     async fn identity(&self, connection: &mut PgConnection) -> Result<String, sqlx::Error> {
-        // Without parameters and unprepared: one exchange each, since every poll begins with this.
-        let row = sqlx::raw_sql(
-            "SELECT d.oid::int8,
-                has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
-                AND has_function_privilege('pg_catalog.pg_control_checkpoint()', 'EXECUTE')
-             FROM pg_catalog.pg_database AS d
-             WHERE d.datname = current_database()",
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        let (number, may_ask): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
-        let mut id = format!("postgres database={number}");
-        if may_ask {
-            let row = sqlx::raw_sql(
-                "SELECT s.system_identifier, c.timeline_id::int8
-                 FROM pg_catalog.pg_control_system() AS s, pg_catalog.pg_control_checkpoint() AS c",
-            )
-            .fetch_one(&mut *connection)
-            .await?;
-            let (system, timeline): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            write!(id, " system={system} timeline={timeline}").expect("a String takes all text");
-        }
-        Ok(id)
+        let question = self.identity.question(connection).await?;
+        let asked = sqlx::raw_sql(question).fetch_one(connection);
+        identity::read(&self.identity.judge(asked.await)?)
     }
 
     async fn inspect(&self, connection: &mut PgConnection) -> Result<Inspection, sqlx::Error> {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::columns::{
     Described, INSTALLATIONS_QUERY, InstallationsLayout, Layout, Overlap, SOURCE_QUERY,
 };
-use super::connections::{Connections, Session};
+use super::connections::{Connections, Opening, Session};
 use super::dialect::Dialect;
 use super::feed::{CHANGE_FEED, Feed};
 use super::inspect::Description;
@@ -99,7 +99,7 @@ impl<D: Dialect> Source for Reader<D> {
         self.detached(|inner| async move {
             let mut session = inner.begin(SOURCE_QUERY).await?;
             let layouts = inner.layouts(&mut session).await;
-            session.end().await;
+            session.end();
             Ok(inner.shape(&*layouts?))
         })
         .await
@@ -108,9 +108,10 @@ impl<D: Dialect> Source for Reader<D> {
     async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError> {
         let from = from.clone();
         self.detached(move |inner| async move {
-            let mut session = inner.begin(SOURCE_QUERY).await?;
+            let opening = inner.opening(&from);
+            let mut session = inner.begin_with(SOURCE_QUERY, opening).await?;
             let page = inner.poll(&mut session, &from, limit.max(1)).await;
-            inner.finish(session, page).await
+            inner.finish(session, page)
         })
         .await
     }
@@ -122,7 +123,7 @@ impl<D: Dialect> Source for Reader<D> {
             let page = inner
                 .feed(&mut session, from.as_deref(), limit.max(1))
                 .await;
-            inner.finish(session, page).await
+            inner.finish(session, page)
         })
         .await
     }
@@ -138,7 +139,7 @@ impl<D: Dialect> Source for Reader<D> {
             let page = inner
                 .sweep(&mut session, after.as_ref(), limit.max(1))
                 .await;
-            inner.finish(session, page).await
+            inner.finish(session, page)
         })
         .await
     }
@@ -154,7 +155,7 @@ impl<D: Dialect> Source for Reader<D> {
             let page = inner
                 .sweep_rows(&mut session, after.as_ref(), limit.max(1))
                 .await;
-            inner.finish(session, page).await
+            inner.finish(session, page)
         })
         .await
     }
@@ -167,7 +168,7 @@ impl<D: Dialect> Source for Reader<D> {
         self.detached(move |inner| async move {
             let mut session = inner.begin(SOURCE_QUERY).await?;
             let ids = inner.fetch_ids(&mut session, &keys).await;
-            inner.finish(session, ids).await
+            inner.finish(session, ids)
         })
         .await
     }
@@ -180,7 +181,7 @@ impl<D: Dialect> Source for Reader<D> {
         self.detached(move |inner| async move {
             let mut session = inner.begin(SOURCE_QUERY).await?;
             let rows = inner.fetch(&mut session, &keys).await;
-            inner.finish(session, rows).await
+            inner.finish(session, rows)
         })
         .await
     }
@@ -196,7 +197,7 @@ impl<D: Dialect> Source for Reader<D> {
         self.detached(move |inner| async move {
             let mut session = inner.begin(INSTALLATIONS_QUERY).await?;
             let token = inner.token(&mut session, &installation_id).await;
-            inner.finish(session, token).await
+            inner.finish(session, token)
         })
         .await
     }
@@ -208,13 +209,8 @@ impl<D: Dialect> Source for Reader<D> {
             let (connections, connection) = session.parts();
             let asked = timeout(limit, connections.dialect.identity(connection)).await;
             let id = session.judge(asked);
-            session.end().await;
-            let mut id = id?;
-            if let Some(feed) = &inner.feed {
-                // A place in a feed is none in a cursor's order, nor in another feed.
-                id = format!("{id} feed={}", feed.name());
-            }
-            Ok(Identity { id })
+            session.end();
+            Ok(inner.identity(id?))
         })
         .await
     }
@@ -231,9 +227,17 @@ impl<D: Dialect> Inspect for Reader<D> {
 impl<D: Dialect> Inner<D> {
     /// Begins a transaction on the primary.
     async fn begin(&self, statement: &'static str) -> Result<Session<D>, SourceError> {
-        let session = self.connections.begin(statement).await?;
+        self.begin_with(statement, Opening::Plain).await
+    }
+
+    async fn begin_with(
+        &self,
+        statement: &'static str,
+        opening: Opening,
+    ) -> Result<Session<D>, SourceError> {
+        let session = self.connections.begin(statement, opening).await?;
         if session.is_replica && !self.allow_replica {
-            session.end().await;
+            session.end();
             return Err(SourceError::Replica {
                 target: self.connections.dialect.target().to_owned(),
             });
@@ -242,12 +246,12 @@ impl<D: Dialect> Inner<D> {
     }
 
     /// Ends the transaction. A query that failed may have new columns: they are asked again next time.
-    async fn finish<T>(
+    fn finish<T>(
         &self,
         session: Session<D>,
         outcome: Result<T, SourceError>,
     ) -> Result<T, SourceError> {
-        session.end().await;
+        session.end();
         if matches!(
             outcome,
             Err(SourceError::Query { .. } | SourceError::Shape { .. })
@@ -255,6 +259,27 @@ impl<D: Dialect> Inner<D> {
             self.remember(None);
         }
         outcome
+    }
+
+    /// What the transaction of a poll's page begins with.
+    fn opening(&self, from: &PollFrom) -> Opening {
+        if matches!(from, PollFrom::After(_)) {
+            return Opening::Plain;
+        }
+        let layouts = self.remembered();
+        let cursor = layouts.as_ref().and_then(|l| l.source.cursor.as_ref());
+        Opening::Pass {
+            asks_open: cursor.is_some_and(|cursor| D::holds_back(&cursor.type_name)),
+        }
+    }
+
+    fn identity(&self, id: String) -> Identity {
+        let id = match &self.feed {
+            // A place in a feed is none in a cursor's order, nor in another feed.
+            Some(feed) => format!("{id} feed={}", feed.name()),
+            None => id,
+        };
+        Identity { id }
     }
 
     fn remember(&self, layouts: Option<Arc<Layouts>>) {

@@ -19,6 +19,7 @@ use super::connections::CONNECT_TIMEOUT;
 use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
 use super::error::{self, Failure};
 use super::feed;
+use super::horizon::Open;
 use super::inspect::Inspection;
 use super::packed;
 use super::query::{Lexis, Query};
@@ -300,6 +301,7 @@ impl Dialect for SqliteDialect {
     async fn horizon(
         &self,
         _: &mut SqliteConnection,
+        _: Option<Open>,
         _: &CursorColumn,
         _: Option<&str>,
     ) -> Result<Option<String>, sqlx::Error> {

@@ -19,7 +19,7 @@ impl<D: Dialect> Inner<D> {
         let started = Instant::now();
         let mut session = self.begin(SOURCE_QUERY).await?;
         let described = self.describe_in(&mut session).await;
-        let mut description = self.finish(session, described).await?;
+        let mut description = self.finish(session, described)?;
         description.latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // Counting may take long, and its failure would spoil the rest: a transaction of its own.
         description.rows = self.count().await?;
@@ -123,7 +123,7 @@ impl<D: Dialect> Inner<D> {
             Ok(layouts) => session.rows(&self.pages(&layouts.source).count()).await,
             Err(_) => Ok(Rows::default()),
         };
-        session.end().await;
+        session.end();
         layouts?;
         match counted {
             Ok(rows) => Ok(rows

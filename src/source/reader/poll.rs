@@ -44,11 +44,13 @@ impl<D: Dialect> Inner<D> {
             }
             PollFrom::Beginning => (PollStart::Beginning, horizon(session, cursor, None).await?),
         };
-        let is_first = !matches!(from, PollFrom::After(_));
         let is_bounded = horizon.is_some();
-        let page = self
+        let mut page = self
             .poll_from(session, layout, cursor, &start, horizon, limit)
             .await?;
+        let standing = session.standing.take();
+        page.identity = standing.map(|standing| self.identity(standing.identity));
+        let is_first = !matches!(from, PollFrom::After(_));
         if !is_first || is_bounded || page.next.is_none() {
             return Ok(page);
         }
@@ -57,8 +59,13 @@ impl<D: Dialect> Inner<D> {
         // the next one's start; this page is read again, after that was asked.
         let newest = session.rows(&pages.newest_cursor(cursor)).await?;
         let newest = newest.first().into_iter().next().flatten();
-        self.poll_from(session, layout, cursor, &start, newest, limit)
-            .await
+        let again = self
+            .poll_from(session, layout, cursor, &start, newest, limit)
+            .await?;
+        Ok(PollPage {
+            identity: page.identity,
+            ..again
+        })
     }
 
     /// A poll's page from a place on, its rows compared with the horizon.
@@ -109,6 +116,7 @@ impl<D: Dialect> Inner<D> {
             rows: rows.into_iter().map(|placed| placed.row).collect(),
             next,
             horizon: horizon.filter(|_| !is_settled),
+            identity: None,
         })
     }
 }
@@ -119,7 +127,9 @@ async fn horizon<D: Dialect>(
     from: Option<&str>,
 ) -> Result<Option<String>, SourceError> {
     let limit = session.limit();
+    let open = session.standing.as_mut().and_then(|s| s.open.take());
     let (connections, connection) = session.parts();
-    let asked = timeout(limit, connections.dialect.horizon(connection, cursor, from)).await;
+    let asking = connections.dialect.horizon(connection, open, cursor, from);
+    let asked = timeout(limit, asking).await;
     session.judge(asked)
 }
