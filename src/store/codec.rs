@@ -7,7 +7,6 @@ use serde::de::{DeserializeOwned, IntoDeserializer as _};
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
 
 use crate::model::record::Missing;
 use crate::model::{
@@ -24,43 +23,38 @@ use super::fault::Fault;
 
 /// The cells of a row, by column name, in the few types that the state's tables have.
 pub(super) trait Cells {
-    fn text(&self, column: &str) -> Result<String, sqlx::Error>;
-    fn text_or_null(&self, column: &str) -> Result<Option<String>, sqlx::Error>;
-    fn integer(&self, column: &str) -> Result<i64, sqlx::Error>;
-    fn integer_or_null(&self, column: &str) -> Result<Option<i64>, sqlx::Error>;
-    fn bytes(&self, column: &str) -> Result<Vec<u8>, sqlx::Error>;
-    fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, sqlx::Error>;
-    fn flag(&self, column: &str) -> Result<bool, sqlx::Error>;
+    fn text(&self, column: &str) -> Result<String, Fault>;
+    fn text_or_null(&self, column: &str) -> Result<Option<String>, Fault>;
+    fn integer(&self, column: &str) -> Result<i64, Fault>;
+    fn integer_or_null(&self, column: &str) -> Result<Option<i64>, Fault>;
+    fn bytes(&self, column: &str) -> Result<Vec<u8>, Fault>;
+    fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, Fault>;
+    fn flag(&self, column: &str) -> Result<bool, Fault>;
 }
 
-macro_rules! cells {
-    ($($row:ty),+) => {
-        $(impl Cells for $row {
-            fn text(&self, column: &str) -> Result<String, sqlx::Error> {
-                self.try_get(column)
-            }
-            fn text_or_null(&self, column: &str) -> Result<Option<String>, sqlx::Error> {
-                self.try_get(column)
-            }
-            fn integer(&self, column: &str) -> Result<i64, sqlx::Error> {
-                self.try_get(column)
-            }
-            fn integer_or_null(&self, column: &str) -> Result<Option<i64>, sqlx::Error> {
-                self.try_get(column)
-            }
-            fn bytes(&self, column: &str) -> Result<Vec<u8>, sqlx::Error> {
-                self.try_get(column)
-            }
-            fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, sqlx::Error> {
-                self.try_get(column)
-            }
-            fn flag(&self, column: &str) -> Result<bool, sqlx::Error> {
-                self.try_get(column)
-            }
-        })+
-    };
+impl Cells for PgRow {
+    fn text(&self, column: &str) -> Result<String, Fault> {
+        Ok(self.try_get(column)?)
+    }
+    fn text_or_null(&self, column: &str) -> Result<Option<String>, Fault> {
+        Ok(self.try_get(column)?)
+    }
+    fn integer(&self, column: &str) -> Result<i64, Fault> {
+        Ok(self.try_get(column)?)
+    }
+    fn integer_or_null(&self, column: &str) -> Result<Option<i64>, Fault> {
+        Ok(self.try_get(column)?)
+    }
+    fn bytes(&self, column: &str) -> Result<Vec<u8>, Fault> {
+        Ok(self.try_get(column)?)
+    }
+    fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, Fault> {
+        Ok(self.try_get(column)?)
+    }
+    fn flag(&self, column: &str) -> Result<bool, Fault> {
+        Ok(self.try_get(column)?)
+    }
 }
-cells!(SqliteRow, PgRow);
 
 /// The columns of an entry, in the names that [`entry`] reads.
 macro_rules! entry_columns {
@@ -121,7 +115,7 @@ pub(super) fn record(key: &ResourceKey, row: &impl Cells) -> Result<Record, Faul
 
 /// The entry in a row with all of its columns.
 pub(super) fn entry(row: &impl Cells) -> Result<Entry, Fault> {
-    let text = |column| row.text(column).map_err(Fault::from);
+    let text = |column| row.text(column);
     let count = |column| number(row.integer(column)?, column);
     let lease = match (
         row.text_or_null("lease_owner")?,

@@ -74,7 +74,7 @@ impl Fault {
 }
 
 /// Primary result codes of SQLite after which the same may succeed: BUSY and LOCKED.
-const TRANSIENT_CODES: [u32; 2] = [5, 6];
+const TRANSIENT_CODES: [i32; 2] = [5, 6];
 
 /// SQLSTATEs of PostgreSQL after which the same may succeed at once: a serialization failure, a deadlock, and a unique key that
 /// another transaction was first to write.
@@ -93,7 +93,10 @@ impl From<sqlx::Error> for Fault {
         match error {
             sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
                 Some(error) => postgres(error),
-                None => sqlite(&*error),
+                None => {
+                    let code = error.code().and_then(|code| code.parse().ok());
+                    sqlite(code.unwrap_or_default(), error.message())
+                }
             },
             sqlx::Error::PoolTimedOut => {
                 database("no connection became free in time".to_owned(), true)
@@ -122,6 +125,30 @@ impl From<sqlx::Error> for Fault {
     }
 }
 
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::Error;
+        match error {
+            Error::SqliteFailure(failure, message) => {
+                let message = message.unwrap_or_else(|| failure.to_string());
+                sqlite(failure.extended_code, &message)
+            }
+            Error::InvalidColumnType(_, column, _) => {
+                Self::Corrupt(format!("the column {column} cannot be read"))
+            }
+            Error::FromSqlConversionFailure(index, ..)
+            | Error::IntegralValueOutOfRange(index, _)
+            | Error::InvalidColumnIndex(index) => {
+                Self::Corrupt(format!("the column {index} cannot be read"))
+            }
+            _ => Self::Database {
+                problem: "the database driver failed".to_owned(),
+                transient: false,
+            },
+        }
+    }
+}
+
 fn is_broken_connection(kind: std::io::ErrorKind) -> bool {
     use std::io::ErrorKind;
     matches!(
@@ -138,14 +165,12 @@ fn is_broken_connection(kind: std::io::ErrorKind) -> bool {
     )
 }
 
-fn sqlite(error: &dyn sqlx::error::DatabaseError) -> Fault {
+/// A failure of SQLite by its extended result code.
+fn sqlite(code: i32, message: &str) -> Fault {
     // SQLite's messages name tables, columns and constraints, never values.
-    let code = error.code().and_then(|code| code.parse::<u32>().ok());
-    let transient = code.is_some_and(|code| TRANSIENT_CODES.contains(&(code & 0xff)));
-    let code = code.map_or_else(String::new, |code| format!(" (SQLite code {code})"));
     Fault::Database {
-        problem: format!("{}{code}", error.message()),
-        transient,
+        problem: format!("{message} (SQLite code {code})"),
+        transient: TRANSIENT_CODES.contains(&(code & 0xff)),
     }
 }
 

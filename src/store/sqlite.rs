@@ -1,17 +1,15 @@
-//! The state in one SQLite file: WAL, fully synchronous, one writing task, a few reading connections.
+//! The state in one SQLite file: WAL, fully synchronous, one writing thread, a few reading connections.
 //!
-//! Everything that changes the state goes through the writing task, which commits what has arrived together. The file and its
+//! Everything that changes the state goes through the writing thread, which commits what has arrived together. The file and its
 //! companions are readable by their owner alone, and one daemon at a time works on them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{ConnectOptions as _, Sqlite, SqliteConnection};
+use rusqlite::params;
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::model::{
     FingerprintKey, InstallationId, Lease, LeaseToken, Record, ResourceKey, Timestamp,
@@ -29,19 +27,21 @@ use super::{
 
 use super::fault::Fault;
 use check::Damage;
+use db::Db;
 use file::{DaemonLock, cannot_open};
+use readers::Readers;
 use writer::Writer;
 
 mod acts;
 mod check;
 mod console;
+mod db;
 mod due;
 mod file;
 mod glance;
 mod guard;
-mod many;
-mod packed;
 mod read;
+mod readers;
 mod rows;
 mod save;
 mod session;
@@ -60,8 +60,6 @@ const CACHE_KIB: u32 = 6 * 1024;
 /// How many pages the journal may hold before they are written back: claims and outcomes write the same pages again and again, and each
 /// is written back once. 16 MiB beside the state, less where the disk is full before (see [`writer`]).
 const CHECKPOINT_PAGES: u32 = 4096;
-/// How many reads run at once.
-const READERS_MAX: u32 = 4;
 
 /// A state in a SQLite file.
 #[derive(Debug)]
@@ -69,8 +67,7 @@ pub struct SqliteStore {
     path: PathBuf,
     key: FingerprintKey,
     writer: Writer,
-    readers: SqlitePool,
-    damage: Damage,
+    readers: Readers,
 }
 
 impl SqliteStore {
@@ -88,37 +85,28 @@ impl SqliteStore {
             None
         };
         let refused = |fault: Fault| cannot_open(path, &fault.problem());
-        let options = options(path);
-        let mut connection = options
-            .clone()
-            .pragma("cache_size", format!("-{CACHE_KIB}"))
-            .connect()
-            .await
-            .map_err(|error| refused(error.into()))?;
-        refuse_old_sqlite(path, &mut connection).await?;
-        refuse_foreign(path, &mut connection).await?;
-        let found = schema(path, &mut connection).await?;
+        let db = Db::look_at(path).map_err(refused)?;
+        refuse_old_sqlite(path, &db)?;
+        refuse_foreign(path, &db)?;
+        db.settle().map_err(refused)?;
+        db.keep_in_memory(CACHE_KIB).map_err(refused)?;
+        let found = schema(path, &db)?;
         let damage = Damage::default();
         if is_daemon {
             // Nothing is rewritten in a file that may be damaged.
             let patience = (found == migrate::newest(SQLITE)).then_some(check::PATIENCE);
-            let check = check::check(path.to_owned(), options.clone());
+            let check = check::check(path.to_owned());
             check::wait_for(check, patience, damage.clone()).await?;
         }
-        migrate(path, &mut connection, found, access).await?;
-        let key = fingerprint_key(&mut connection).await.map_err(refused)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .min_connections(0)
-            // A file does not hang up.
-            .test_before_acquire(false)
-            .connect_lazy_with(options.pragma("query_only", "ON"));
+        migrate(path, found, access).await?;
+        let key = fingerprint_key(&db).map_err(refused)?;
+        let writer = Writer::start(db, damage.clone(), lock)
+            .map_err(|error| cannot_open(path, &error.kind().to_string()))?;
         Ok(Self {
             path: path.to_owned(),
             key,
-            writer: Writer::start(connection, damage.clone(), lock),
-            damage,
-            readers,
+            writer,
+            readers: Readers::new(path.to_owned(), damage),
         })
     }
 
@@ -130,35 +118,20 @@ impl SqliteStore {
         self.writer.close().await;
     }
 
-    async fn reader(&self) -> Result<PoolConnection<Sqlite>, Fault> {
-        self.damage.none()?;
-        Ok(self.readers.acquire().await?)
+    async fn read<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        read: impl FnOnce(&Db) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let outcome = self.readers.read(read).await;
+        outcome.map_err(|fault| fault.during(operation))
     }
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        // Created beforehand, with the mode that it is to have.
-        .create_if_missing(false)
-        .busy_timeout(BUSY_TIMEOUT)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        // What a statement may have to undo is kept in memory, as are sorted rows: no file but the state's own holds anything of it.
-        .pragma("temp_store", "MEMORY")
-        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
-        .disable_statement_logging()
-}
-
-async fn refuse_old_sqlite(
-    path: &Path,
-    connection: &mut SqliteConnection,
-) -> Result<(), StoreError> {
-    let version: String = sqlx::query_scalar("SELECT sqlite_version()")
-        .fetch_one(connection)
-        .await
-        .map_err(|error| cannot_open(path, &Fault::from(error).problem()))?;
+fn refuse_old_sqlite(path: &Path, db: &Db) -> Result<(), StoreError> {
+    let version: String = db
+        .value("SELECT sqlite_version()", params![])
+        .map_err(|fault| cannot_open(path, &fault.problem()))?;
     if is_sound(&version) {
         return Ok(());
     }
@@ -175,26 +148,25 @@ fn is_sound(version: &str) -> bool {
 }
 
 /// Refuses a database that another program made, for instance the provider's own.
-async fn refuse_foreign(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let refused = |error: sqlx::Error| cannot_open(path, &Fault::from(error).problem());
-    let application_id: i64 = sqlx::query_scalar("PRAGMA application_id")
-        .fetch_one(&mut *connection)
-        .await
+fn refuse_foreign(path: &Path, db: &Db) -> Result<(), StoreError> {
+    let refused = |fault: Fault| cannot_open(path, &fault.problem());
+    let application_id: i64 = db
+        .value("PRAGMA application_id", params![])
         .map_err(refused)?;
     if application_id == APPLICATION_ID {
         return Ok(());
     }
     // A crash before the first migration was committed leaves nothing but the migrations' own table.
-    let tables: i64 = sqlx::query_scalar(
-        "SELECT count(*)
-         FROM sqlite_schema
-         WHERE type = 'table'
-           AND name <> '_sqlx_migrations'
-           AND name NOT LIKE 'sqlite!_%' ESCAPE '!'",
-    )
-    .fetch_one(connection)
-    .await
-    .map_err(refused)?;
+    let tables: i64 = db
+        .value(
+            "SELECT count(*)
+             FROM sqlite_schema
+             WHERE type = 'table'
+               AND name <> '_sqlx_migrations'
+               AND name NOT LIKE 'sqlite!_%' ESCAPE '!'",
+            params![],
+        )
+        .map_err(refused)?;
     if tables == 0 && application_id == 0 {
         Ok(())
     } else {
@@ -203,24 +175,22 @@ async fn refuse_foreign(path: &Path, connection: &mut SqliteConnection) -> Resul
 }
 
 /// The schema that the file has; 0: none yet. Fails when it is newer than what is known.
-async fn schema(path: &Path, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-    let refused = |error: sqlx::Error| cannot_open(path, &Fault::from(error).problem());
+fn schema(path: &Path, db: &Db) -> Result<i64, StoreError> {
+    let refused = |fault: Fault| cannot_open(path, &fault.problem());
     let known = migrate::newest(SQLITE);
-    let has_schema: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1
-                        FROM sqlite_schema
-                        WHERE type = 'table'
-                          AND name = '_sqlx_migrations')",
-    )
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(refused)?;
+    let has_schema: bool = db
+        .value(
+            "SELECT EXISTS (SELECT 1
+                            FROM sqlite_schema
+                            WHERE type = 'table'
+                              AND name = '_sqlx_migrations')",
+            params![],
+        )
+        .map_err(refused)?;
     let mut found = 0;
     if has_schema {
-        found = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM _sqlx_migrations")
-            .fetch_one(connection)
-            .await
-            .map_err(refused)?;
+        let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
+        found = db.value(newest, params![]).map_err(refused)?;
     }
     if found > known {
         return Err(StoreError::Newer { found, known });
@@ -229,20 +199,23 @@ async fn schema(path: &Path, connection: &mut SqliteConnection) -> Result<i64, S
 }
 
 /// Brings the schema up to date. A command beside a daemon does so only if there is none.
-async fn migrate(
-    path: &Path,
-    connection: &mut SqliteConnection,
-    found: i64,
-    access: Access,
-) -> Result<(), StoreError> {
+async fn migrate(path: &Path, found: i64, access: Access) -> Result<(), StoreError> {
     let refused = |error: sqlx::Error| cannot_open(path, &Fault::from(error).problem());
     let _lock = if found < migrate::newest(SQLITE) && access == Access::Beside {
         Some(DaemonLock::take(path).await?)
     } else {
         None
     };
+    let mut connection = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT)
+        .disable_statement_logging()
+        .connect()
+        .await
+        .map_err(refused)?;
     migrate::migrator(SQLITE)
-        .run_direct(None, connection, false)
+        .run_direct(None, &mut connection, false)
         .await
         .map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(error)
@@ -252,26 +225,23 @@ async fn migrate(
 }
 
 /// The key of this state's fingerprints; drawn when there is none yet.
-async fn fingerprint_key(connection: &mut SqliteConnection) -> Result<FingerprintKey, Fault> {
+fn fingerprint_key(db: &Db) -> Result<FingerprintKey, Fault> {
     let mut drawn = [0; 32];
     getrandom::fill(&mut drawn).map_err(|_| Fault::Database {
         problem: "the operating system gives no randomness".to_owned(),
         transient: false,
     })?;
-    sqlx::query(
+    db.run(
         "INSERT OR IGNORE INTO meta (name, value)
          VALUES ('fingerprint_key', ?1)",
-    )
-    .bind(&drawn[..])
-    .execute(&mut *connection)
-    .await?;
-    let kept: Vec<u8> = sqlx::query_scalar(
+        params![&drawn[..]],
+    )?;
+    let kept: Vec<u8> = db.value(
         "SELECT value
          FROM meta
          WHERE name = 'fingerprint_key'",
-    )
-    .fetch_one(connection)
-    .await?;
+        params![],
+    )?;
     let bytes = <[u8; 32]>::try_from(kept)
         .map_err(|_| Fault::Corrupt("the fingerprint key is not 32 bytes long".to_owned()))?;
     Ok(FingerprintKey::new(bytes))
@@ -284,9 +254,9 @@ impl Store for SqliteStore {
     }
 
     async fn glance(&self, keys: &[ResourceKey]) -> Result<Vec<Glance>, StoreError> {
-        let read = async { read::glance(&mut *self.reader().await?, keys).await };
-        read.await
-            .map_err(|fault| fault.during("look at resources"))
+        let keys = keys.to_vec();
+        self.read("look at resources", move |db| read::glance(db, &keys))
+            .await
     }
 
     async fn glance_between(
@@ -295,14 +265,18 @@ impl Store for SqliteStore {
         last: (&str, &str),
         limit: u32,
     ) -> Result<Option<Glances>, StoreError> {
-        let read = async { glance::between(&mut *self.reader().await?, first, last, limit).await };
-        read.await
-            .map_err(|fault| fault.during("look at resources"))
+        let owned = |(one, other): (&str, &str)| (one.to_owned(), other.to_owned());
+        let (first, last) = (owned(first), owned(last));
+        self.read("look at resources", move |db| {
+            glance::between(db, (&first.0, &first.1), (&last.0, &last.1), limit)
+        })
+        .await
     }
 
     async fn records(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, StoreError> {
-        let read = async { read::records(&mut *self.reader().await?, keys).await };
-        read.await.map_err(|fault| fault.during("read resources"))
+        let keys = keys.to_vec();
+        self.read("read resources", move |db| read::records(db, &keys))
+            .await
     }
 
     async fn reconcile(&self, batch: Batch) -> Result<Reconciled, StoreError> {
@@ -315,9 +289,7 @@ impl Store for SqliteStore {
     }
 
     async fn progress(&self) -> Result<Progress, StoreError> {
-        let read = async { read::progress(&mut *self.reader().await?).await };
-        read.await
-            .map_err(|fault| fault.during("read where passes stand"))
+        self.read("read where passes stand", read::progress).await
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claimed>, StoreError> {
@@ -330,9 +302,7 @@ impl Store for SqliteStore {
     }
 
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
-        let read = async { read::next_due(&mut *self.reader().await?).await };
-        read.await
-            .map_err(|fault| fault.during("find the next due entry"))
+        self.read("find the next due entry", read::next_due).await
     }
 
     async fn advance(&self, settlement: Settlement) -> Result<Option<Advanced>, StoreError> {
@@ -370,7 +340,7 @@ impl Store for SqliteStore {
             .write("pause an installation", move |rows| {
                 Box::pin(async move {
                     steps::pause(rows, &pause).await?;
-                    acts::note_pause(rows, &pause).await
+                    acts::note_pause(rows, &pause)
                 })
             })
             .await
@@ -391,9 +361,10 @@ impl Store for SqliteStore {
     }
 
     async fn probes_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Pause>, StoreError> {
-        let read = async { read::probes_due(&mut *self.reader().await?, now, limit).await };
-        read.await
-            .map_err(|fault| fault.during("find installations to probe"))
+        self.read("find installations to probe", move |db| {
+            read::probes_due(db, now, limit)
+        })
+        .await
     }
 
     async fn keys_after(
@@ -401,13 +372,15 @@ impl Store for SqliteStore {
         after: Option<&ResourceKey>,
         limit: u32,
     ) -> Result<Vec<ResourceKey>, StoreError> {
-        let read = async { read::keys_after(&mut *self.reader().await?, after, limit).await };
-        read.await.map_err(|fault| fault.during("list resources"))
+        let after = after.cloned();
+        self.read("list resources", move |db| {
+            read::keys_after(db, after.as_ref(), limit)
+        })
+        .await
     }
 
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
-        let read = async { read::counts(&mut *self.reader().await?, now).await };
-        read.await.map_err(|fault| fault.during("count"))
+        self.read("count", move |db| read::counts(db, now)).await
     }
 
     async fn is_blocked(
@@ -415,10 +388,11 @@ impl Store for SqliteStore {
         installation_id: &InstallationId,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let read =
-            async { read::is_blocked(&mut *self.reader().await?, installation_id, now).await };
-        read.await
-            .map_err(|fault| fault.during("look at an installation"))
+        let installation_id = installation_id.clone();
+        self.read("look at an installation", move |db| {
+            read::is_blocked(db, &installation_id, now)
+        })
+        .await
     }
 
     async fn mark_drifted(
@@ -433,7 +407,7 @@ impl Store for SqliteStore {
                 Box::pin(async move {
                     let marked = steps::mark_drifted(rows, &drifted, now).await?;
                     if let Some(by) = by {
-                        acts::note_fixes(rows, &marked, &by, now).await?;
+                        acts::note_fixes(rows, &marked, &by, now)?;
                     }
                     Ok(marked.len() as u64)
                 })
@@ -442,19 +416,19 @@ impl Store for SqliteStore {
     }
 
     async fn rechecks(&self, limit: u32) -> Result<Vec<ResourceKey>, StoreError> {
-        let read = async { read::rechecks(&mut *self.reader().await?, limit).await };
-        read.await
-            .map_err(|fault| fault.during("find rows to read again"))
+        self.read("find rows to read again", move |db| {
+            read::rechecks(db, limit)
+        })
+        .await
     }
 
     async fn hold(&self, id: i64) -> Result<Option<HoldReport>, StoreError> {
-        let read = async { guard::report(&mut *self.reader().await?, id).await };
-        read.await.map_err(|fault| fault.during("read a hold"))
+        self.read("read a hold", move |db| guard::report(db, id))
+            .await
     }
 
     async fn open_holds(&self) -> Result<Vec<Hold>, StoreError> {
-        let read = async { guard::open_holds(&mut *self.reader().await?).await };
-        read.await.map_err(|fault| fault.during("list holds"))
+        self.read("list holds", guard::open_holds).await
     }
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
@@ -503,7 +477,7 @@ impl Store for SqliteStore {
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {
         self.writer
             .write("delete what is past its retention", move |rows| {
-                Box::pin(async move { rows.prune(cutoffs, limit).await })
+                Box::pin(async move { rows.prune(cutoffs, limit) })
             })
             .await
     }
@@ -519,7 +493,10 @@ mod tests {
         let opened = SqliteStore::open(&directory.path().join("state.db"), Access::Daemon).await;
         let store = opened.expect("a new state");
         assert!(store.progress().await.is_ok());
-        store.damage.found("page 7 is not what it was".to_owned());
+        store
+            .readers
+            .damage
+            .found("page 7 is not what it was".to_owned());
         let read = store.progress().await.map(|_| ());
         let written = store.release_watch(LeaseToken(1)).await.map(|_| ());
         for refused in [read, written] {

@@ -1,6 +1,6 @@
 //! What people did, in the SQLite state: left by the transaction that does it, logged by the daemon later.
 
-use sqlx::SqliteConnection;
+use rusqlite::params;
 
 use crate::model::{InstallationId, ResourceId, ResourceKey, Timestamp};
 use crate::store::Pause;
@@ -8,18 +8,19 @@ use crate::store::codec::{self, Cells as _, json};
 use crate::store::console::{Act, ActId, Person};
 use crate::store::fault::Fault;
 
+use super::db::Db;
 use super::session::SqliteRows;
 
 /// Leaves the row that tells of a person's pause; automatic ones are no acts.
-pub(super) async fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(), Fault> {
+pub(super) fn note_pause(rows: &mut SqliteRows, pause: &Pause) -> Result<(), Fault> {
     match Act::paused(pause) {
-        Some(act) => note(rows, &act).await,
+        Some(act) => note(rows, &act),
         None => Ok(()),
     }
 }
 
 /// Leaves the rows that tell of resources whose drift a person ordered to be fixed.
-pub(super) async fn note_fixes(
+pub(super) fn note_fixes(
     rows: &mut SqliteRows,
     keys: &[ResourceKey],
     by: &Person,
@@ -27,13 +28,13 @@ pub(super) async fn note_fixes(
 ) -> Result<(), Fault> {
     for key in keys {
         let act = Act::new("fix", by.clone(), now).of_resource(key.clone());
-        note(rows, &act).await?;
+        note(rows, &act)?;
     }
     Ok(())
 }
 
 /// Leaves the row of an act.
-pub(super) async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
+pub(super) fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
     let Act {
         at,
         actor,
@@ -43,57 +44,45 @@ pub(super) async fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> 
         entry_id,
         reason,
     } = act;
-    sqlx::query(
+    rows.db().run(
         "INSERT INTO act (at, actor, act, installation_id, resource_id, entry_id, reason)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )
-    .bind(at.as_millis())
-    .bind(actor)
-    .bind(act)
-    .bind(installation_id.as_ref().map(InstallationId::as_str))
-    .bind(resource_id.as_ref().map(ResourceId::as_str))
-    .bind(entry_id.map(|id| id.0))
-    .bind(reason)
-    .execute(rows.connection())
-    .await?;
+        params![
+            at.as_millis(),
+            actor,
+            act,
+            installation_id.as_ref().map(InstallationId::as_str),
+            resource_id.as_ref().map(ResourceId::as_str),
+            entry_id.map(|id| id.0),
+            reason
+        ],
+    )?;
     Ok(())
 }
 
 /// [`crate::store::console::Console::untold_acts`].
-pub(super) async fn untold(
-    connection: &mut SqliteConnection,
-    limit: u32,
-) -> Result<Vec<(ActId, Act)>, Fault> {
-    let rows = sqlx::query(
+pub(super) fn untold(db: &Db, limit: u32) -> Result<Vec<(ActId, Act)>, Fault> {
+    let rows = db.rows(
         "SELECT id, at, actor, act, installation_id, resource_id, entry_id, reason
          FROM act
          WHERE told_at IS NULL
          ORDER BY id
          LIMIT ?1",
-    )
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+        params![i64::from(limit)],
+    )?;
     rows.iter()
         .map(|row| Ok((ActId(row.integer("id")?), codec::act(row)?)))
         .collect()
 }
 
 /// [`crate::store::console::Console::acts_told`].
-pub(super) async fn told(
-    rows: &mut SqliteRows,
-    ids: &[ActId],
-    now: Timestamp,
-) -> Result<(), Fault> {
+pub(super) fn told(rows: &mut SqliteRows, ids: &[ActId], now: Timestamp) -> Result<(), Fault> {
     let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
-    sqlx::query(
+    rows.db().run(
         "UPDATE act
          SET told_at = ?1
          WHERE id IN (SELECT value FROM json_each(?2))",
-    )
-    .bind(now.as_millis())
-    .bind(json(&ids))
-    .execute(rows.connection())
-    .await?;
+        params![now.as_millis(), json(&ids)],
+    )?;
     Ok(())
 }

@@ -4,16 +4,17 @@
 //! beside the work; what is found then ends all work on the state, as any failure of it does.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::ConnectOptions as _;
-use sqlx::sqlite::SqliteConnectOptions;
+use rusqlite::params;
+use tokio::sync::oneshot;
 
 use crate::store::StoreError;
 use crate::store::fault::Fault;
 
+use super::db::Db;
 use super::file::cannot_open;
 
 /// How long a start waits for the check.
@@ -38,18 +39,29 @@ impl Damage {
     }
 }
 
-/// Has SQLite look at every page of the file, on a connection of its own.
-pub(super) async fn check(path: PathBuf, options: SqliteConnectOptions) -> Result<(), StoreError> {
-    let refused = |error: sqlx::Error| cannot_open(&path, &Fault::from(error).problem());
-    let mut connection = options
-        .pragma("query_only", "ON")
-        .connect()
-        .await
-        .map_err(refused)?;
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(&mut connection)
-        .await
-        .map_err(refused)?;
+/// Has SQLite look at every page of the file, on a connection and in a thread of its own: an end of the process does not wait for it.
+pub(super) async fn check(path: PathBuf) -> Result<(), StoreError> {
+    let (tell, told) = oneshot::channel();
+    let started = std::thread::Builder::new()
+        .name("state check".to_owned())
+        .spawn(move || {
+            // Nobody may be waiting any more.
+            let _ = tell.send(look(&path));
+        });
+    let none = || StoreError::Corrupt {
+        problem: "the check of the file ended without a verdict".to_owned(),
+    };
+    started.map_err(|_| none())?;
+    told.await.map_err(|_| none())?
+}
+
+fn look(path: &Path) -> Result<(), StoreError> {
+    let ask = || {
+        let db = Db::open(path)?;
+        db.only_read()?;
+        db.value("PRAGMA quick_check(1)", params![])
+    };
+    let verdict: String = ask().map_err(|fault: Fault| cannot_open(path, &fault.problem()))?;
     if verdict == "ok" {
         return Ok(());
     }

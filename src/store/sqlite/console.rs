@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use sqlx::SqliteConnection;
+use rusqlite::params;
 
 use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
@@ -15,6 +15,7 @@ use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
+use super::db::{self, Db};
 use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
@@ -58,35 +59,33 @@ const ATTEMPTS_BY_ENTRY: &str = "
 #[async_trait]
 impl Console for SqliteStore {
     async fn entries(&self, filter: &EntryFilter) -> Result<EntryPage, StoreError> {
-        let read = async { entries(&mut *self.reader().await?, filter).await };
-        read.await.map_err(|fault| fault.during("list entries"))
+        let filter = filter.clone();
+        self.read("list entries", move |db| entries(db, &filter))
+            .await
     }
 
     async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError> {
-        let read = async { entry(&mut *self.reader().await?, id, attempts).await };
-        read.await.map_err(|fault| fault.during("read an entry"))
+        self.read("read an entry", move |db| entry(db, id, attempts))
+            .await
     }
 
     async fn story(&self, key: &ResourceKey, limit: u32) -> Result<Story, StoreError> {
-        let read = async { story(&mut *self.reader().await?, key, limit).await };
-        read.await.map_err(|fault| fault.during("read a resource"))
+        let key = key.clone();
+        self.read("read a resource", move |db| story(db, &key, limit))
+            .await
     }
 
     async fn quarantined(&self, limit: u32) -> Result<(Vec<Quarantined>, u64), StoreError> {
-        let read = async { quarantined(&mut *self.reader().await?, limit).await };
-        read.await
-            .map_err(|fault| fault.during("list quarantined rows"))
+        self.read("list quarantined rows", move |db| quarantined(db, limit))
+            .await
     }
 
     async fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
-        let read = async { pauses(&mut *self.reader().await?, None).await };
-        read.await.map_err(|fault| fault.during("list pauses"))
+        self.read("list pauses", move |db| pauses(db, None)).await
     }
 
     async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError> {
-        let read = async { installations(&mut *self.reader().await?).await };
-        read.await
-            .map_err(|fault| fault.during("list installations"))
+        self.read("list installations", installations).await
     }
 
     async fn daemon(&self) -> Result<Daemon, StoreError> {
@@ -103,35 +102,30 @@ impl Console for SqliteStore {
     }
 
     async fn retries_since(&self, since: Timestamp) -> Result<u64, StoreError> {
-        let read = async {
-            let retries: i64 = sqlx::query_scalar(
+        self.read("count retries", move |db| {
+            let retries: i64 = db.value(
                 "SELECT count(*)
                  FROM attempt
                  WHERE ended_at >= ?1
                    AND outcome IN ('lost', 'failed', 'unreachable', 'rate_limited', 'conflict', 'token_refused')",
-            )
-            .bind(since.as_millis())
-            .fetch_one(&mut *self.reader().await?)
-            .await?;
+                params![since.as_millis()],
+            )?;
             number(retries, "retries")
-        };
-        read.await
-            .map_err(|fault: Fault| fault.during("count retries"))
+        })
+        .await
     }
 
     async fn discarded(&self) -> Result<u64, StoreError> {
-        let read = async {
-            let discarded: i64 = sqlx::query_scalar(
+        self.read("count what was discarded", |db| {
+            let discarded: i64 = db.value(
                 "SELECT count(*)
                  FROM resource INDEXED BY resource_dismissed
                  WHERE dismissed <> '{}'",
-            )
-            .fetch_one(&mut *self.reader().await?)
-            .await?;
+                params![],
+            )?;
             number(discarded, "discarded")
-        };
-        read.await
-            .map_err(|fault: Fault| fault.during("count what was discarded"))
+        })
+        .await
     }
 
     async fn act(
@@ -169,7 +163,7 @@ impl Console for SqliteStore {
                         steps::resume(rows, &installation_id, PauseKind::Manual, now).await?;
                     if resumed {
                         let act = Act::new("resume", by, now).of_installation(installation_id);
-                        note(rows, &act).await?;
+                        note(rows, &act)?;
                     }
                     Ok(resumed)
                 })
@@ -181,22 +175,21 @@ impl Console for SqliteStore {
         let act = act.clone();
         self.writer
             .write("keep what a person does", move |rows| {
-                Box::pin(async move { note(rows, &act).await })
+                Box::pin(async move { note(rows, &act) })
             })
             .await
     }
 
     async fn untold_acts(&self, limit: u32) -> Result<Vec<(ActId, Act)>, StoreError> {
-        let read = async { acts::untold(&mut *self.reader().await?, limit).await };
-        read.await
-            .map_err(|fault| fault.during("read what people did"))
+        self.read("read what people did", move |db| acts::untold(db, limit))
+            .await
     }
 
     async fn acts_told(&self, ids: &[ActId], now: Timestamp) -> Result<(), StoreError> {
         let ids = ids.to_vec();
         self.writer
             .write("keep that people's acts were logged", move |rows| {
-                Box::pin(async move { acts::told(rows, &ids, now).await })
+                Box::pin(async move { acts::told(rows, &ids, now) })
             })
             .await
     }
@@ -209,14 +202,12 @@ async fn carry_out(
     by: &Person,
     now: Timestamp,
 ) -> Result<Answer, Fault> {
-    let row = sqlx::query(
+    let row = rows.db().find_row(
         "SELECT installation_id, resource_id, closed_at
          FROM entry
          WHERE id = ?1",
-    )
-    .bind(id.0)
-    .fetch_optional(rows.connection())
-    .await?;
+        params![id.0],
+    )?;
     let Some(row) = row else {
         return Ok(Answer::Unknown);
     };
@@ -228,14 +219,11 @@ async fn carry_out(
         Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
     };
-    note(rows, &Act::ordered(&key, id, order, by, now)).await?;
+    note(rows, &Act::ordered(&key, id, order, by, now))?;
     Ok(Answer::Done { key, state })
 }
 
-async fn entries(
-    connection: &mut SqliteConnection,
-    filter: &EntryFilter,
-) -> Result<EntryPage, Fault> {
+fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
     let EntryFilter {
         states,
         installation_id,
@@ -276,45 +264,35 @@ async fn entries(
              ORDER BY entry.id"
         )
     };
-    let mut rows = sqlx::query(query)
-        .bind(json(&names))
-        .bind(installation_id.as_ref().map(InstallationId::as_str))
-        .bind(since.map(Timestamp::as_millis))
-        .bind(ids.as_ref().map(json))
-        .fetch(connection);
+    let mut statement = db.prepare(query)?;
+    let columns = db::names(&statement);
+    let mut rows = statement.query(params![
+        json(&names),
+        installation_id.as_ref().map(InstallationId::as_str),
+        since.map(Timestamp::as_millis),
+        ids.as_ref().map(json),
+    ])?;
     let mut page = EntryPage {
         entries: Vec::new(),
         total: 0,
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
-    while let Some(row) = futures_util::TryStreamExt::try_next(&mut rows).await? {
+    while let Some(row) = db::next(&mut rows, &columns)? {
         page.consider(*limit, *field, || codec::listed(&row))?;
     }
     Ok(page)
 }
 
-async fn entry(
-    connection: &mut SqliteConnection,
-    id: EntryId,
-    attempts: u32,
-) -> Result<Option<EntryDetail>, Fault> {
-    let row = sqlx::query(listed!("entry.id = ?1"))
-        .bind(id.0)
-        .fetch_optional(&mut *connection)
-        .await?;
+fn entry(db: &Db, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, Fault> {
+    let row = db.find_row(listed!("entry.id = ?1"), params![id.0])?;
     let Some(row) = row else {
         return Ok(None);
     };
     let listed = codec::listed(&row)?;
-    let record = read::records(&mut *connection, std::slice::from_ref(&listed.key))
-        .await?
+    let record = read::records(db, std::slice::from_ref(&listed.key))?
         .pop()
         .unwrap_or_else(|| Record::new(listed.key.clone()));
-    let rows = sqlx::query(ATTEMPTS_BY_ENTRY)
-        .bind(id.0)
-        .bind(i64::from(attempts))
-        .fetch_all(connection)
-        .await?;
+    let rows = db.rows(ATTEMPTS_BY_ENTRY, params![id.0, i64::from(attempts)])?;
     Ok(Some(EntryDetail {
         listed,
         record,
@@ -322,93 +300,68 @@ async fn entry(
     }))
 }
 
-async fn story(
-    connection: &mut SqliteConnection,
-    key: &ResourceKey,
-    limit: u32,
-) -> Result<Story, Fault> {
+fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
     let (installation_id, resource_id) = (key.installation_id.as_str(), key.resource_id.as_str());
-    let record = read::records(&mut *connection, std::slice::from_ref(key))
-        .await?
+    let record = read::records(db, std::slice::from_ref(key))?
         .pop()
         .unwrap_or_else(|| Record::new(key.clone()));
-    let unusable = sqlx::query(
+    let unusable = db.find_row(
         "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
          FROM quarantine
          WHERE installation_id = ?1
            AND resource_id = ?2
            AND slot = x''",
-    )
-    .bind(installation_id)
-    .bind(resource_id)
-    .fetch_optional(&mut *connection)
-    .await?;
-    let closed = sqlx::query(listed!(
-        "entry.installation_id = ?1
+        params![installation_id, resource_id],
+    )?;
+    let closed = db.rows(
+        listed!(
+            "entry.installation_id = ?1
          AND entry.resource_id = ?2
          AND entry.closed_at IS NOT NULL
          ORDER BY entry.id DESC
          LIMIT ?3"
-    ))
-    .bind(installation_id)
-    .bind(resource_id)
-    .bind(i64::from(limit))
-    .fetch_all(&mut *connection)
-    .await?;
-    let attempts = sqlx::query(ATTEMPTS_BY_RESOURCE)
-        .bind(installation_id)
-        .bind(resource_id)
-        .bind(i64::from(limit))
-        .fetch_all(&mut *connection)
-        .await?;
-    let acts = sqlx::query(
+        ),
+        params![installation_id, resource_id, i64::from(limit)],
+    )?;
+    let attempts = db.rows(
+        ATTEMPTS_BY_RESOURCE,
+        params![installation_id, resource_id, i64::from(limit)],
+    )?;
+    let acts = db.rows(
         "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
          FROM act
          WHERE (installation_id = ?1 AND (resource_id = ?2 OR resource_id IS NULL))
             OR installation_id IS NULL
          ORDER BY id DESC
          LIMIT ?3",
-    )
-    .bind(installation_id)
-    .bind(resource_id)
-    .bind(i64::from(limit))
-    .fetch_all(&mut *connection)
-    .await?;
-    let limited_until: Option<i64> = sqlx::query_scalar(
+        params![installation_id, resource_id, i64::from(limit)],
+    )?;
+    let limited_until: Option<i64> = db.find_value(
         "SELECT limited_until
          FROM installation
          WHERE installation_id = ?1",
-    )
-    .bind(installation_id)
-    .fetch_optional(&mut *connection)
-    .await?;
+        params![installation_id],
+    )?;
     Ok(Story {
         record,
         quarantined: unusable.as_ref().map(codec::quarantined).transpose()?,
         closed: codec::oldest_first(&closed, codec::listed)?,
         attempts: codec::oldest_first(&attempts, codec::attempt)?,
         acts: codec::oldest_first(&acts, codec::act)?,
-        pauses: pauses(connection, Some(&key.installation_id)).await?,
+        pauses: pauses(db, Some(&key.installation_id))?,
         limited_until: limited_until.map(Timestamp::from_millis),
     })
 }
 
-async fn quarantined(
-    connection: &mut SqliteConnection,
-    limit: u32,
-) -> Result<(Vec<Quarantined>, u64), Fault> {
-    let total: i64 = sqlx::query_scalar("SELECT count(*) FROM quarantine")
-        .fetch_one(&mut *connection)
-        .await?;
-    let rows = sqlx::query(
+fn quarantined(db: &Db, limit: u32) -> Result<(Vec<Quarantined>, u64), Fault> {
+    let total: i64 = db.value("SELECT count(*) FROM quarantine", params![])?;
+    let rows = db.rows(
         "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
          FROM quarantine
          ORDER BY since, installation_id, resource_id, slot
          LIMIT ?1",
-    )
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+        params![i64::from(limit)],
+    )?;
     let rows: Vec<Quarantined> = rows
         .iter()
         .map(codec::quarantined)
@@ -416,32 +369,27 @@ async fn quarantined(
     Ok((rows, number(total, "quarantined")?))
 }
 
-async fn pauses(
-    connection: &mut SqliteConnection,
-    installation_id: Option<&InstallationId>,
-) -> Result<Vec<Pause>, Fault> {
-    let rows = sqlx::query(concat!(
-        "SELECT ",
-        codec::pause_columns!(),
-        " FROM pause
+fn pauses(db: &Db, installation_id: Option<&InstallationId>) -> Result<Vec<Pause>, Fault> {
+    let rows = db.rows(
+        concat!(
+            "SELECT ",
+            codec::pause_columns!(),
+            " FROM pause
          WHERE ?1 IS NULL OR installation_id = ?1
          ORDER BY installation_id, kind"
-    ))
-    .bind(installation_id.map(InstallationId::as_str))
-    .fetch_all(connection)
-    .await?;
+        ),
+        params![installation_id.map(InstallationId::as_str)],
+    )?;
     rows.iter().map(codec::pause).collect()
 }
 
-async fn installations(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<InstallationSummary>, Fault> {
+fn installations(db: &Db) -> Result<Vec<InstallationSummary>, Fault> {
     let mut by_installation: BTreeMap<InstallationId, Vec<Pause>> = BTreeMap::new();
-    for pause in pauses(&mut *connection, None).await? {
+    for pause in pauses(db, None)? {
         let of_installation = by_installation.entry(pause.installation_id.clone());
         of_installation.or_default().push(pause);
     }
-    let rows = sqlx::query(
+    let rows = db.rows(
         "SELECT known.installation_id,
                 coalesce(resources.resources, 0) AS resources,
                 coalesce(entries.waiting, 0) AS waiting,
@@ -469,9 +417,8 @@ async fn installations(
          LEFT JOIN installation
            ON installation.installation_id = known.installation_id
          ORDER BY known.installation_id",
-    )
-    .fetch_all(connection)
-    .await?;
+        params![],
+    )?;
     rows.iter()
         .map(|row| {
             let pauses = by_installation.remove(&codec::installation_id(row)?);

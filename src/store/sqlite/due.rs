@@ -1,7 +1,5 @@
 //! The statements that find what can be claimed, by installation and by index alone.
 
-use super::packed::{names, packed};
-
 /// Installations with something to claim, from ?1 (excluded) to ?2 (included).
 ///
 /// Steps from one installation to the next by index, whatever their backlogs, and stops at the limit: an ORDER BY would make it
@@ -69,21 +67,9 @@ pub(super) const DUE_INSTALLATIONS: &str = "
       AND turn.installation_id NOT IN (SELECT value FROM json_each(?5))
     LIMIT ?6";
 
-macro_rules! due_columns {
-    ($with:ident) => {
-        $with! {
-            "turn" = "turn.key",
-            "installation_id" = "entry.installation_id",
-            "resource_id" = "entry.resource_id",
-        }
-    };
-}
 /// The first entries of each installation in ?1 that are due from ?2 to ?3.
-pub(super) const DUE_RESOURCES: &str = concat!(
-    "
-    SELECT group_concat(",
-    due_columns!(packed),
-    ", '' ORDER BY turn.key, entry.due_at, entry.id)
+pub(super) const DUE_RESOURCES: &str = "
+    SELECT turn.key AS turn, entry.installation_id, entry.resource_id
     FROM json_each(?1) AS turn
     CROSS JOIN entry
     WHERE entry.id IN (SELECT due.id
@@ -93,8 +79,5 @@ pub(super) const DUE_RESOURCES: &str = concat!(
                          AND due.installation_id = turn.value
                          AND due.due_at BETWEEN ?2 AND ?3
                        ORDER BY due.due_at, due.id
-                       LIMIT ?4)"
-);
-
-/// What [`DUE_RESOURCES`] answers.
-pub(super) const DUE_COLUMNS: &[&str] = due_columns!(names);
+                       LIMIT ?4)
+    ORDER BY turn.key, entry.due_at, entry.id";

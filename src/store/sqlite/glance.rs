@@ -1,20 +1,22 @@
-//! A range of resources at a glance, in one text: the driver's cost is by the row.
+//! A range of resources at a glance, in one text: a row of an answer by itself costs several allocations.
 
-use sqlx::{Row as _, SqliteConnection};
+use rusqlite::params;
 
 use crate::store::Glances;
-use crate::store::codec;
+use crate::store::codec::{self, Cells as _};
 use crate::store::fault::Fault;
 
+use super::db::Db;
+
 /// See [`crate::store::Store::glance_between`].
-pub(super) async fn between(
-    connection: &mut SqliteConnection,
+pub(super) fn between(
+    db: &Db,
     first: (&str, &str),
     last: (&str, &str),
     limit: u32,
 ) -> Result<Option<Glances>, Fault> {
     // Ids hold no control characters. The rows come in the order of the inner SELECT, which its limit keeps as it is.
-    let row = sqlx::query(
+    let row = db.row(
         "SELECT count(*) AS found,
                 group_concat(concat(installation_id, char(9), resource_id, char(9), hex(row_hash),
                                     iif(missing_since IS NULL, '', '!'), char(10)), '') AS lines
@@ -24,47 +26,31 @@ pub(super) async fn between(
                  AND (installation_id, resource_id) <= (?3, ?4)
                ORDER BY installation_id, resource_id
                LIMIT ?5)",
-    )
-    .bind(first.0)
-    .bind(first.1)
-    .bind(last.0)
-    .bind(last.1)
-    .bind(i64::from(limit) + 1)
-    .fetch_one(&mut *connection)
-    .await?;
-    let found: i64 = row.try_get("found")?;
+        params![first.0, first.1, last.0, last.1, i64::from(limit) + 1],
+    )?;
+    let found = row.integer("found")?;
     if found > i64::from(limit) {
         return Ok(None);
     }
-    let lines: Option<&str> = row.try_get("lines")?;
-    let mut glances = codec::glances(lines.unwrap_or_default())?;
-    let entries = sqlx::query(
+    let lines = row.text_or_null("lines")?;
+    let mut glances = codec::glances(&lines.unwrap_or_default())?;
+    let entries = db.rows(
         "SELECT installation_id, resource_id, state
          FROM entry
          WHERE closed_at IS NULL
            AND (installation_id, resource_id) >= (?1, ?2)
            AND (installation_id, resource_id) <= (?3, ?4)",
-    )
-    .bind(first.0)
-    .bind(first.1)
-    .bind(last.0)
-    .bind(last.1)
-    .fetch_all(&mut *connection)
-    .await?;
+        params![first.0, first.1, last.0, last.1],
+    )?;
     codec::note_entries(&mut glances, &entries)?;
-    let quarantined = sqlx::query(
+    let quarantined = db.rows(
         "SELECT installation_id, resource_id, row_hash
          FROM quarantine
          WHERE slot = x''
            AND (installation_id, resource_id) >= (?1, ?2)
            AND (installation_id, resource_id) <= (?3, ?4)",
-    )
-    .bind(first.0)
-    .bind(first.1)
-    .bind(last.0)
-    .bind(last.1)
-    .fetch_all(connection)
-    .await?;
+        params![first.0, first.1, last.0, last.1],
+    )?;
     codec::note_quarantined(&mut glances, &quarantined)?;
     Ok(Some(glances))
 }

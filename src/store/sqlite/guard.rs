@@ -1,15 +1,16 @@
 //! The guard's rows of the SQLite state.
 
-use sqlx::{Row as _, SqliteConnection};
+use rusqlite::params;
 
 use crate::model::{Origin, ResourceKey, Timestamp};
 use crate::plan::guard::{Found, Impact, Summary};
 use crate::store::hold::{Hold, HoldReport, SUMMARY_ENTRIES_MAX};
 use crate::store::steps::guard::GuardRows;
 
+use super::db::Db;
 use super::read;
 use super::session::SqliteRows;
-use crate::store::codec::{self, json, number};
+use crate::store::codec::{self, Cells as _, json, number};
 use crate::store::fault::Fault;
 
 /// How many records of a report are read at a time.
@@ -17,28 +18,24 @@ const RECORDS_PER_ROUND: u32 = 500;
 
 impl GuardRows for SqliteRows {
     async fn holds(&mut self) -> Result<Vec<Hold>, Fault> {
-        let rows = sqlx::query(
+        let rows = self.db().rows(
             "SELECT id, state, origin, opened_at, closed_at, destructive, changes
              FROM hold
              WHERE state = 'open'
                 OR state = 'provisional'
              ORDER BY id",
-        )
-        .fetch_all(self.connection())
-        .await?;
+            params![],
+        )?;
         rows.iter().map(codec::hold).collect()
     }
 
     async fn add_hold(&mut self, origin: Origin, now: Timestamp) -> Result<i64, Fault> {
-        let added = sqlx::query(
+        self.db().run(
             "INSERT INTO hold (state, origin, opened_at)
              VALUES ('provisional', ?1, ?2)",
-        )
-        .bind(origin.name())
-        .bind(now.as_millis())
-        .execute(self.connection())
-        .await?;
-        Ok(added.last_insert_rowid())
+            params![origin.name(), now.as_millis()],
+        )?;
+        Ok(self.db().last_number())
     }
 
     async fn put_hold(&mut self, hold: &Hold) -> Result<(), Fault> {
@@ -50,7 +47,7 @@ impl GuardRows for SqliteRows {
             closed_at,
             found,
         } = hold;
-        let updated = sqlx::query(
+        let updated = self.db().run(
             "UPDATE hold
              SET state = ?2,
                  origin = ?3,
@@ -59,31 +56,29 @@ impl GuardRows for SqliteRows {
                  destructive = ?6,
                  changes = ?7
              WHERE id = ?1",
-        )
-        .bind(*id)
-        .bind(state.name())
-        .bind(origin.name())
-        .bind(opened_at.as_millis())
-        .bind(closed_at.map(Timestamp::as_millis))
-        .bind(i64::from(found.destructive))
-        .bind(i64::from(found.changes))
-        .execute(self.connection())
-        .await?;
-        match updated.rows_affected() {
+            params![
+                *id,
+                state.name(),
+                origin.name(),
+                opened_at.as_millis(),
+                closed_at.map(Timestamp::as_millis),
+                i64::from(found.destructive),
+                i64::from(found.changes)
+            ],
+        )?;
+        match updated {
             1 => Ok(()),
             rows => Err(Fault::affected("a hold", rows)),
         }
     }
 
     async fn delete_hold(&mut self, id: i64) -> Result<(), Fault> {
-        let deleted = sqlx::query(
+        let deleted = self.db().run(
             "DELETE FROM hold
              WHERE id = ?1",
-        )
-        .bind(id)
-        .execute(self.connection())
-        .await?;
-        match deleted.rows_affected() {
+            params![id],
+        )?;
+        match deleted {
             1 => Ok(()),
             rows => Err(Fault::affected("a hold", rows)),
         }
@@ -95,7 +90,7 @@ impl GuardRows for SqliteRows {
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Fault> {
-        keys_under(self.connection(), hold, after, limit).await
+        keys_under(self.db(), hold, after, limit)
     }
 
     async fn note_guarded(
@@ -104,40 +99,40 @@ impl GuardRows for SqliteRows {
         impact: Impact,
         at: Timestamp,
     ) -> Result<(), Fault> {
-        sqlx::query(
+        self.db().run(
             "INSERT INTO guarded (installation_id, resource_id, at, kind)
              SELECT ?1, ?2, ?3, kind.value
              FROM json_each(?4) AS kind
              WHERE true
              ON CONFLICT (installation_id, resource_id, kind) DO UPDATE
              SET at = excluded.at",
-        )
-        .bind(key.installation_id.as_str())
-        .bind(key.resource_id.as_str())
-        .bind(at.as_millis())
-        .bind(json(kinds(impact)))
-        .execute(self.connection())
-        .await?;
+            params![
+                key.installation_id.as_str(),
+                key.resource_id.as_str(),
+                at.as_millis(),
+                json(kinds(impact))
+            ],
+        )?;
         Ok(())
     }
 
     async fn forget_guarded(&mut self, key: &ResourceKey, impact: Impact) -> Result<(), Fault> {
-        sqlx::query(
+        self.db().run(
             "DELETE FROM guarded
              WHERE installation_id = ?1
                AND resource_id = ?2
                AND kind IN (SELECT value FROM json_each(?3))",
-        )
-        .bind(key.installation_id.as_str())
-        .bind(key.resource_id.as_str())
-        .bind(json(kinds(impact)))
-        .execute(self.connection())
-        .await?;
+            params![
+                key.installation_id.as_str(),
+                key.resource_id.as_str(),
+                json(kinds(impact))
+            ],
+        )?;
         Ok(())
     }
 
     async fn count_guarded(&mut self, after: Timestamp, until: Timestamp) -> Result<Found, Fault> {
-        let row = sqlx::query(
+        let row = self.db().row(
             "SELECT (SELECT count(*)
                      FROM guarded
                      WHERE kind = 'destructive'
@@ -148,11 +143,8 @@ impl GuardRows for SqliteRows {
                      WHERE kind = 'change'
                        AND at > ?1
                        AND at <= ?2) AS changes",
-        )
-        .bind(after.as_millis())
-        .bind(until.as_millis())
-        .fetch_one(self.connection())
-        .await?;
+            params![after.as_millis(), until.as_millis()],
+        )?;
         codec::found(&row)
     }
 
@@ -161,7 +153,7 @@ impl GuardRows for SqliteRows {
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Fault> {
-        let rows = sqlx::query(
+        let rows = self.db().rows(
             "SELECT guarded.installation_id, guarded.resource_id
              FROM guarded
              JOIN entry
@@ -175,27 +167,23 @@ impl GuardRows for SqliteRows {
                AND entry.hold_id IS NULL
              ORDER BY guarded.installation_id, guarded.resource_id
              LIMIT ?3",
-        )
-        .bind(after.map_or("", |key| key.installation_id.as_str()))
-        .bind(after.map_or("", |key| key.resource_id.as_str()))
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(self.connection())
-        .await?;
+            params![
+                after.map_or("", |key| key.installation_id.as_str()),
+                after.map_or("", |key| key.resource_id.as_str()),
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            ],
+        )?;
         rows.iter().map(codec::key).collect()
     }
 
     async fn prune_guarded(&mut self, before: Timestamp, after: Timestamp) -> Result<(), Fault> {
         for kind in kinds(Impact::Destructive) {
-            sqlx::query(
+            self.db().run(
                 "DELETE FROM guarded
                  WHERE kind = ?1
                    AND (at <= ?2 OR at > ?3)",
-            )
-            .bind(*kind)
-            .bind(before.as_millis())
-            .bind(after.as_millis())
-            .execute(self.connection())
-            .await?;
+                params![*kind, before.as_millis(), after.as_millis()],
+            )?;
         }
         Ok(())
     }
@@ -211,11 +199,8 @@ const fn kinds(impact: Impact) -> &'static [&'static str] {
 }
 
 /// A hold with what its entries would do.
-pub(super) async fn report(
-    connection: &mut SqliteConnection,
-    id: i64,
-) -> Result<Option<HoldReport>, Fault> {
-    let row = sqlx::query(
+pub(super) fn report(db: &Db, id: i64) -> Result<Option<HoldReport>, Fault> {
+    let row = db.find_row(
         "SELECT id, state, origin, opened_at, closed_at, destructive, changes,
                 (SELECT count(*)
                  FROM entry
@@ -223,10 +208,8 @@ pub(super) async fn report(
                    AND entry.state IN ('waiting', 'held')) AS entries
          FROM hold
          WHERE id = ?1",
-    )
-    .bind(id)
-    .fetch_optional(&mut *connection)
-    .await?;
+        params![id],
+    )?;
     let Some(row) = row else {
         return Ok(None);
     };
@@ -234,42 +217,41 @@ pub(super) async fn report(
     let mut after: Option<ResourceKey> = None;
     while summary.entries < u64::from(SUMMARY_ENTRIES_MAX) {
         let limit = usize::try_from(RECORDS_PER_ROUND).unwrap_or(usize::MAX);
-        let keys = keys_under(&mut *connection, id, after.as_ref(), limit).await?;
+        let keys = keys_under(db, id, after.as_ref(), limit)?;
         let Some(last) = keys.last().cloned() else {
             break;
         };
-        for record in read::records(&mut *connection, &keys).await? {
+        for record in read::records(db, &keys)? {
             summary.add(&record);
         }
         after = Some(last);
     }
     Ok(Some(HoldReport {
         hold: codec::hold(&row)?,
-        entries: number(row.try_get("entries")?, "entries")?,
+        entries: number(row.integer("entries")?, "entries")?,
         summary,
     }))
 }
 
 /// The holds that wait for a person.
-pub(super) async fn open_holds(connection: &mut SqliteConnection) -> Result<Vec<Hold>, Fault> {
-    let rows = sqlx::query(
+pub(super) fn open_holds(db: &Db) -> Result<Vec<Hold>, Fault> {
+    let rows = db.rows(
         "SELECT id, state, origin, opened_at, closed_at, destructive, changes
          FROM hold
          WHERE state = 'open'
          ORDER BY id",
-    )
-    .fetch_all(connection)
-    .await?;
+        params![],
+    )?;
     rows.iter().map(codec::hold).collect()
 }
 
-async fn keys_under(
-    connection: &mut SqliteConnection,
+fn keys_under(
+    db: &Db,
     hold: i64,
     after: Option<&ResourceKey>,
     limit: usize,
 ) -> Result<Vec<ResourceKey>, Fault> {
-    let rows = sqlx::query(
+    let rows = db.rows(
         "SELECT installation_id, resource_id
          FROM entry INDEXED BY entry_hold
          WHERE hold_id = ?1
@@ -277,12 +259,12 @@ async fn keys_under(
            AND state IN ('waiting', 'held')
          ORDER BY installation_id, resource_id
          LIMIT ?4",
-    )
-    .bind(hold)
-    .bind(after.map_or("", |key| key.installation_id.as_str()))
-    .bind(after.map_or("", |key| key.resource_id.as_str()))
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .fetch_all(connection)
-    .await?;
+        params![
+            hold,
+            after.map_or("", |key| key.installation_id.as_str()),
+            after.map_or("", |key| key.resource_id.as_str()),
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        ],
+    )?;
     rows.iter().map(codec::key).collect()
 }

@@ -1,99 +1,52 @@
 //! What is read from the state, on the writing connection inside a transaction or on a reading one.
 
-use sqlx::{Row as _, SqliteConnection};
+use rusqlite::params;
 
 use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::store::{Counts, Glance, Pause, Progress};
 
-use crate::store::codec::{self, key_pairs, time};
+use crate::store::codec::{self, Cells as _, key_pairs, time};
 use crate::store::fault::Fault;
 
-use super::many::{Many, Statement};
-use super::packed::{self, names, packed};
-
-/// The columns of a record, in the names that [`codec::record`] reads.
-macro_rules! record_columns {
-    ($with:ident) => {
-        $with! {
-            "acknowledged" = "resource.acknowledged",
-            "doubt" = "resource.doubt",
-            "dismissed" = "resource.dismissed",
-            "row_hash" = "iif(resource.row_hash IS NULL, NULL, hex(resource.row_hash))",
-            "missing_since" = "resource.missing_since",
-            "missing_sweeps" = "resource.missing_sweeps",
-            "acknowledged_at" = "resource.acknowledged_at",
-            "id" = "entry.id",
-            "state" = "entry.state",
-            "desired" = "entry.desired",
-            "generation" = "entry.generation",
-            "origin" = "entry.origin",
-            "mode" = "entry.mode",
-            "reason" = "entry.reason",
-            "created_at" = "entry.created_at",
-            "due_at" = "entry.due_at",
-            "attempts" = "entry.attempts",
-            "failures" = "entry.failures",
-            "conflicts" = "entry.conflicts",
-            "rejected" = "entry.rejected",
-            "hold_id" = "entry.hold_id",
-            "lease_owner" = "entry.lease_owner",
-            "lease_token" = "entry.lease_token",
-            "lease_expires_at" = "entry.lease_expires_at",
-            "in_flight" = "entry.in_flight",
-        }
-    };
-}
+use super::db::{self, Db};
 
 /// The whole records of these resources, in order.
-pub(super) async fn records(
-    connection: &mut SqliteConnection,
-    keys: &[ResourceKey],
-) -> Result<Vec<Record>, Fault> {
-    let mut wanted = Many::new(&RECORDS);
-    for (turn, key) in keys.iter().enumerate() {
-        wanted
-            .row()
-            .int(i64::try_from(turn).unwrap_or(i64::MAX))
-            .text(key.installation_id.as_str())
-            .text(key.resource_id.as_str());
+pub(super) fn records(db: &Db, keys: &[ResourceKey]) -> Result<Vec<Record>, Fault> {
+    let mut statement = db.prepare(RECORD)?;
+    let names = db::names(&statement);
+    let mut records = Vec::with_capacity(keys.len());
+    for key in keys {
+        let (installation_id, resource_id) =
+            (key.installation_id.as_str(), key.resource_id.as_str());
+        let mut found = statement.query([installation_id, resource_id])?;
+        records.push(match db::next(&mut found, &names)? {
+            Some(row) => codec::record(key, &row)?,
+            None => Record::new(key.clone()),
+        });
     }
-    let rows = packed::fetch(wanted, record_columns!(names), connection).await?;
-    keys.iter()
-        .zip(rows.rows()?)
-        .map(|(key, row)| codec::record(key, &row))
-        .collect()
+    Ok(records)
 }
 
-const RECORDS: Statement = Statement {
-    what: "records",
-    columns: 3,
-    before: "WITH wanted (turn, installation_id, resource_id)
-             AS (VALUES ",
-    after: concat!(
-        ") SELECT group_concat(packed, '' ORDER BY turn)
-           FROM (SELECT wanted.turn, ",
-        record_columns!(packed),
-        " AS packed
-                 FROM wanted
-                 LEFT JOIN resource
-                   ON resource.installation_id = wanted.installation_id
-                  AND resource.resource_id = wanted.resource_id
-                 LEFT JOIN entry
-                   ON entry.installation_id = resource.installation_id
-                  AND entry.resource_id = resource.resource_id
-                  AND entry.closed_at IS NULL)"
-    ),
-};
+const RECORD: &str = concat!(
+    "SELECT ",
+    codec::resource_columns!(),
+    ", ",
+    codec::entry_columns!(),
+    " FROM resource
+      LEFT JOIN entry
+        ON entry.installation_id = resource.installation_id
+       AND entry.resource_id = resource.resource_id
+       AND entry.closed_at IS NULL
+      WHERE resource.installation_id = ?1
+        AND resource.resource_id = ?2"
+);
 
 /// One glance per key, in order.
-pub(super) async fn glance(
-    connection: &mut SqliteConnection,
-    keys: &[ResourceKey],
-) -> Result<Vec<Glance>, Fault> {
+pub(super) fn glance(db: &Db, keys: &[ResourceKey]) -> Result<Vec<Glance>, Fault> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query(
+    let rows = db.rows(
         "SELECT resource.row_hash,
                 resource.missing_since IS NOT NULL AS missing,
                 entry.state,
@@ -111,30 +64,25 @@ pub(super) async fn glance(
           AND quarantine.resource_id = wanted.value ->> 1
           AND quarantine.slot = x''
          ORDER BY wanted.key",
-    )
-    .bind(key_pairs(keys))
-    .fetch_all(connection)
-    .await?;
+        params![key_pairs(keys)],
+    )?;
     rows.iter().map(codec::glance).collect()
 }
 
 /// Where polls and sweeps stand.
-pub(super) async fn progress(connection: &mut SqliteConnection) -> Result<Progress, Fault> {
-    let rows = sqlx::query(
+pub(super) fn progress(db: &Db) -> Result<Progress, Fault> {
+    let rows = db.rows(
         "SELECT name, value
          FROM progress
          ORDER BY name",
-    )
-    .fetch_all(connection)
-    .await?;
+        params![],
+    )?;
     codec::progress(&rows)
 }
 
 /// When the earliest entry can be claimed; see [`crate::store::Store::next_due`].
-pub(super) async fn next_due(
-    connection: &mut SqliteConnection,
-) -> Result<Option<Timestamp>, Fault> {
-    let row = sqlx::query(
+pub(super) fn next_due(db: &Db) -> Result<Option<Timestamp>, Fault> {
+    let row = db.row(
         "SELECT (SELECT min(due_at)
                  FROM entry INDEXED BY entry_due
                  WHERE state = 'waiting'
@@ -150,12 +98,11 @@ pub(super) async fn next_due(
                                                   FROM entry INDEXED BY entry_due
                                                   WHERE state = 'waiting'
                                                     AND lease_token IS NULL)) AS blocks",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
+        params![],
+    )?;
     let mut due_at = time(&row, "due_at")?;
-    if due_at.is_some() && row.try_get("blocks")? {
-        let unblocked: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(connection).await?;
+    if due_at.is_some() && row.flag("blocks")? {
+        let unblocked: Option<i64> = db.value(NEXT_DUE, params![])?;
         due_at = unblocked.map(Timestamp::from_millis);
     }
     let lease = time(&row, "lease_expires_at")?;
@@ -163,38 +110,32 @@ pub(super) async fn next_due(
 }
 
 /// The automatic pauses to be probed.
-pub(super) async fn probes_due(
-    connection: &mut SqliteConnection,
-    now: Timestamp,
-    limit: u32,
-) -> Result<Vec<Pause>, Fault> {
+pub(super) fn probes_due(db: &Db, now: Timestamp, limit: u32) -> Result<Vec<Pause>, Fault> {
     let horizon = now.plus(crate::plan::claim::DUE_HORIZON);
-    let rows = sqlx::query(concat!(
-        "SELECT ",
-        codec::pause_columns!(),
-        // Too far ahead: the clock was set back.
-        " FROM pause
+    let rows = db.rows(
+        concat!(
+            "SELECT ",
+            codec::pause_columns!(),
+            // Too far ahead: the clock was set back.
+            " FROM pause
          WHERE probe_at <= ?1
             OR probe_at > ?2
          ORDER BY probe_at, installation_id, kind
          LIMIT ?3"
-    ))
-    .bind(now.as_millis())
-    .bind(horizon.as_millis())
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+        ),
+        params![now.as_millis(), horizon.as_millis(), i64::from(limit)],
+    )?;
     rows.iter().map(codec::pause).collect()
 }
 
 /// A page of all keys, in byte order.
-pub(super) async fn keys_after(
-    connection: &mut SqliteConnection,
+pub(super) fn keys_after(
+    db: &Db,
     after: Option<&ResourceKey>,
     limit: u32,
 ) -> Result<Vec<ResourceKey>, Fault> {
     // Each side stops at the limit by itself, so that a page costs a page.
-    let rows = sqlx::query(
+    let rows = db.rows(
         "SELECT installation_id, resource_id
          FROM (SELECT installation_id, resource_id
                FROM resource
@@ -211,23 +152,23 @@ pub(super) async fn keys_after(
                LIMIT ?3)
          ORDER BY installation_id, resource_id
          LIMIT ?3",
-    )
-    .bind(after.map_or("", |key| key.installation_id.as_str()))
-    .bind(after.map_or("", |key| key.resource_id.as_str()))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+        params![
+            after.map_or("", |key| key.installation_id.as_str()),
+            after.map_or("", |key| key.resource_id.as_str()),
+            i64::from(limit)
+        ],
+    )?;
     rows.iter().map(codec::key).collect()
 }
 
 /// Whether an installation is paused, or limited by Vercel.
-pub(super) async fn is_blocked(
-    connection: &mut SqliteConnection,
+pub(super) fn is_blocked(
+    db: &Db,
     installation_id: &InstallationId,
     now: Timestamp,
 ) -> Result<bool, Fault> {
     let horizon = now.plus(crate::plan::claim::DUE_HORIZON);
-    let blocked: bool = sqlx::query_scalar(
+    let blocked: bool = db.value(
         "SELECT EXISTS (SELECT 1
                         FROM pause
                         WHERE installation_id = ?1
@@ -238,39 +179,31 @@ pub(super) async fn is_blocked(
                         WHERE installation_id = ?1
                           AND limited_until > ?2
                           AND limited_until <= ?3)",
-    )
-    .bind(installation_id.as_str())
-    .bind(now.as_millis())
-    .bind(horizon.as_millis())
-    .fetch_one(connection)
-    .await?;
+        params![
+            installation_id.as_str(),
+            now.as_millis(),
+            horizon.as_millis()
+        ],
+    )?;
     Ok(blocked)
 }
 
 /// Resources whose row is to be read again.
-pub(super) async fn rechecks(
-    connection: &mut SqliteConnection,
-    limit: u32,
-) -> Result<Vec<ResourceKey>, Fault> {
-    let rows = sqlx::query(
+pub(super) fn rechecks(db: &Db, limit: u32) -> Result<Vec<ResourceKey>, Fault> {
+    let rows = db.rows(
         "SELECT installation_id, resource_id
          FROM recheck
          ORDER BY installation_id, resource_id
          LIMIT ?1",
-    )
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+        params![i64::from(limit)],
+    )?;
     rows.iter().map(codec::key).collect()
 }
 
 /// The counts of the summary line, all of one instant.
-pub(super) async fn counts(
-    connection: &mut SqliteConnection,
-    now: Timestamp,
-) -> Result<Counts, Fault> {
-    let row = sqlx::query(
-        "SELECT (SELECT count(*) FROM resource) AS resources,
+pub(super) fn counts(db: &Db, now: Timestamp) -> Result<Counts, Fault> {
+    let row = db.row(
+               "SELECT (SELECT count(*) FROM resource) AS resources,
                 (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
                 (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
                 (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
@@ -288,10 +221,8 @@ pub(super) async fn counts(
                 (SELECT max(acknowledged_at)
                  FROM resource
                  WHERE acknowledged_at IS NOT NULL) AS last_acknowledged",
-    )
-    .bind(now.as_millis())
-    .fetch_one(connection)
-    .await?;
+               params![now.as_millis()],
+           )?;
     codec::counts(&row)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::Row as _;
+use rusqlite::params;
 
 use crate::model::{InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::claim::DUE_HORIZON;
@@ -11,8 +11,7 @@ use crate::store::fault::Fault;
 use crate::store::steps::{AttemptRow, Change, DueRequest, Rows};
 use crate::store::{Pause, PauseKind, PollProgress, Quarantined, SweepProgress};
 
-use super::due::{DUE_COLUMNS, DUE_INSTALLATIONS, DUE_RESOURCES};
-use super::packed::PackedRows;
+use super::due::{DUE_INSTALLATIONS, DUE_RESOURCES};
 use super::save;
 use super::session::SqliteRows;
 
@@ -22,15 +21,15 @@ impl Rows for SqliteRows {
     type Error = Fault;
 
     async fn records(&mut self, keys: &[ResourceKey]) -> Kept<Vec<Record>> {
-        self.find(keys).await
+        self.find(keys)
     }
 
     async fn save(&mut self, change: Change<'_>) -> Kept<()> {
-        self.write(&mut [change]).await
+        self.write(&mut [change])
     }
 
     async fn save_all(&mut self, changes: &mut [Change<'_>]) -> Kept<()> {
-        self.write(changes).await
+        self.write(changes)
     }
 
     async fn due_installations(&mut self, request: DueRequest<'_>) -> Kept<Vec<InstallationId>> {
@@ -42,16 +41,18 @@ impl Rows for SqliteRows {
             limit,
         } = request;
         let excluded: Vec<&str> = excluded.iter().map(InstallationId::as_str).collect();
-        let rows = sqlx::query(DUE_INSTALLATIONS)
-            // Every id is longer than nothing.
-            .bind(after.map_or("", InstallationId::as_str))
-            .bind(up_to.map(InstallationId::as_str))
-            .bind(now.as_millis())
-            .bind(now.plus(DUE_HORIZON).as_millis())
-            .bind(json(&excluded))
-            .bind(count(limit))
-            .fetch_all(self.connection())
-            .await?;
+        let rows = self.db().rows(
+            DUE_INSTALLATIONS,
+            params![
+                // Every id is longer than nothing.
+                after.map_or("", InstallationId::as_str),
+                up_to.map(InstallationId::as_str),
+                now.as_millis(),
+                now.plus(DUE_HORIZON).as_millis(),
+                json(&excluded),
+                count(limit)
+            ],
+        )?;
         rows.iter().map(codec::installation_id).collect()
     }
 
@@ -70,15 +71,11 @@ impl Rows for SqliteRows {
             (i64::MIN, now.as_millis()),
             (horizon.saturating_add(1), i64::MAX),
         ] {
-            let rows: Option<String> = sqlx::query_scalar(DUE_RESOURCES)
-                .bind(&names)
-                .bind(from)
-                .bind(to)
-                .bind(count(each))
-                .fetch_one(self.connection())
-                .await?;
-            for row in PackedRows::new(DUE_COLUMNS, rows).rows()? {
-                due.push((row.integer("turn")?, codec::key(&row)?));
+            let found = self
+                .db()
+                .rows(DUE_RESOURCES, params![&names, from, to, count(each)])?;
+            for row in &found {
+                due.push((row.integer("turn")?, codec::key(row)?));
             }
         }
         // Stable: what is due comes before what a clock set back has left behind.
@@ -101,61 +98,54 @@ impl Rows for SqliteRows {
         owner: &str,
     ) -> Kept<BTreeMap<InstallationId, u32>> {
         // Claims follow one another, since one connection writes.
-        let rows = sqlx::query(
+        let rows = self.db().rows(
             "SELECT installation_id, count(*) AS in_flight
              FROM entry INDEXED BY entry_lease
              WHERE lease_token IS NOT NULL
                AND lease_owner <> ?1
              GROUP BY installation_id",
-        )
-        .bind(owner)
-        .fetch_all(self.connection())
-        .await?;
+            params![owner],
+        )?;
         let mut reserved: BTreeMap<InstallationId, u32> = installations
             .iter()
             .map(|installation_id| (installation_id.clone(), 0))
             .collect();
         for row in &rows {
             if let Some(count) = reserved.get_mut(&codec::installation_id(row)?) {
-                *count = codec::number(row.try_get("in_flight")?, "in_flight")?;
+                *count = codec::number(row.integer("in_flight")?, "in_flight")?;
             }
         }
         Ok(reserved)
     }
 
     async fn leased(&mut self, now: Option<Timestamp>, limit: u32) -> Kept<Vec<ResourceKey>> {
-        let rows = sqlx::query(
+        let rows = self.db().rows(
             "SELECT installation_id, resource_id
              FROM entry INDEXED BY entry_lease
              WHERE lease_token IS NOT NULL
                AND lease_expires_at <= ?1
              ORDER BY lease_expires_at, id
              LIMIT ?2",
-        )
-        .bind(now.map_or(i64::MAX, Timestamp::as_millis))
-        .bind(i64::from(limit))
-        .fetch_all(self.connection())
-        .await?;
+            params![now.map_or(i64::MAX, Timestamp::as_millis), i64::from(limit)],
+        )?;
         rows.iter().map(codec::key).collect()
     }
 
     async fn add_attempt(&mut self, attempt: AttemptRow<'_>) -> Kept<()> {
-        save::add_attempts(self.connection(), &[attempt]).await
+        save::add_attempts(self.db(), &[attempt])
     }
 
     async fn add_attempts(&mut self, attempts: &[AttemptRow<'_>]) -> Kept<()> {
-        save::add_attempts(self.connection(), attempts).await
+        save::add_attempts(self.db(), attempts)
     }
 
     async fn limited_until(&mut self, installation_id: &InstallationId) -> Kept<Option<Timestamp>> {
-        let until: Option<i64> = sqlx::query_scalar(
+        let until: Option<i64> = self.db().find_value(
             "SELECT limited_until
              FROM installation
              WHERE installation_id = ?1",
-        )
-        .bind(installation_id.as_str())
-        .fetch_optional(self.connection())
-        .await?;
+            params![installation_id.as_str()],
+        )?;
         Ok(until.map(Timestamp::from_millis))
     }
 
@@ -164,16 +154,13 @@ impl Rows for SqliteRows {
         installation_id: &InstallationId,
         until: Timestamp,
     ) -> Kept<()> {
-        sqlx::query(
+        self.db().run(
             "INSERT INTO installation (installation_id, limited_until)
              VALUES (?1, ?2)
              ON CONFLICT (installation_id) DO UPDATE
              SET limited_until = excluded.limited_until",
-        )
-        .bind(installation_id.as_str())
-        .bind(until.as_millis())
-        .execute(self.connection())
-        .await?;
+            params![installation_id.as_str(), until.as_millis()],
+        )?;
         Ok(())
     }
 
@@ -182,17 +169,16 @@ impl Rows for SqliteRows {
         installation_id: &InstallationId,
         kind: PauseKind,
     ) -> Kept<Option<Pause>> {
-        let row = sqlx::query(concat!(
-            "SELECT ",
-            codec::pause_columns!(),
-            " FROM pause
+        let row = self.db().find_row(
+            concat!(
+                "SELECT ",
+                codec::pause_columns!(),
+                " FROM pause
              WHERE installation_id = ?1
                AND kind = ?2"
-        ))
-        .bind(installation_id.as_str())
-        .bind(kind.name())
-        .fetch_optional(self.connection())
-        .await?;
+            ),
+            params![installation_id.as_str(), kind.name()],
+        )?;
         row.as_ref().map(codec::pause).transpose()
     }
 
@@ -207,21 +193,21 @@ impl Rows for SqliteRows {
             probe_at,
             probes_failed,
         } = pause;
-        sqlx::query(
+        self.db().run(
             "INSERT OR REPLACE INTO pause
                  (installation_id, kind, paused_by, reason, since, ends_at, probe_at, probes_failed)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )
-        .bind(installation_id.as_str())
-        .bind(kind.name())
-        .bind(by)
-        .bind(reason)
-        .bind(since.as_millis())
-        .bind(until.map(Timestamp::as_millis))
-        .bind(probe_at.map(Timestamp::as_millis))
-        .bind(i64::from(*probes_failed))
-        .execute(self.connection())
-        .await?;
+            params![
+                installation_id.as_str(),
+                kind.name(),
+                by,
+                reason,
+                since.as_millis(),
+                until.map(Timestamp::as_millis),
+                probe_at.map(Timestamp::as_millis),
+                i64::from(*probes_failed)
+            ],
+        )?;
         Ok(())
     }
 
@@ -230,15 +216,12 @@ impl Rows for SqliteRows {
         installation_id: &InstallationId,
         kind: PauseKind,
     ) -> Kept<()> {
-        sqlx::query(
+        self.db().run(
             "DELETE FROM pause
              WHERE installation_id = ?1
                AND kind = ?2",
-        )
-        .bind(installation_id.as_str())
-        .bind(kind.name())
-        .execute(self.connection())
-        .await?;
+            params![installation_id.as_str(), kind.name()],
+        )?;
         Ok(())
     }
 
@@ -249,7 +232,7 @@ impl Rows for SqliteRows {
     ) -> Kept<Vec<usize>> {
         let mut new = Vec::new();
         for (index, row) in unusable.iter().enumerate() {
-            if self.keep_unusable(row, sweep).await? {
+            if self.keep_unusable(row, sweep)? {
                 new.push(index);
             }
         }
@@ -257,70 +240,63 @@ impl Rows for SqliteRows {
     }
 
     async fn end_quarantine(&mut self, keys: &[ResourceKey]) -> Kept<u64> {
-        if keys.is_empty() || !self.has_rows(IS_ANY_QUARANTINED).await? {
+        if keys.is_empty() || !self.has_rows(IS_ANY_QUARANTINED)? {
             return Ok(0);
         }
-        let ended = sqlx::query(
+        let ended = self.db().run(
             "DELETE FROM quarantine
              WHERE slot = x''
                AND (installation_id, resource_id) IN
                    (SELECT value ->> 0, value ->> 1
                     FROM json_each(?1))",
-        )
-        .bind(key_pairs(keys))
-        .execute(self.connection())
-        .await?;
-        Ok(ended.rows_affected())
+            params![key_pairs(keys)],
+        )?;
+        Ok(ended)
     }
 
     async fn forget_quarantined(&mut self, sweep: &SweepProgress) -> Kept<()> {
-        sqlx::query(
+        self.db().run(
             "DELETE FROM quarantine
              WHERE slot <> x''
                AND sweep IS NOT ?1
                AND since < ?2",
-        )
-        .bind(i64::try_from(sweep.number).unwrap_or(i64::MAX))
-        .bind(sweep.started_at.as_millis())
-        .execute(self.connection())
-        .await?;
+            params![
+                i64::try_from(sweep.number).unwrap_or(i64::MAX),
+                sweep.started_at.as_millis()
+            ],
+        )?;
         Ok(())
     }
 
     async fn add_recheck(&mut self, key: &ResourceKey) -> Kept<()> {
-        sqlx::query(
+        self.db().run(
             "INSERT OR IGNORE INTO recheck (installation_id, resource_id)
              VALUES (?1, ?2)",
-        )
-        .bind(key.installation_id.as_str())
-        .bind(key.resource_id.as_str())
-        .execute(self.connection())
-        .await?;
+            params![key.installation_id.as_str(), key.resource_id.as_str()],
+        )?;
         Ok(())
     }
 
     async fn end_rechecks(&mut self, keys: &[ResourceKey]) -> Kept<()> {
-        if keys.is_empty() || !self.has_rows(IS_ANY_RECHECKED).await? {
+        if keys.is_empty() || !self.has_rows(IS_ANY_RECHECKED)? {
             return Ok(());
         }
-        sqlx::query(
+        self.db().run(
             "DELETE FROM recheck
              WHERE (installation_id, resource_id) IN
                    (SELECT value ->> 0, value ->> 1
                     FROM json_each(?1))",
-        )
-        .bind(key_pairs(keys))
-        .execute(self.connection())
-        .await?;
+            params![key_pairs(keys)],
+        )?;
         Ok(())
     }
 
     async fn put_poll(&mut self, poll: &PollProgress) -> Kept<()> {
-        self.put_progress("poll", json(poll)).await
+        self.put_progress("poll", &json(poll))
     }
 
     async fn put_sweep(&mut self, sweep: &SweepProgress) -> Kept<()> {
-        self.put_progress("sweep", json(sweep)).await
+        self.put_progress("sweep", &json(sweep))
     }
 }
 
@@ -329,23 +305,18 @@ const IS_ANY_QUARANTINED: &str = "SELECT EXISTS (SELECT 1 FROM quarantine)";
 const IS_ANY_RECHECKED: &str = "SELECT EXISTS (SELECT 1 FROM recheck)";
 
 impl SqliteRows {
-    async fn has_rows(&mut self, question: &'static str) -> Kept<bool> {
-        Ok(sqlx::query_scalar(question)
-            .fetch_one(self.connection())
-            .await?)
+    fn has_rows(&mut self, question: &str) -> Kept<bool> {
+        self.db().value(question, params![])
     }
 
-    async fn put_progress(&mut self, name: &'static str, value: String) -> Kept<()> {
-        sqlx::query(
+    fn put_progress(&mut self, name: &str, value: &str) -> Kept<()> {
+        self.db().run(
             "INSERT INTO progress (name, value)
              VALUES (?1, ?2)
              ON CONFLICT (name) DO UPDATE
              SET value = excluded.value",
-        )
-        .bind(name)
-        .bind(value)
-        .execute(self.connection())
-        .await?;
+            params![name, value],
+        )?;
         Ok(())
     }
 }

@@ -1,43 +1,82 @@
-//! Writes many records in a few statements of many rows each, which cost a fraction of a statement per row.
+//! Writes many records, each by statements that are prepared once.
 //!
 //! What did not change is not written: a claim touches the lease and the doubt, and no index that says nothing of them.
 
-use sqlx::SqliteConnection;
+use rusqlite::{CachedStatement, Params, params};
 
-use crate::model::{Entry, EntryId, Record, Timestamp};
+use crate::model::{Entry, EntryId, InFlight, Lease, Record, Timestamp};
 use crate::store::AttemptRecord;
 use crate::store::steps::{AttemptRow, Change};
 
 use crate::store::codec::{json, name_of};
 use crate::store::fault::Fault;
 
-use super::many::{Many, Statement};
+use super::db::Db;
 
 /// Writes what changed of the records, their entries and the entries that were closed.
 ///
 /// No two changes are of one resource.
-pub(super) async fn save_all(
-    connection: &mut SqliteConnection,
-    changes: &mut [Change<'_>],
-) -> Result<(), Fault> {
-    let mut work = Work::default();
-    for change in &*changes {
-        work.sort(change);
-    }
+pub(super) fn save_all(db: &Db, changes: &mut [Change<'_>]) -> Result<(), Fault> {
     // A closed entry makes room for the next one of its resource, and an entry needs its resource.
-    work.updates.run(connection).await?;
-    work.doubts.run(connection).await?;
-    work.resources.run(connection).await?;
-    work.leases.run(connection).await?;
-    insert_entries(connection, changes).await
+    let mut update_entry = One::new(db, "an entry", UPDATE_ENTRY)?;
+    for change in &*changes {
+        if let Some(entry) = change.closed {
+            update(
+                &mut update_entry,
+                change.before.entry.as_ref(),
+                entry,
+                Some(change.now),
+            )?;
+        }
+    }
+    save_resources(db, changes)?;
+    let mut update_lease = One::new(db, "the lease of an entry", UPDATE_LEASE)?;
+    for change in &*changes {
+        let before = change.before.entry.as_ref();
+        let Some(entry) = &change.after.entry else {
+            continue;
+        };
+        if entry.id == EntryId(0) || before == Some(entry) {
+            continue;
+        }
+        match before {
+            Some(before) if is_lease_alone(before, entry) => {
+                let (owner, token, expires_at, in_flight) = lease(entry);
+                update_lease.run(params![entry.id.0, owner, token, expires_at, in_flight])?;
+            }
+            _ => update(&mut update_entry, before, entry, None)?,
+        }
+    }
+    insert_entries(db, changes)
+}
+
+/// A statement that writes one row each time.
+struct One<'c> {
+    /// What it writes, for whoever reads that it failed.
+    what: &'static str,
+    statement: CachedStatement<'c>,
+}
+
+impl<'c> One<'c> {
+    fn new(db: &'c Db, what: &'static str, sql: &str) -> Result<Self, Fault> {
+        let statement = db.prepare(sql)?;
+        Ok(Self { what, statement })
+    }
+
+    fn run(&mut self, params: impl Params) -> Result<(), Fault> {
+        match self.statement.execute(params)? {
+            1 => Ok(()),
+            rows => Err(Fault::affected(
+                self.what,
+                u64::try_from(rows).unwrap_or(u64::MAX),
+            )),
+        }
+    }
 }
 
 /// Keeps attempts in the history.
-pub(super) async fn add_attempts(
-    connection: &mut SqliteConnection,
-    attempts: &[AttemptRow<'_>],
-) -> Result<(), Fault> {
-    let mut rows = Many::new(&ADD_ATTEMPTS);
+pub(super) fn add_attempts(db: &Db, attempts: &[AttemptRow<'_>]) -> Result<(), Fault> {
+    let mut add = One::new(db, "an attempt", ADD_ATTEMPT)?;
     for attempt in attempts {
         let AttemptRow {
             entry_id,
@@ -57,162 +96,119 @@ pub(super) async fn add_attempts(
             message,
             vercel_id,
         } = record;
-        rows.row()
-            .int(entry_id.0)
-            .int(i64::from(*number))
-            .text(key.installation_id.as_str())
-            .text(key.resource_id.as_str())
-            .int(started_at.as_millis())
-            .int(ended_at.as_millis())
-            .text(*method)
-            .owned(json(fields))
-            .owned(json(secret_names))
-            .text(*outcome)
-            .int(status.map(i64::from))
-            .text(error_code.as_deref())
-            .text(message.as_deref())
-            .text(vercel_id.as_deref());
+        add.run(params![
+            entry_id.0,
+            number,
+            key.installation_id.as_str(),
+            key.resource_id.as_str(),
+            started_at.as_millis(),
+            ended_at.as_millis(),
+            method,
+            json(fields),
+            json(secret_names),
+            outcome,
+            status,
+            error_code,
+            message,
+            vercel_id,
+        ])?;
     }
-    rows.run(connection).await
+    Ok(())
 }
 
-async fn insert_entries(
-    connection: &mut SqliteConnection,
-    changes: &mut [Change<'_>],
-) -> Result<(), Fault> {
-    let is_new = |change: &&mut Change<'_>| {
-        let entry = change.after.entry.as_ref();
-        entry.is_some_and(|entry| entry.id == EntryId(0))
-    };
-    let mut new: Vec<&mut Change<'_>> = changes.iter_mut().filter(is_new).collect();
-    if new.is_empty() {
-        return Ok(());
-    }
-    // Given here, in order, since RETURNING has none; SQLite goes on from the greatest number that was ever used.
-    let last: Option<i64> = sqlx::query_scalar(
-        "SELECT seq
-         FROM sqlite_sequence
-         WHERE name = 'entry'",
-    )
-    .fetch_optional(&mut *connection)
-    .await?;
-    let mut number = last.unwrap_or(0);
-    let mut rows = Many::new(&INSERT_ENTRIES);
-    for change in &mut new {
+fn insert_entries(db: &Db, changes: &mut [Change<'_>]) -> Result<(), Fault> {
+    let mut insert = One::new(db, "a new entry", INSERT_ENTRY)?;
+    for change in changes {
         let Record { key, entry, .. } = &mut *change.after;
-        let Some(entry) = entry else { continue };
-        number += 1;
-        entry.id = EntryId(number);
-        rows.row()
-            .int(number)
-            .text(key.installation_id.as_str())
-            .text(key.resource_id.as_str())
-            .text(entry.state.name())
-            .owned(json(&entry.desired))
-            .int(i64::from(entry.generation))
-            .text(entry.origin.name())
-            .owned(name_of(&entry.mode))
-            .text(entry.reason.code())
-            .int(entry.created_at.as_millis())
-            .int(entry.due_at.as_millis())
-            .int(i64::from(entry.attempts))
-            .int(i64::from(entry.failures))
-            .int(i64::from(entry.conflicts))
-            .owned(json(&entry.rejected))
-            .int(entry.hold);
+        let Some(entry) = entry.as_mut().filter(|entry| entry.id == EntryId(0)) else {
+            continue;
+        };
+        insert.run(params![
+            key.installation_id.as_str(),
+            key.resource_id.as_str(),
+            entry.state.name(),
+            json(&entry.desired),
+            entry.generation,
+            entry.origin.name(),
+            name_of(&entry.mode),
+            entry.reason.code(),
+            entry.created_at.as_millis(),
+            entry.due_at.as_millis(),
+            entry.attempts,
+            entry.failures,
+            entry.conflicts,
+            json(&entry.rejected),
+            entry.hold,
+        ])?;
+        // One that was never used before, also by an entry that was pruned.
+        entry.id = EntryId(db.last_number());
     }
-    rows.run(connection).await
+    Ok(())
 }
 
-/// The rows of each statement.
-struct Work {
-    updates: Many,
-    leases: Many,
-    resources: Many,
-    doubts: Many,
+fn update(
+    statement: &mut One<'_>,
+    before: Option<&Entry>,
+    entry: &Entry,
+    closed_at: Option<Timestamp>,
+) -> Result<(), Fault> {
+    let Entry {
+        id,
+        state,
+        desired,
+        generation,
+        origin: _,
+        mode,
+        reason,
+        created_at: _,
+        due_at,
+        attempts,
+        failures,
+        conflicts,
+        rejected,
+        hold,
+        lease: _,
+        in_flight: _,
+    } = entry;
+    let is_same = before.is_some_and(|before| before.id == *id && before.desired == *desired);
+    let (owner, token, expires_at, in_flight) = lease(entry);
+    statement.run(params![
+        id.0,
+        state.name(),
+        (!is_same).then(|| json(desired)),
+        generation,
+        name_of(mode),
+        reason.code(),
+        due_at.as_millis(),
+        attempts,
+        failures,
+        conflicts,
+        json(rejected),
+        hold,
+        owner,
+        token,
+        expires_at,
+        in_flight,
+        closed_at.map(Timestamp::as_millis),
+    ])
 }
 
-impl Default for Work {
-    fn default() -> Self {
-        Self {
-            updates: Many::new(&UPDATE_ENTRIES),
-            leases: Many::new(&UPDATE_LEASES),
-            resources: Many::new(&PUT_RESOURCES),
-            doubts: Many::new(&UPDATE_DOUBTS),
-        }
-    }
+/// The four columns that are set exactly while a request is under way.
+fn lease(entry: &Entry) -> (Option<&str>, Option<i64>, Option<i64>, Option<String>) {
+    let lease = entry.lease.as_ref();
+    (
+        lease.map(|lease| lease.owner.as_str()),
+        lease.map(|lease: &Lease| lease.token.0),
+        lease.map(|lease| lease.expires_at.as_millis()),
+        entry.in_flight.as_ref().map(json::<InFlight>),
+    )
 }
 
-impl Work {
-    fn sort(&mut self, change: &Change<'_>) {
-        let Change {
-            before,
-            after,
-            closed,
-            now,
-        } = change;
-        let before_entry = before.entry.as_ref();
-        if let Some(entry) = closed {
-            self.update(before_entry, entry, Some(*now));
-        }
-        if change.changes_resource() {
-            self.resource(before, after);
-        }
-        if let Some(entry) = &after.entry
-            && entry.id != EntryId(0)
-            && before_entry != Some(entry)
-        {
-            match before_entry {
-                Some(before) if is_lease_alone(before, entry) => self.lease(entry),
-                _ => self.update(before_entry, entry, None),
-            }
-        }
-    }
-
-    fn update(&mut self, before: Option<&Entry>, entry: &Entry, closed_at: Option<Timestamp>) {
-        let Entry {
-            id,
-            state,
-            desired,
-            generation,
-            origin: _,
-            mode,
-            reason,
-            created_at: _,
-            due_at,
-            attempts,
-            failures,
-            conflicts,
-            rejected,
-            hold,
-            lease: _,
-            in_flight: _,
-        } = entry;
-        let is_same = before.is_some_and(|before| before.id == *id && before.desired == *desired);
-        let desired = (!is_same).then(|| json(desired));
-        self.updates
-            .row()
-            .int(id.0)
-            .text(state.name())
-            .owned(desired)
-            .int(i64::from(*generation))
-            .owned(name_of(mode))
-            .text(reason.code())
-            .int(due_at.as_millis())
-            .int(i64::from(*attempts))
-            .int(i64::from(*failures))
-            .int(i64::from(*conflicts))
-            .owned(json(rejected))
-            .int(*hold)
-            .lease(entry)
-            .int(closed_at.map(Timestamp::as_millis));
-    }
-
-    fn lease(&mut self, entry: &Entry) {
-        self.leases.row().int(entry.id.0).lease(entry);
-    }
-
-    fn resource(&mut self, before: &Record, after: &Record) {
+fn save_resources(db: &Db, changes: &[Change<'_>]) -> Result<(), Fault> {
+    let mut update_doubt = One::new(db, "the doubt of a resource", UPDATE_DOUBT)?;
+    let mut put = One::new(db, "a resource", PUT_RESOURCE)?;
+    for change in changes.iter().filter(|change| change.changes_resource()) {
+        let (before, after) = (change.before, &*change.after);
         let Record {
             key,
             acknowledged,
@@ -236,22 +232,22 @@ impl Work {
                     &before.acknowledged_at,
                 );
         if is_doubt_alone {
-            let row = self.doubts.row().text(installation_id).text(resource_id);
-            row.owned(json(doubt));
-            return;
+            update_doubt.run(params![installation_id, resource_id, json(doubt)])?;
+            continue;
         }
-        self.resources
-            .row()
-            .text(installation_id)
-            .text(resource_id)
-            .owned(json(acknowledged))
-            .owned(json(doubt))
-            .owned(json(dismissed))
-            .bytes(row_hash.map(|hash| hash.as_bytes().to_vec()))
-            .int(missing.map(|missing| missing.since.as_millis()))
-            .int(missing.map(|missing| i64::from(missing.sweeps)))
-            .int(acknowledged_at.map(Timestamp::as_millis));
+        put.run(params![
+            installation_id,
+            resource_id,
+            json(acknowledged),
+            json(doubt),
+            json(dismissed),
+            row_hash.as_ref().map(|hash| &hash.as_bytes()[..]),
+            missing.map(|missing| missing.since.as_millis()),
+            missing.map(|missing| missing.sweeps),
+            acknowledged_at.map(Timestamp::as_millis),
+        ])?;
     }
+    Ok(())
 }
 
 /// Whether nothing but the lease and what is sent under it changed.
@@ -296,98 +292,63 @@ fn is_lease_alone(before: &Entry, after: &Entry) -> bool {
         )
 }
 
-const ADD_ATTEMPTS: Statement = Statement {
-    what: "attempts",
-    columns: 14,
-    before: "INSERT INTO attempt
-                 (entry_id, number, installation_id, resource_id, started_at, ended_at, method, fields, secret_names, outcome,
-                  status, error_code, message, vercel_id)
-             VALUES ",
-    after: "",
-};
+const ADD_ATTEMPT: &str = "
+    INSERT INTO attempt
+        (entry_id, number, installation_id, resource_id, started_at, ended_at, method, fields, secret_names, outcome, status,
+         error_code, message, vercel_id)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
 
-const INSERT_ENTRIES: Statement = Statement {
-    what: "new entries",
-    columns: 16,
-    before: "INSERT INTO entry
-                 (id, installation_id, resource_id, state, desired, generation, origin, mode, reason, created_at, due_at,
-                  attempts, failures, conflicts, rejected, hold_id)
-             VALUES ",
-    after: "",
-};
+const INSERT_ENTRY: &str = "
+    INSERT INTO entry
+        (installation_id, resource_id, state, desired, generation, origin, mode, reason, created_at, due_at, attempts, failures,
+         conflicts, rejected, hold_id)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 
-const UPDATE_ENTRIES: Statement = Statement {
-    what: "entries",
-    columns: 17,
-    before: "WITH new (id, state, desired, generation, mode, reason, due_at, attempts, failures, conflicts, rejected, hold_id,
-                       lease_owner, lease_token, lease_expires_at, in_flight, closed_at)
-             AS (VALUES ",
-    after: ")
-            UPDATE entry
-            SET state = new.state,
-                desired = coalesce(new.desired, entry.desired),
-                generation = new.generation,
-                mode = new.mode,
-                reason = new.reason,
-                due_at = new.due_at,
-                attempts = new.attempts,
-                failures = new.failures,
-                conflicts = new.conflicts,
-                rejected = new.rejected,
-                hold_id = new.hold_id,
-                lease_owner = new.lease_owner,
-                lease_token = new.lease_token,
-                lease_expires_at = new.lease_expires_at,
-                in_flight = new.in_flight,
-                closed_at = new.closed_at
-            FROM new
-            WHERE entry.id = new.id
-              AND entry.closed_at IS NULL",
-};
+const UPDATE_ENTRY: &str = "
+    UPDATE entry
+    SET state = ?2,
+        desired = coalesce(?3, desired),
+        generation = ?4,
+        mode = ?5,
+        reason = ?6,
+        due_at = ?7,
+        attempts = ?8,
+        failures = ?9,
+        conflicts = ?10,
+        rejected = ?11,
+        hold_id = ?12,
+        lease_owner = ?13,
+        lease_token = ?14,
+        lease_expires_at = ?15,
+        in_flight = ?16,
+        closed_at = ?17
+    WHERE id = ?1
+      AND closed_at IS NULL";
 
-const UPDATE_LEASES: Statement = Statement {
-    what: "leases of entries",
-    columns: 5,
-    before: "WITH new (id, lease_owner, lease_token, lease_expires_at, in_flight)
-             AS (VALUES ",
-    after: ")
-            UPDATE entry
-            SET lease_owner = new.lease_owner,
-                lease_token = new.lease_token,
-                lease_expires_at = new.lease_expires_at,
-                in_flight = new.in_flight
-            FROM new
-            WHERE entry.id = new.id
-              AND entry.closed_at IS NULL",
-};
+const UPDATE_LEASE: &str = "
+    UPDATE entry
+    SET lease_owner = ?2,
+        lease_token = ?3,
+        lease_expires_at = ?4,
+        in_flight = ?5
+    WHERE id = ?1
+      AND closed_at IS NULL";
 
-const PUT_RESOURCES: Statement = Statement {
-    what: "resources",
-    columns: 9,
-    before: "INSERT INTO resource
-                 (installation_id, resource_id, acknowledged, doubt, dismissed, row_hash, missing_since, missing_sweeps,
-                  acknowledged_at)
-             VALUES ",
-    after: "
-            ON CONFLICT (installation_id, resource_id) DO UPDATE
-            SET acknowledged = excluded.acknowledged,
-                doubt = excluded.doubt,
-                dismissed = excluded.dismissed,
-                row_hash = excluded.row_hash,
-                missing_since = excluded.missing_since,
-                missing_sweeps = excluded.missing_sweeps,
-                acknowledged_at = excluded.acknowledged_at",
-};
+const PUT_RESOURCE: &str = "
+    INSERT INTO resource
+        (installation_id, resource_id, acknowledged, doubt, dismissed, row_hash, missing_since, missing_sweeps, acknowledged_at)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+    ON CONFLICT (installation_id, resource_id) DO UPDATE
+    SET acknowledged = excluded.acknowledged,
+        doubt = excluded.doubt,
+        dismissed = excluded.dismissed,
+        row_hash = excluded.row_hash,
+        missing_since = excluded.missing_since,
+        missing_sweeps = excluded.missing_sweeps,
+        acknowledged_at = excluded.acknowledged_at";
 
-const UPDATE_DOUBTS: Statement = Statement {
-    what: "doubts of resources",
-    columns: 3,
-    before: "WITH new (installation_id, resource_id, doubt)
-             AS (VALUES ",
-    after: ")
-            UPDATE resource
-            SET doubt = new.doubt
-            FROM new
-            WHERE resource.installation_id = new.installation_id
-              AND resource.resource_id = new.resource_id",
-};
+const UPDATE_DOUBT: &str = "
+    UPDATE resource
+    SET doubt = ?3
+    WHERE installation_id = ?1
+      AND resource_id = ?2";

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 
-use sqlx::{Connection as _, SqliteConnection};
+use rusqlite::params;
 
 use crate::model::{Record, ResourceKey};
 use crate::store::fault::Fault;
 use crate::store::steps::Change;
 
+use super::db::Db;
 use super::{read, save};
 
 /// The most records that are kept: what is in flight and about to be, not a backlog.
@@ -19,7 +20,7 @@ const RECORDS_MAX: usize = 512;
 /// The rows of one SQLite transaction, and what is remembered of those before it.
 #[derive(Debug)]
 pub(super) struct SqliteRows {
-    connection: SqliteConnection,
+    db: Db,
     /// As they are in the database; every one has an open entry.
     records: HashMap<ResourceKey, Record>,
     /// The database's `data_version` when they were believed last.
@@ -27,27 +28,23 @@ pub(super) struct SqliteRows {
 }
 
 impl SqliteRows {
-    pub(super) fn new(connection: SqliteConnection) -> Self {
+    pub(super) fn new(db: Db) -> Self {
         Self {
-            connection,
+            db,
             records: HashMap::new(),
             version: None,
         }
     }
 
     /// The connection, for whatever writes neither resources nor open entries.
-    pub(super) const fn connection(&mut self) -> &mut SqliteConnection {
-        &mut self.connection
+    pub(super) const fn db(&self) -> &Db {
+        &self.db
     }
 
     /// Begins the transaction; what another connection may have changed since the last one is read again.
-    pub(super) async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::query("BEGIN IMMEDIATE")
-            .execute(&mut self.connection)
-            .await?;
-        let version: i64 = sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&mut self.connection)
-            .await?;
+    pub(super) fn begin(&mut self) -> Result<(), Fault> {
+        self.db.run("BEGIN IMMEDIATE", params![])?;
+        let version = self.db.value("PRAGMA data_version", params![])?;
         if self.version != Some(version) {
             self.records.clear();
             self.version = Some(version);
@@ -55,57 +52,45 @@ impl SqliteRows {
         Ok(())
     }
 
-    pub(super) async fn commit(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::query("COMMIT").execute(&mut self.connection).await?;
-        Ok(())
+    pub(super) fn commit(&self) -> Result<(), Fault> {
+        self.db.run("COMMIT", params![]).map(drop)
     }
 
     /// Undoes the transaction; SQLite may have done so already.
-    pub(super) async fn roll_back(&mut self) {
+    pub(super) fn roll_back(&mut self) {
         self.records.clear();
-        let _ = sqlx::query("ROLLBACK").execute(&mut self.connection).await;
+        let _ = self.db.run("ROLLBACK", params![]);
     }
 
     /// Begins a part of the transaction that can be undone by itself.
-    pub(super) async fn begin_part(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::query("SAVEPOINT job")
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
+    pub(super) fn begin_part(&self) -> Result<(), Fault> {
+        self.db.run("SAVEPOINT job", params![]).map(drop)
     }
 
     /// Ends the part, undoing it unless it is `done`. Fails when SQLite undid the whole transaction.
-    pub(super) async fn end_part(&mut self, done: bool) -> Result<(), sqlx::Error> {
+    pub(super) fn end_part(&mut self, done: bool) -> Result<(), Fault> {
         if !done {
             self.records.clear();
-            sqlx::query("ROLLBACK TO job")
-                .execute(&mut self.connection)
-                .await?;
+            self.db.run("ROLLBACK TO job", params![])?;
         }
-        sqlx::query("RELEASE job")
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
+        self.db.run("RELEASE job", params![]).map(drop)
     }
 
-    pub(super) async fn close(self) {
-        // Whatever the journal still holds is found again by the next one who opens the state.
-        let _ = self.connection.close().await;
+    pub(super) fn close(self) {
+        self.db.close();
     }
 
     /// The records of these resources, in order.
-    pub(super) async fn find(&mut self, keys: &[ResourceKey]) -> Result<Vec<Record>, Fault> {
+    pub(super) fn find(&self, keys: &[ResourceKey]) -> Result<Vec<Record>, Fault> {
         let unknown: Vec<ResourceKey> = keys
             .iter()
             .filter(|key| !self.records.contains_key(*key))
             .cloned()
             .collect();
         if cfg!(debug_assertions) && unknown.len() < keys.len() {
-            self.assert_true(keys).await?;
+            self.assert_true(keys)?;
         }
-        let mut read = read::records(&mut self.connection, &unknown)
-            .await?
-            .into_iter();
+        let mut read = read::records(&self.db, &unknown)?.into_iter();
         let mut found = Vec::with_capacity(keys.len());
         for key in keys {
             let known = self.records.get(key).cloned();
@@ -116,8 +101,8 @@ impl SqliteRows {
     }
 
     /// Where tests run: what is remembered must be what the database says.
-    async fn assert_true(&mut self, keys: &[ResourceKey]) -> Result<(), Fault> {
-        let stored = read::records(&mut self.connection, keys).await?;
+    fn assert_true(&self, keys: &[ResourceKey]) -> Result<(), Fault> {
+        let stored = read::records(&self.db, keys)?;
         for (key, stored) in keys.iter().zip(&stored) {
             let remembered = self.records.get(key);
             debug_assert!(
@@ -129,12 +114,12 @@ impl SqliteRows {
     }
 
     /// Writes what changed of the records, and remembers those that are about to be read again.
-    pub(super) async fn write(&mut self, changes: &mut [Change<'_>]) -> Result<(), Fault> {
+    pub(super) fn write(&mut self, changes: &mut [Change<'_>]) -> Result<(), Fault> {
         // What is written in part is not what is remembered.
         for change in &*changes {
             self.records.remove(&change.before.key);
         }
-        save::save_all(&mut self.connection, changes).await?;
+        save::save_all(&self.db, changes)?;
         for change in &*changes {
             self.remember(change.after);
         }

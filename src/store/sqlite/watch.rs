@@ -1,5 +1,7 @@
 //! The watch's row of the SQLite state.
 
+use rusqlite::params;
+
 use crate::model::{Lease, LeaseToken, Timestamp};
 use crate::plan::claim::DUE_HORIZON;
 use crate::store::codec;
@@ -10,18 +12,17 @@ use super::session::SqliteRows;
 
 impl WatchRows for SqliteRows {
     async fn watch(&mut self) -> Result<Option<Lease>, Fault> {
-        let row = sqlx::query(
+        let row = self.db().find_row(
             "SELECT owner, token, expires_at
              FROM lease
              WHERE name = 'watch'",
-        )
-        .fetch_optional(self.connection())
-        .await?;
+            params![],
+        )?;
         row.as_ref().map(codec::watch_lease).transpose()
     }
 
     async fn take_watch(&mut self, lease: &Lease, now: Timestamp) -> Result<bool, Fault> {
-        let taken = sqlx::query(
+        let taken = self.db().run(
             "INSERT INTO lease (name, owner, token, expires_at)
              VALUES ('watch', ?1, ?2, ?3)
              ON CONFLICT (name) DO UPDATE
@@ -31,15 +32,15 @@ impl WatchRows for SqliteRows {
              WHERE lease.expires_at <= ?4
                 -- Too far ahead: the clock was set back.
                 OR lease.expires_at > ?5",
-        )
-        .bind(&lease.owner)
-        .bind(lease.token.0)
-        .bind(lease.expires_at.as_millis())
-        .bind(now.as_millis())
-        .bind(now.plus(DUE_HORIZON).as_millis())
-        .execute(self.connection())
-        .await?;
-        Ok(taken.rows_affected() == 1)
+            params![
+                &lease.owner,
+                lease.token.0,
+                lease.expires_at.as_millis(),
+                now.as_millis(),
+                now.plus(DUE_HORIZON).as_millis()
+            ],
+        )?;
+        Ok(taken == 1)
     }
 
     async fn renew_watch(
@@ -47,29 +48,24 @@ impl WatchRows for SqliteRows {
         token: LeaseToken,
         expires_at: Timestamp,
     ) -> Result<bool, Fault> {
-        let renewed = sqlx::query(
+        let renewed = self.db().run(
             "UPDATE lease
              SET expires_at = ?2
              WHERE name = 'watch'
                AND token = ?1",
-        )
-        .bind(token.0)
-        .bind(expires_at.as_millis())
-        .execute(self.connection())
-        .await?;
-        Ok(renewed.rows_affected() == 1)
+            params![token.0, expires_at.as_millis()],
+        )?;
+        Ok(renewed == 1)
     }
 
     async fn drop_watch(&mut self, token: Option<LeaseToken>) -> Result<bool, Fault> {
-        let dropped = sqlx::query(
+        let dropped = self.db().run(
             "DELETE FROM lease
              WHERE name = 'watch'
                AND (?1 IS NULL OR token = ?1)",
-        )
-        .bind(token.map(|token| token.0))
-        .execute(self.connection())
-        .await?;
-        Ok(dropped.rows_affected() == 1)
+            params![token.map(|token| token.0)],
+        )?;
+        Ok(dropped == 1)
     }
 
     async fn holds_watch(&mut self, token: LeaseToken) -> Result<bool, Fault> {

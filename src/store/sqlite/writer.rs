@@ -1,18 +1,19 @@
-//! The one task that writes: it takes whatever has arrived and commits it in one transaction before answering anybody.
+//! The one thread that writes: it takes whatever has arrived and commits it in one transaction before answering anybody.
 //!
 //! Every job is isolated by a savepoint: one that fails leaves nothing and spoils no other. When the transaction itself fails, for
 //! instance on a full disk, all of its jobs fail and nothing of them is kept.
 
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use sqlx::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use crate::store::StoreError;
 
 use super::check::Damage;
+use super::db::Db;
 use super::file::DaemonLock;
 use super::session::SqliteRows;
 use crate::store::fault::Fault;
@@ -22,31 +23,37 @@ const JOBS_MAX: usize = 256;
 /// The most jobs that wait; further ones make their callers wait.
 const QUEUE_MAX: usize = 1024;
 
-/// The way to the writing task.
+/// The way to the writing thread.
 #[derive(Debug)]
 pub(super) struct Writer {
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    /// Answered when the thread has ended.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
     damage: Damage,
 }
 
 impl Writer {
-    /// Starts the task on its connection; the lock, if any, is given back after its last transaction.
-    pub(super) fn start(
-        connection: SqliteConnection,
-        damage: Damage,
-        lock: Option<DaemonLock>,
-    ) -> Self {
+    /// Starts the thread on its connection; the lock, if any, is given back after its last transaction.
+    pub(super) fn start(db: Db, damage: Damage, lock: Option<DaemonLock>) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let task = tokio::spawn(run(SqliteRows::new(connection), receiver, lock));
-        Self {
+        let (end, ended) = oneshot::channel();
+        thread::Builder::new()
+            .name("state".to_owned())
+            .spawn(move || {
+                run(SqliteRows::new(db), receiver);
+                drop(lock);
+                // Nobody may be waiting.
+                let _ = end.send(());
+            })?;
+        Ok(Self {
             jobs: Mutex::new(Some(sender)),
-            task: Mutex::new(Some(task)),
+            ended: Mutex::new(Some(ended)),
             damage,
-        }
+        })
     }
 
-    /// Has `work` done in a transaction; returns after its commit.
+    /// Has `work` done in a transaction; returns after its commit. The future of `work` waits for nothing but its rows, which are there
+    /// at once.
     ///
     /// The work is done even when the caller stops waiting.
     pub(super) async fn write<T, F>(
@@ -79,13 +86,13 @@ impl Writer {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Waits until everything that was asked for is committed, and ends the task.
+    /// Waits until everything that was asked for is committed, and ends the thread.
     pub(super) async fn close(&self) {
         drop(locked(&self.jobs).take());
-        let task = locked(&self.task).take();
-        if let Some(task) = task {
-            // A panic of the task was reported where it happened.
-            let _ = task.await;
+        let ended = locked(&self.ended).take();
+        if let Some(ended) = ended {
+            // A panic of the thread was reported where it happened.
+            let _ = ended.await;
         }
     }
 }
@@ -100,7 +107,7 @@ type Work<T> =
 /// Something to do in a transaction.
 trait Job: Send {
     /// Does it; false when it failed and what it wrote is to be undone.
-    fn run<'a>(&'a mut self, rows: &'a mut SqliteRows) -> BoxFuture<'a, bool>;
+    fn run(&mut self, rows: &mut SqliteRows) -> bool;
 
     /// Tells the caller, after the transaction's end.
     fn answer(self: Box<Self>, committed: Result<(), &Failure>);
@@ -120,16 +127,16 @@ struct Task<T> {
 }
 
 impl<T: Send + 'static> Job for Task<T> {
-    fn run<'a>(&'a mut self, rows: &'a mut SqliteRows) -> BoxFuture<'a, bool> {
-        Box::pin(async move {
-            let Some(work) = self.work.take() else {
-                return false;
-            };
-            let result = work(rows).await;
-            let done = result.is_ok();
-            self.result = Some(result);
-            done
-        })
+    fn run(&mut self, rows: &mut SqliteRows) -> bool {
+        let Some(work) = self.work.take() else {
+            return false;
+        };
+        let result = work(rows)
+            .now_or_never()
+            .expect("no row of the state has to be waited for");
+        let done = result.is_ok();
+        self.result = Some(result);
+        done
     }
 
     fn answer(self: Box<Self>, committed: Result<(), &Failure>) {
@@ -154,63 +161,55 @@ impl<T: Send + 'static> Job for Task<T> {
     }
 }
 
-async fn run(
-    mut rows: SqliteRows,
-    mut jobs: mpsc::Receiver<Box<dyn Job>>,
-    lock: Option<DaemonLock>,
-) {
+fn run(mut rows: SqliteRows, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
     let mut arrived = Vec::with_capacity(JOBS_MAX);
-    while jobs.recv_many(&mut arrived, JOBS_MAX).await > 0 {
-        let committed = commit_together(&mut rows, &mut arrived).await;
+    while jobs.blocking_recv_many(&mut arrived, JOBS_MAX) > 0 {
+        let committed = commit_together(&mut rows, &mut arrived);
         for job in arrived.drain(..) {
             job.answer(committed.as_ref().copied());
         }
     }
-    rows.close().await;
-    drop(lock);
+    rows.close();
 }
 
-async fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
-    let result = try_commit(rows, jobs).await;
+fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+    let result = try_commit(rows, jobs);
     if result.is_err() {
-        rows.roll_back().await;
+        rows.roll_back();
     }
-    result.map_err(|error| {
-        let fault = Fault::from(error);
-        Failure {
-            transient: fault.is_transient(),
-            problem: fault.problem(),
-        }
+    result.map_err(|fault| Failure {
+        transient: fault.is_transient(),
+        problem: fault.problem(),
     })
 }
 
-async fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), sqlx::Error> {
-    rows.begin().await?;
+fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Fault> {
+    rows.begin()?;
     if let [job] = jobs {
         // Alone it spoils no other.
-        if job.run(rows).await {
-            rows.commit().await?;
+        if job.run(rows) {
+            rows.commit()?;
         } else {
-            rows.roll_back().await;
+            rows.roll_back();
         }
         return Ok(());
     }
     for job in jobs {
-        rows.begin_part().await?;
-        let done = job.run(rows).await;
+        rows.begin_part()?;
+        let done = job.run(rows);
         // Fails when SQLite undid the whole transaction, and so do all of its jobs then.
-        rows.end_part(done).await?;
+        rows.end_part(done)?;
     }
-    rows.commit().await
+    rows.commit()
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::future::join_all;
-    use sqlx::ConnectOptions as _;
-    use sqlx::sqlite::SqliteConnectOptions;
+    use rusqlite::params;
 
     use super::*;
+    use crate::store::codec::Cells as _;
 
     fn boxed<T, F>(work: F) -> Work<T>
     where
@@ -219,28 +218,21 @@ mod tests {
         Box::new(work)
     }
 
-    async fn writer() -> Writer {
-        let mut connection = SqliteConnectOptions::new()
-            .in_memory(true)
-            .connect()
-            .await
-            .expect("a database");
-        sqlx::query("CREATE TABLE kept (value INTEGER NOT NULL UNIQUE, filling BLOB)")
-            .execute(&mut connection)
-            .await
-            .expect("a table");
-        Writer::start(connection, Damage::default(), None)
+    fn writer() -> Writer {
+        let db = Db::in_memory().expect("a database");
+        let table = "CREATE TABLE kept (value INTEGER NOT NULL UNIQUE, filling BLOB)";
+        db.run(table, params![]).expect("a table");
+        Writer::start(db, Damage::default(), None).expect("a thread")
     }
 
     /// Writes a value, and fails afterwards if told so.
     async fn put(writer: &Writer, value: i64, bytes: i64, fails: bool) -> Result<(), StoreError> {
         let work = boxed(move |rows| {
             Box::pin(async move {
-                sqlx::query("INSERT INTO kept (value, filling) VALUES (?1, zeroblob(?2))")
-                    .bind(value)
-                    .bind(bytes)
-                    .execute(rows.connection())
-                    .await?;
+                rows.db().run(
+                    "INSERT INTO kept (value, filling) VALUES (?1, zeroblob(?2))",
+                    params![value, bytes],
+                )?;
                 if fails {
                     return Err(Fault::Corrupt("as told".to_owned()));
                 }
@@ -253,22 +245,23 @@ mod tests {
     async fn kept(writer: &Writer) -> Vec<i64> {
         let work = boxed(|rows| {
             Box::pin(async move {
-                let query = sqlx::query_scalar("SELECT value FROM kept ORDER BY value");
-                Ok(query.fetch_all(rows.connection()).await?)
+                let query = "SELECT value FROM kept ORDER BY value";
+                let rows = rows.db().rows(query, params![])?;
+                rows.iter().map(|row| row.integer("value")).collect()
             })
         });
         writer.write("read", work).await.expect("readable")
     }
 
-    /// Makes the task wait in a transaction of its own until the sender is used, so that what arrives meanwhile is committed
+    /// Makes the thread wait in a transaction of its own until the sender is used, so that what arrives meanwhile is committed
     /// together.
-    async fn busy(writer: &Writer) -> (oneshot::Sender<()>, impl Future<Output = ()>) {
+    async fn busy(writer: &Writer) -> (std::sync::mpsc::Sender<()>, impl Future<Output = ()>) {
         let (started, has_started) = oneshot::channel::<()>();
-        let (go_on, may_go_on) = oneshot::channel::<()>();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
         let work = boxed(move |_| {
             Box::pin(async move {
                 let _ = started.send(());
-                let _ = may_go_on.await;
+                let _ = may_go_on.recv();
                 Ok(())
             })
         });
@@ -288,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn job_that_fails_leaves_nothing_and_spoils_no_other() {
-        let writer = writer().await;
+        let writer = writer();
         let (go_on, waited) = busy(&writer).await;
         let jobs = (0..6).map(|value| put(&writer, value % 5, 0, value == 1));
         let (answers, (), ()) = tokio::join!(join_all(jobs), waited, async {
@@ -303,13 +296,12 @@ mod tests {
 
     #[tokio::test]
     async fn full_disk_loses_nothing_and_keeps_nothing_of_what_failed() {
-        let writer = writer().await;
+        let writer = writer();
         put(&writer, 1, 0, false).await.expect("room");
         let limit = boxed(|rows| {
             Box::pin(async move {
-                sqlx::query("PRAGMA max_page_count = 8")
-                    .execute(rows.connection())
-                    .await?;
+                let limit = "PRAGMA max_page_count = 8";
+                let _: i64 = rows.db().value(limit, params![])?;
                 Ok(())
             })
         });
@@ -335,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_done_even_when_the_caller_stops_waiting() {
-        let writer = writer().await;
+        let writer = writer();
         let (go_on, waited) = busy(&writer).await;
         {
             let abandoned = put(&writer, 7, 0, false);
@@ -349,7 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn closing_finishes_what_was_asked_for() {
-        let writer = writer().await;
+        let writer = writer();
         let (go_on, waited) = busy(&writer).await;
         let (answer, (), (), ()) = tokio::join!(
             put(&writer, 7, 0, false),
