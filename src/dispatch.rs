@@ -250,6 +250,8 @@ impl Dispatcher {
             let handing_over = !self.withdraw();
             let stopping = self.signals.stop.is_cancelled();
             self.record(&running);
+            // What was claimed just now leaves before the state is asked what else is due.
+            self.take_ended(&mut running);
             let wait = if stopping {
                 LOOK_AGAIN
             } else {
@@ -264,9 +266,7 @@ impl Dispatcher {
                 Some(ended) = running.next(), if !running.is_empty() => {
                     self.take(&running, ended);
                     // What has ended by now is recorded together, and its places are filled by one claim.
-                    while let Some(Some(ended)) = running.next().now_or_never() {
-                        self.take(&running, ended);
-                    }
+                    self.take_ended(&mut running);
                 }
                 Some(claimed) = handed_over(&mut self.offered) => {
                     self.offered = None;
@@ -289,6 +289,13 @@ impl Dispatcher {
         if self.moved == (true, true) {
             self.moved = (false, false);
             self.signals.progressed.leave();
+        }
+    }
+
+    /// Gives everything that is under way its turn, and takes note of what has ended.
+    fn take_ended(&mut self, running: &mut Running<'_>) {
+        while let Some(Some(ended)) = running.next().now_or_never() {
+            self.take(running, ended);
         }
     }
 

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::clock::Clock;
 use crate::handover::Handover;
 use crate::metrics::Commits;
-use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin};
+use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin, RowHash};
 use crate::plan::{Policy, guard};
 use crate::progress::Mark;
 use crate::reread::Reread;
@@ -97,6 +97,8 @@ pub struct Reconciler {
     overtakes: AtomicU64,
     /// The cursor that the last poll left in the state, once one has ended.
     left_at: Mutex<Option<String>>,
+    /// The hashes of the last page that was small.
+    last_small: Mutex<Vec<RowHash>>,
     mark: Mark,
     reread: Reread,
     handover: Handover,
@@ -125,6 +127,7 @@ impl Reconciler {
             poll_undecided: AtomicBool::new(true),
             overtakes: AtomicU64::new(0),
             left_at: Mutex::default(),
+            last_small: Mutex::default(),
             mark: Mark::default(),
             reread: Reread::default(),
             handover: Handover::default(),

@@ -1,6 +1,7 @@
 //! One page of rows: drop what is unchanged, decode the rest, have it decided and committed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::PoisonError;
 
 use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Timestamp, Unusable};
 use crate::plan::Decision;
@@ -12,6 +13,9 @@ use super::{PassError, Reconciler};
 
 /// How many rows are read to find one with a usable key.
 const WITNESSES_MAX: u32 = 10;
+
+/// Of a page with so few keys, if it is not the one before, the ids are asked for while the state is asked what has changed.
+const KEYS_ASKED_AT_ONCE_MAX: usize = 8;
 
 /// What a page held, by what became of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -220,11 +224,19 @@ impl Reconciler {
             }
         }
         let keys: Vec<ResourceKey> = by_key.keys().cloned().collect();
-        let glances = self.store.glance(&keys).await?;
+        let hashes: Vec<RowHash> = by_key.values().map(|rows| self.hash(rows)).collect();
+        let asks_at_once = duplicates == Duplicates::Anywhere && self.is_small_news(&hashes);
+        let (glances, ids) = futures_util::future::join(self.store.glance(&keys), async {
+            match asks_at_once {
+                true => Some(self.source.fetch_ids(&keys).await),
+                false => None,
+            }
+        })
+        .await;
+        let glances = glances?;
         let mut suspects = Vec::new();
-        for ((key, rows), glance) in by_key.into_iter().zip(glances) {
+        for (((key, rows), glance), hash) in by_key.into_iter().zip(glances).zip(hashes) {
             sorted.counts.known += u64::from(glance.row_hash.is_some()) * rows.len() as u64;
-            let hash = self.hash(&rows);
             if glance.is_settled(hash) && rows.len() == 1 {
                 sorted.counts.stands(glance.entry);
             } else if glance.quarantined == Some(hash) {
@@ -236,22 +248,41 @@ impl Reconciler {
                 self.take(&mut sorted, &key, &rows, glance);
             }
         }
-        self.take_suspects(&mut sorted, suspects).await?;
+        self.take_suspects(&mut sorted, suspects, ids).await?;
         Ok(sorted)
     }
 
-    /// Asks for the suspects' ids by key, which shows rows that name the same resource; those rows are read again together.
+    /// Whether a page is small and not the one that the last small page was: then some of its rows have most likely changed.
+    fn is_small_news(&self, hashes: &[RowHash]) -> bool {
+        if hashes.len() > KEYS_ASKED_AT_ONCE_MAX {
+            return false;
+        }
+        let mut last = self
+            .last_small
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_news = *last != hashes;
+        *last = hashes.to_vec();
+        is_news
+    }
+
+    /// Asks for the suspects' ids by key, unless that was done for the whole page, which shows rows that name the same resource; those
+    /// rows are read again together.
     async fn take_suspects(
         &self,
         sorted: &mut Sorted,
         suspects: Vec<(ResourceKey, Vec<RawRow>, Glance)>,
+        ids: Option<Result<Vec<ResourceKey>, SourceError>>,
     ) -> Result<(), PassError> {
         if suspects.is_empty() {
             return Ok(());
         }
         let keys: Vec<ResourceKey> = suspects.iter().map(|(key, ..)| key.clone()).collect();
         let mut found: BTreeMap<ResourceKey, usize> = BTreeMap::new();
-        let mut ids = self.source.fetch_ids(&keys).await?;
+        let mut ids = match ids {
+            Some(ids) => ids?,
+            None => self.source.fetch_ids(&keys).await?,
+        };
         if ids.is_empty() {
             // Law 5: the cursor must not pass rows that are neither decided on nor known to be gone.
             let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {

@@ -38,13 +38,16 @@ pub(super) const OPEN: &str = "SELECT
                 statement_timestamp() - interval '1 second',
                 min(COALESCE(a.xact_start, CASE WHEN a.state = 'active' THEN a.query_start END))
             )::text AS oldest
-         FROM pg_catalog.pg_stat_activity AS a
+         -- What pg_stat_activity is a view of, without the names that it looks up.
+         FROM pg_catalog.pg_stat_get_activity(NULL) AS a
          WHERE a.datid = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
             AND a.pid <> pg_backend_pid()
             AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
             AND a.backend_type IS DISTINCT FROM 'walsender';
          SELECT EXISTS (
-            SELECT FROM pg_catalog.pg_prepared_xacts AS p WHERE p.database = current_database()
+            SELECT
+            FROM pg_catalog.pg_prepared_xact() AS p
+            WHERE p.dbid = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
          ) AS has_prepared";
 
 impl Open {

@@ -4,7 +4,7 @@
 //! instance on a full disk, all of its jobs fail and nothing of them is kept.
 
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -27,9 +27,21 @@ const QUEUE_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Writer {
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
-    /// Answered when the thread has ended.
+    /// Answered when the thread is about to end.
     ended: Mutex<Option<oneshot::Receiver<()>>>,
+    thread: Option<JoinHandle<()>>,
     damage: Damage,
+}
+
+/// Once it is dropped the file is at rest and the lock is given back.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(locked(&self.jobs).take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported where it happened.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Writer {
@@ -37,7 +49,7 @@ impl Writer {
     pub(super) fn start(db: Db, damage: Damage, lock: Option<DaemonLock>) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let (end, ended) = oneshot::channel();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("state".to_owned())
             .spawn(move || {
                 run(SqliteRows::new(db), receiver);
@@ -48,6 +60,7 @@ impl Writer {
         Ok(Self {
             jobs: Mutex::new(Some(sender)),
             ended: Mutex::new(Some(ended)),
+            thread: Some(thread),
             damage,
         })
     }
