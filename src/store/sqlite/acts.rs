@@ -67,7 +67,7 @@ pub(super) fn untold(db: &Db, limit: u32) -> Result<Vec<(ActId, Act)>, Fault> {
          FROM act
          WHERE told_at IS NULL
          ORDER BY id
-         LIMIT ?1",
+         LIMIT 0 + ?1",
         params![i64::from(limit)],
     )?;
     rows.iter()

@@ -47,14 +47,14 @@ const ATTEMPTS_BY_RESOURCE: &str = "
     WHERE installation_id = ?1
       AND resource_id = ?2
     ORDER BY id DESC
-    LIMIT ?3";
+    LIMIT 0 + ?3";
 const ATTEMPTS_BY_ENTRY: &str = "
     SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
            vercel_id
     FROM attempt
     WHERE entry_id = ?1
     ORDER BY id DESC
-    LIMIT ?2";
+    LIMIT 0 + ?2";
 
 #[async_trait]
 impl Console for SqliteStore {
@@ -319,7 +319,7 @@ fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
          AND entry.resource_id = ?2
          AND entry.closed_at IS NOT NULL
          ORDER BY entry.id DESC
-         LIMIT ?3"
+         LIMIT 0 + ?3"
         ),
         params![installation_id, resource_id, i64::from(limit)],
     )?;
@@ -333,7 +333,7 @@ fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
          WHERE (installation_id = ?1 AND (resource_id = ?2 OR resource_id IS NULL))
             OR installation_id IS NULL
          ORDER BY id DESC
-         LIMIT ?3",
+         LIMIT 0 + ?3",
         params![installation_id, resource_id, i64::from(limit)],
     )?;
     let limited_until: Option<i64> = db.find_value(
@@ -359,7 +359,7 @@ fn quarantined(db: &Db, limit: u32) -> Result<(Vec<Quarantined>, u64), Fault> {
         "SELECT installation_id, resource_id, slot, column_name, problem, accepted, row_hash, since
          FROM quarantine
          ORDER BY since, installation_id, resource_id, slot
-         LIMIT ?1",
+         LIMIT 0 + ?1",
         params![i64::from(limit)],
     )?;
     let rows: Vec<Quarantined> = rows

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::types::{FromSql, Value};
-use rusqlite::{CachedStatement, Connection, OpenFlags, Params, Rows, Statement};
+use rusqlite::{CachedStatement, Connection, OpenFlags, Params, Rows, Statement, StatementStatus};
 
 use crate::store::codec::Cells;
 use crate::store::fault::Fault;
@@ -74,8 +74,16 @@ impl Db {
     }
 
     /// A statement to run several times.
+    ///
+    /// SQLite plans a statement whose LIMIT is a parameter for the value of it, and anew for each other value: hence `LIMIT 0 + ?`.
     pub(super) fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, Fault> {
-        Ok(self.0.prepare_cached(sql)?)
+        let statement = self.0.prepare_cached(sql)?;
+        debug_assert_eq!(
+            statement.get_status(StatementStatus::RePrepare),
+            0,
+            "it is prepared again and again: {sql}"
+        );
+        Ok(statement)
     }
 
     /// Runs a statement; returns how many rows it wrote.

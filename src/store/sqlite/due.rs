@@ -65,7 +65,7 @@ pub(super) const DUE_INSTALLATIONS: &str = "
                         AND installation.limited_until > ?3
                         AND installation.limited_until <= ?4)
       AND turn.installation_id NOT IN (SELECT value FROM json_each(?5))
-    LIMIT ?6";
+    LIMIT 0 + ?6";
 
 /// The first entries of each installation in ?1 that are due from ?2 to ?3.
 pub(super) const DUE_RESOURCES: &str = "
@@ -79,5 +79,5 @@ pub(super) const DUE_RESOURCES: &str = "
                          AND due.installation_id = turn.value
                          AND due.due_at BETWEEN ?2 AND ?3
                        ORDER BY due.due_at, due.id
-                       LIMIT ?4)
+                       LIMIT 0 + ?4)
     ORDER BY turn.key, entry.due_at, entry.id";

@@ -25,7 +25,7 @@ pub(super) fn between(
                WHERE (installation_id, resource_id) >= (?1, ?2)
                  AND (installation_id, resource_id) <= (?3, ?4)
                ORDER BY installation_id, resource_id
-               LIMIT ?5)",
+               LIMIT 0 + ?5)",
         params![first.0, first.1, last.0, last.1, i64::from(limit) + 1],
     )?;
     let found = row.integer("found")?;

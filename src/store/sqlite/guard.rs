@@ -166,7 +166,7 @@ impl GuardRows for SqliteRows {
                AND entry.state = 'waiting'
                AND entry.hold_id IS NULL
              ORDER BY guarded.installation_id, guarded.resource_id
-             LIMIT ?3",
+             LIMIT 0 + ?3",
             params![
                 after.map_or("", |key| key.installation_id.as_str()),
                 after.map_or("", |key| key.resource_id.as_str()),
@@ -258,7 +258,7 @@ fn keys_under(
            AND (installation_id, resource_id) > (?2, ?3)
            AND state IN ('waiting', 'held')
          ORDER BY installation_id, resource_id
-         LIMIT ?4",
+         LIMIT 0 + ?4",
         params![
             hold,
             after.map_or("", |key| key.installation_id.as_str()),

@@ -121,7 +121,7 @@ pub(super) fn probes_due(db: &Db, now: Timestamp, limit: u32) -> Result<Vec<Paus
          WHERE probe_at <= ?1
             OR probe_at > ?2
          ORDER BY probe_at, installation_id, kind
-         LIMIT ?3"
+         LIMIT 0 + ?3"
         ),
         params![now.as_millis(), horizon.as_millis(), i64::from(limit)],
     )?;
@@ -141,7 +141,7 @@ pub(super) fn keys_after(
                FROM resource
                WHERE (installation_id, resource_id) > (?1, ?2)
                ORDER BY installation_id, resource_id
-               LIMIT ?3)
+               LIMIT 0 + ?3)
          UNION
          SELECT installation_id, resource_id
          FROM (SELECT installation_id, resource_id
@@ -149,9 +149,9 @@ pub(super) fn keys_after(
                WHERE slot = x''
                  AND (installation_id, resource_id) > (?1, ?2)
                ORDER BY installation_id, resource_id
-               LIMIT ?3)
+               LIMIT 0 + ?3)
          ORDER BY installation_id, resource_id
-         LIMIT ?3",
+         LIMIT 0 + ?3",
         params![
             after.map_or("", |key| key.installation_id.as_str()),
             after.map_or("", |key| key.resource_id.as_str()),
@@ -194,7 +194,7 @@ pub(super) fn rechecks(db: &Db, limit: u32) -> Result<Vec<ResourceKey>, Fault> {
         "SELECT installation_id, resource_id
          FROM recheck
          ORDER BY installation_id, resource_id
-         LIMIT ?1",
+         LIMIT 0 + ?1",
         params![i64::from(limit)],
     )?;
     rows.iter().map(codec::key).collect()

@@ -125,7 +125,7 @@ impl Rows for SqliteRows {
              WHERE lease_token IS NOT NULL
                AND lease_expires_at <= ?1
              ORDER BY lease_expires_at, id
-             LIMIT ?2",
+             LIMIT 0 + ?2",
             params![now.map_or(i64::MAX, Timestamp::as_millis), i64::from(limit)],
         )?;
         rows.iter().map(codec::key).collect()

@@ -63,7 +63,7 @@ impl SqliteRows {
                           FROM entry INDEXED BY entry_closed
                           WHERE closed_at < ?1
                           ORDER BY closed_at, id
-                          LIMIT ?2)",
+                          LIMIT 0 + ?2)",
             params![entries.as_millis(), i64::from(limit)],
         )?;
         let attempts = self.db().run(
@@ -72,7 +72,7 @@ impl SqliteRows {
                           FROM attempt INDEXED BY attempt_ended
                           WHERE ended_at < ?1
                           ORDER BY ended_at, id
-                          LIMIT ?2)",
+                          LIMIT 0 + ?2)",
             params![attempts.as_millis(), i64::from(limit)],
         )?;
         Ok(entries + attempts)
