@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::SourceError;
@@ -26,8 +26,17 @@ const MAX_STATEMENT_BYTES: usize = 32 << 20;
 pub(super) struct Connections<D: Dialect> {
     pub(super) dialect: D,
     statement_timeout: Duration,
-    idle: Mutex<Vec<D::Connection>>,
+    kept: Mutex<Kept<D::Connection>>,
+    /// Told whenever a transaction has ended.
+    ended: Notify,
     permits: Arc<Semaphore>,
+}
+
+/// The connections that no page uses.
+struct Kept<C> {
+    idle: Vec<C>,
+    /// How many transactions are ending, each on a connection that most likely becomes idle.
+    ending: usize,
 }
 
 impl<D: Dialect> Connections<D> {
@@ -36,7 +45,11 @@ impl<D: Dialect> Connections<D> {
         Self {
             dialect,
             statement_timeout,
-            idle: Mutex::default(),
+            kept: Mutex::new(Kept {
+                idle: Vec::new(),
+                ending: 0,
+            }),
+            ended: Notify::new(),
             permits: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
         }
     }
@@ -51,12 +64,12 @@ impl<D: Dialect> Connections<D> {
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        if let Some(connection) = self.take_idle() {
+        if let Some(connection) = self.take_idle().await {
             if let Ok(session) = self.begin_on(connection, statement, opening).await {
                 return Ok(session.holding(permit));
             }
             // What broke this one most likely broke the others; each would cost another wait.
-            self.idle().clear();
+            self.kept().idle.clear();
         }
         let opened = timeout(CONNECT_TIMEOUT, self.dialect.open()).await;
         let connection = self.settle(opened, statement)?;
@@ -117,12 +130,26 @@ impl<D: Dialect> Connections<D> {
         failure.of(self.dialect.target(), statement, self.statement_timeout)
     }
 
-    fn take_idle(&self) -> Option<D::Connection> {
-        self.idle().pop()
+    /// An idle connection; one that is about to become idle is waited for.
+    async fn take_idle(&self) -> Option<D::Connection> {
+        loop {
+            // Asked for before the look, so that no end in between is missed.
+            let ended = self.ended.notified();
+            {
+                let mut kept = self.kept();
+                if let Some(connection) = kept.idle.pop() {
+                    return Some(connection);
+                }
+                if kept.ending == 0 {
+                    return None;
+                }
+            }
+            ended.await;
+        }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<D::Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept<D::Connection>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -240,10 +267,6 @@ impl<D: Dialect> Session<D> {
 
     /// Ends the transaction, beside whatever comes next, and keeps the connection if that went well.
     pub(super) fn end(self) {
-        tokio::spawn(self.ended());
-    }
-
-    async fn ended(self) {
         let Self {
             connections,
             mut connection,
@@ -251,12 +274,21 @@ impl<D: Dialect> Session<D> {
             permit,
             ..
         } = self;
-        if !is_spent {
-            let ended = timeout(CONNECT_TIMEOUT, connections.dialect.end(&mut connection)).await;
-            if matches!(ended, Ok(Ok(()))) {
-                connections.idle().push(connection);
-            }
+        if is_spent {
+            return;
         }
-        drop(permit);
+        connections.kept().ending += 1;
+        tokio::spawn(async move {
+            let ended = timeout(CONNECT_TIMEOUT, connections.dialect.end(&mut connection)).await;
+            let mut kept = connections.kept();
+            kept.ending -= 1;
+            if matches!(ended, Ok(Ok(()))) {
+                kept.idle.push(connection);
+            }
+            drop(kept);
+            drop(permit);
+            // Whoever waits looks again: it may be the turn of another.
+            connections.ended.notify_waiters();
+        });
     }
 }

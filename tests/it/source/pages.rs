@@ -391,6 +391,21 @@ async fn large_pages_end_early_and_lose_nothing(bed: Bed) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_one_after_another_take_one_connection() {
+    let sessions = "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'reconciled-test'";
+    let bed = Bed::postgres().await;
+    bed.create("BIGINT").await;
+    let source = bed.source(&bed.query());
+    for _ in 0..20 {
+        source.sweep_page(None, 2).await.expect("a page");
+        let poll = source.poll_page(&PollFrom::Beginning, 2).await;
+        poll.expect("a page");
+        assert_eq!(bed.database.integer(sessions).await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_page_leaves_a_transaction_open() {
     let postgres = "SELECT COUNT(*) FROM pg_stat_activity
         WHERE datname = current_database() AND application_name = 'reconciled-test' AND state <> 'idle'";
