@@ -6,6 +6,8 @@
 mod deliver;
 pub mod drift;
 mod due;
+#[cfg(test)]
+mod fixture;
 mod pace;
 mod places;
 mod report;
@@ -26,6 +28,7 @@ use crate::clock::{Clock, Random};
 use crate::handover::Handover;
 use crate::metrics::Metrics;
 use crate::model::{FieldSet, FingerprintKey, InstallationId, LeaseToken, ResourceKey, Timestamp};
+use crate::plan::look::LOOK_AGAIN;
 use crate::plan::outage::Outage;
 use crate::plan::{Claimed, RetryPolicy, SecretsWay};
 use crate::progress::Mark;
@@ -42,9 +45,6 @@ pub use token::{InstallationsQuery, TokenError, TokenSource, Tokens};
 use deliver::{Answered, Supply, Worker};
 use due::{Claims, handed_over};
 use pace::{Allowance, Pace};
-
-/// How often a person's acts beside the daemon (a retry, a release) are looked for when nothing else is due.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What dispatch depends on.
 #[derive(Debug, Clone)]
@@ -346,6 +346,10 @@ impl Dispatcher {
                 return;
             }
         };
+        // A claim that only began may fail as the one before it.
+        if std::mem::take(&mut self.state_failed) {
+            self.report.state_recovered();
+        }
         if claimed.len() < asked {
             self.claims.found = Some((asked_at, Ok(claimed.len())));
         }
@@ -461,3 +465,6 @@ impl Dispatcher {
             .delivery(delivery, self.outage.since().is_some(), now);
     }
 }
+
+#[cfg(test)]
+mod tests;

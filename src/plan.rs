@@ -11,9 +11,11 @@ pub mod classify;
 pub mod decide;
 pub mod diff;
 pub mod guard;
+pub mod look;
 pub mod manual;
 pub mod outage;
 pub mod pace;
+pub mod room;
 
 #[cfg(test)]
 mod cases;

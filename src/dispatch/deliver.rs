@@ -580,3 +580,6 @@ fn attempt_record(
         vercel_id: answer.vercel_id.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

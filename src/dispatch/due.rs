@@ -9,17 +9,15 @@ use tokio::sync::oneshot;
 
 use crate::model::{LeaseToken, Timestamp};
 use crate::plan::Claimed;
+use crate::plan::look::{self, LOOK_AGAIN, is_time_for_probes};
+use crate::plan::room::Load;
 use crate::planted::{Bug, is_planted};
 use crate::store::{ClaimRequest, Pause, StoreError};
 
-use super::{Dispatcher, Ended, LOOK_AGAIN, Running};
+use super::{Dispatcher, Ended, Running};
 
 /// How long dispatch waits after the state could not be read or written.
 const STATE_RETRY: Duration = Duration::from_secs(1);
-/// How many answers per place may wait to be recorded before nothing more is claimed.
-const UNRECORDED_PER_PLACE_MAX: usize = 4;
-/// How many entries per place may be claimed beyond the places, so that a commit that takes long does not leave them empty.
-const AHEAD_PER_PLACE_MAX: usize = 3;
 /// The most probes of paused installations that run at once.
 const PROBES_MAX: usize = 4;
 
@@ -51,12 +49,7 @@ impl Dispatcher {
     /// Starts what may start now; returns how long to wait for the next.
     pub(super) async fn fill(&mut self, running: &mut Running<'_>) -> Duration {
         match self.start_due(running).await {
-            Ok(wait) => {
-                if std::mem::take(&mut self.state_failed) {
-                    self.report.state_recovered();
-                }
-                wait
-            }
+            Ok(wait) => wait,
             Err(error) => {
                 // If the state cannot be written nothing is sent.
                 self.signals.metrics.state_failures.add(1);
@@ -70,7 +63,7 @@ impl Dispatcher {
 
     async fn start_due(&mut self, running: &mut Running<'_>) -> Result<Duration, StoreError> {
         let now = self.worlds.clock.now();
-        if self.outage.since().is_none() && self.may_look_for_probes(now) {
+        if self.outage.since().is_none() && is_time_for_probes(self.probes_looked_for, now) {
             self.start_probes(running, PROBES_MAX).await?;
         }
         if self.end_leases(now) {
@@ -152,19 +145,15 @@ impl Dispatcher {
 
     /// How many entries are to be claimed now.
     fn room(&self, now: Timestamp) -> usize {
-        let busy: u32 = self.in_flight.values().sum();
-        let places = self.settings.max_in_flight as usize;
-        let ahead = self.claims.ahead.min(places * AHEAD_PER_PLACE_MAX);
-        let free = (places + ahead).saturating_sub(busy as usize);
-        let recordable = (places * UNRECORDED_PER_PLACE_MAX).saturating_sub(self.unrecorded.len());
-        // A claim for each single place would be a transaction for each delivery.
-        let free = if free > ahead / 2 {
-            free.min(recordable)
-        } else {
-            0
+        let claimed: u32 = self.in_flight.values().sum();
+        let load = Load {
+            places: self.settings.max_in_flight as usize,
+            claimed: claimed as usize,
+            answered: self.claims.ahead,
+            unrecorded: self.unrecorded.len(),
+            probing: self.probing.len(),
         };
-        let under_way = busy as usize + self.probing.len();
-        self.outage.allowance(now, under_way, free)
+        load.room(&self.outage, now)
     }
 
     fn request(&self, now: Timestamp, limit: u32) -> ClaimRequest {
@@ -204,22 +193,8 @@ impl Dispatcher {
     /// How long nothing will be due that was not due at `asked_at`.
     async fn until_next(&self, asked_at: Timestamp) -> Result<Duration, StoreError> {
         let due = self.worlds.store.next_due().await?;
-        let now = self.worlds.clock.now();
-        let mut wait = due
-            // What was due already but was not claimed waits for a place, which wakes this loop by itself.
-            .filter(|due_at| *due_at > asked_at)
-            .map_or(LOOK_AGAIN, |due_at| due_at.since(now))
-            .min(LOOK_AGAIN);
-        if let Some(probe_at) = self.outage.next_probe_at() {
-            wait = wait.max(probe_at.since(now).min(LOOK_AGAIN));
-        }
-        Ok(wait)
-    }
-
-    /// Whether it is time to look for probes: they are seconds apart, requests are not.
-    fn may_look_for_probes(&self, now: Timestamp) -> bool {
-        self.probes_looked_for
-            .is_none_or(|last| now < last || now.since(last) >= LOOK_AGAIN)
+        let (now, probe_at) = (self.worlds.clock.now(), self.outage.next_probe_at());
+        Ok(look::wait(due, asked_at, probe_at, now))
     }
 
     /// Starts probes of paused installations, so that at most `limit` are under way.
@@ -252,3 +227,6 @@ impl Dispatcher {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

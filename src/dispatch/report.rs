@@ -426,3 +426,6 @@ fn ids(delivery: &Delivery) -> (&str, &str) {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

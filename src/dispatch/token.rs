@@ -164,3 +164,6 @@ impl Tokens {
         work(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,3 +107,6 @@ impl Worker {
         (verdict == Verdict::Acknowledged, reached(verdict))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,3 +124,6 @@ impl Answered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
