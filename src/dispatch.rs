@@ -249,9 +249,9 @@ impl Dispatcher {
             self.configure();
             let handing_over = !self.withdraw();
             let stopping = self.signals.stop.is_cancelled();
-            self.record(&running);
             // What was claimed just now leaves before the state is asked what else is due.
             self.take_ended(&mut running);
+            self.record(&running);
             let wait = if stopping {
                 LOOK_AGAIN
             } else {

@@ -199,7 +199,7 @@ impl PostgresStore {
                     )
                     .fetch_one(transaction.connection())
                     .await?;
-                Ok(super::codec::Cells::flag(&row, "may")?)
+                super::codec::Cells::flag(&row, "may")
             })
         })
         .await

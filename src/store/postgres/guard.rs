@@ -62,7 +62,7 @@ impl GuardRows for PgRows {
             .bind(now.as_millis())
             .fetch_one(self.transaction.connection())
             .await?;
-        Ok(row.integer("id")?)
+        row.integer("id")
     }
 
     async fn put_hold(&mut self, hold: &Hold) -> Result<(), Fault> {

@@ -260,7 +260,7 @@ pub(super) async fn is_blocked(
         .bind(now.plus(DUE_HORIZON).as_millis())
         .fetch_one(transaction.connection())
         .await?;
-    Ok(row.flag("blocked")?)
+    row.flag("blocked")
 }
 
 /// Resources whose row is to be read again.
