@@ -281,4 +281,39 @@ mod tests {
         assert!(pace.lock().installations.is_empty());
         assert_eq!(pace.at_once(64), 64);
     }
+
+    #[test]
+    fn what_counts_no_more_is_not_told_and_forgotten_within_a_second() {
+        let pace = Pace::new(Some(600));
+        assert!(pace.used(NOW).is_empty());
+        pace.asks(&id(), NOW);
+        let whole = NOW.plus(SECOND / 10);
+        let moment = Duration::from_millis(1);
+        assert_eq!(pace.used(whole.minus(moment)), [(id(), whole)].into());
+        assert!(pace.used(whole).is_empty());
+        assert!(pace.used(NOW.plus(SECOND - moment)).is_empty());
+        assert_eq!(pace.lock().installations.len(), 1, "it is kept that long");
+        assert!(pace.used(NOW.plus(SECOND)).is_empty());
+        assert!(pace.lock().installations.is_empty());
+    }
+
+    #[test]
+    fn a_claim_that_is_given_back_leaves_nothing_but_what_was_sent() {
+        let pace = Pace::new(Some(60));
+        drop(pace.hold(&id()));
+        assert!(pace.lock().installations.is_empty());
+        let held = pace.hold(&id());
+        assert!(pace.hold(&id()).leave(NOW));
+        drop(held);
+        assert_eq!(pace.used(NOW), [(id(), NOW.plus(SECOND))].into());
+    }
+
+    #[test]
+    fn so_many_may_be_claimed_at_once_as_may_leave_at_once() {
+        let at_once = |requests_per_minute| Pace::new(requests_per_minute).at_once(64);
+        assert_eq!(
+            [Some(60), Some(6), Some(0), None].map(at_once),
+            [5, 1, 64, 64]
+        );
+    }
 }

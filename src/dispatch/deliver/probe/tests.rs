@@ -160,3 +160,25 @@ fn a_probe_whose_end_cannot_be_written_says_so() {
         assert_eq!(probe(&stand, paused).outcome(), "unrecorded");
     }
 }
+
+#[test]
+fn a_probe_that_fails_says_nothing_of_a_pause_that_began_after_the_one_it_was_made_for() {
+    let stand = Stand::new();
+    let first = pause(&stand, PauseKind::Token, 0);
+    let resumed = stand
+        .state
+        .memory
+        .resume(&first.installation_id, PauseKind::Token, START);
+    assert!(stand.clock.run(resumed).expect("does not fail"));
+    let second = Pause {
+        since: START.plus(SECOND),
+        probe_at: Some(START.plus(SECOND * 6)),
+        ..first.clone()
+    };
+    let paused = stand.clock.run(stand.state.memory.pause(&second));
+    paused.expect("a state in memory does not fail");
+    stand.clock.pass(SECOND * 2);
+    stand.vercel.answers(&answer(401), 1);
+    probe(&stand, first);
+    assert_eq!(pauses(&stand), [second]);
+}
