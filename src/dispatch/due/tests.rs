@@ -427,6 +427,23 @@ fn what_is_laid_out_can_be_taken_back_until_a_pass_takes_it_up() {
 }
 
 #[test]
+fn what_a_pass_has_claimed_for_dispatch_leaves_before_the_state_is_asked_for_anything() {
+    let stand = Stand::new();
+    let mut dispatcher = stand.dispatcher(|_| {});
+    let mut run = pin!(dispatcher.run(Until::Stopped));
+    assert!(stand.clock.turn(run.as_mut()).is_none());
+    let claiming = stand.signals.handover.take_up(START).expect("laid out");
+    stand.desire("icfg_1", 1, "ready");
+    let claimed = stand.clock.run(stand.state.memory.claim(&claiming.request));
+    claiming.answer(claimed.expect("a state in memory does not fail"));
+    // It is time to look for probes, and the state does not answer soon.
+    stand.clock.set(START.plus(SECOND));
+    stand.state.takes("probes_due", SECOND * 5);
+    assert!(stand.clock.turn(run.as_mut()).is_none());
+    assert_eq!(stand.vercel.said(), ["PATCH icfg_1/res_0"]);
+}
+
+#[test]
 fn what_a_pass_has_claimed_for_dispatch_is_sent_at_once() {
     let stand = Stand::new();
     let mut dispatcher = stand.dispatcher(|_| {});

@@ -412,9 +412,14 @@ async fn no_page_leaves_a_transaction_open() {
     let mariadb = "SELECT COUNT(*) FROM information_schema.innodb_trx AS t
         JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
         WHERE p.db = DATABASE() AND p.id <> CONNECTION_ID()";
-    for (bed, open) in [
-        (Bed::postgres().await, postgres),
-        (Bed::mariadb().await, mariadb),
+    // PostgreSQL would end a session that stays in its transaction: the session is still there.
+    let in_postgres = "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'reconciled-test'";
+    let in_mariadb = "SELECT COUNT(*) FROM information_schema.processlist AS p
+        WHERE p.db = DATABASE() AND p.id <> CONNECTION_ID()";
+    for (bed, open, sessions) in [
+        (Bed::postgres().await, postgres, in_postgres),
+        (Bed::mariadb().await, mariadb, in_mariadb),
     ] {
         bed.create("BIGINT").await;
         for n in 0..6 {
@@ -432,6 +437,7 @@ async fn no_page_leaves_a_transaction_open() {
             let poll = source.poll_page(&PollFrom::Beginning, 2).await;
             assert!(poll.is_ok_and(|page| page.next.is_some()));
             while bed.database.integer(open).await > 0 {}
+            assert_eq!(bed.database.integer(sessions).await, 1);
             match page.next {
                 Some(next) => after = Some(next),
                 None => break,
