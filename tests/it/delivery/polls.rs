@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reconciled::clock::Clock;
-use reconciled::model::{FieldSet, FingerprintKey, Timestamp};
+use reconciled::model::{FieldSet, FingerprintKey, Origin, Timestamp};
 use reconciled::plan::{Policy, guard};
 use reconciled::reconcile::{OnMissing, PageCounts, Reconciler, Settings};
-use reconciled::store::{MemoryStore, Store as _};
+use reconciled::store::{Batch, MemoryStore, Store as _};
 
 use super::fleet::Fleet;
 
@@ -86,6 +86,47 @@ impl Polls {
         let progress = self.store.progress().await.expect("readable");
         progress.poll.and_then(|poll| poll.cursor)
     }
+}
+
+/// Law 5: what this process remembers of the last pass is no more than a guess at where the next one starts.
+#[tokio::test]
+async fn a_poll_starts_where_the_state_stands_whatever_is_remembered() {
+    let polls = Polls::new().await;
+    let execute = |sql| polls.fleet.provider.execute(sql);
+    execute("UPDATE resource SET version = 1000000").await;
+    polls.poll().await;
+    assert_eq!(polls.poll().await.changed, 0);
+    assert_eq!(polls.cursor().await.as_deref(), Some("1000000"));
+    // Somebody else takes the cursor back, behind a change that this process would start after.
+    let progress = polls.store.progress().await.expect("readable");
+    let mut poll = progress.poll.expect("it was noted");
+    poll.cursor = Some("400000".to_owned());
+    polls
+        .store
+        .reconcile(Batch {
+            now: Timestamp::from_millis(0),
+            origin: Origin::Poll,
+            policy: Policy::default(),
+            observations: Vec::new(),
+            quarantined: Vec::new(),
+            missing: Vec::new(),
+            poll: Some(poll),
+            sweep: None,
+            guard: guard::Limits::default(),
+            ends_pass: true,
+            uninstall_missing_since: None,
+            baseline: None,
+            watch: None,
+            claim: None,
+        })
+        .await
+        .expect("written");
+    polls
+        .fleet
+        .set("icfg_1", "res_11", "status = 'ready'")
+        .await;
+    execute("UPDATE resource SET version = 500000 WHERE id = 'res_11'").await;
+    assert_eq!(polls.poll().await.enqueued, 1);
 }
 
 #[tokio::test]

@@ -189,6 +189,33 @@ async fn an_identity_stays_the_same(bed: Bed) {
     assert!(first.id.len() > 8, "{first:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_to_the_identity_that_is_taken_away_ends_no_poll() {
+    let bed = Bed::postgres().await;
+    bed.create("BIGINT").await;
+    let mut settings = bed.settings(&bed.query());
+    settings.url = bed.database.reader().await.into();
+    let source = reconciled::source::connect(&settings).expect("settings");
+    let poll = async || {
+        let page = source.poll_page(&PollFrom::Beginning, 10).await;
+        let page = page.expect("a page");
+        page.identity.expect("with the first page of a pass").id
+    };
+    // Asked for with the beginning of the transaction, once it is known what may be asked.
+    let whole = [poll().await, poll().await];
+    assert!(whole[0].contains("system="), "{whole:?}");
+    assert_eq!(whole[0], whole[1]);
+    bed.database
+        .execute("REVOKE EXECUTE ON FUNCTION pg_catalog.pg_control_system() FROM PUBLIC")
+        .await;
+    let less = poll().await;
+    assert!(
+        whole[0].starts_with(&less) && !less.contains("system="),
+        "{less}"
+    );
+    assert_eq!(less, source.identity().await.expect("an identity").id);
+}
+
 async fn a_source_describes_itself(bed: Bed) {
     bed.create(bed.timestamp()).await;
     bed.database
