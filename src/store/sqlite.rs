@@ -505,6 +505,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_state_that_was_dropped_is_at_rest() {
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let opened = SqliteStore::open(&directory.path().join("state.db"), Access::Daemon).await;
+        let store = opened.expect("a new state");
+        let written = store.release_watch(LeaseToken(1)).await;
+        assert!(written.is_ok() && store.progress().await.is_ok());
+        drop(store);
+        // The journal has been written back, and nobody holds the lock.
+        let files = std::fs::read_dir(directory.path()).expect("readable");
+        let mut names: Vec<_> = files
+            .map(|file| file.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["state.db", "state.db.lock"]);
+        assert!(!file::daemon_runs(&directory.path().join("state.db")).expect("readable"));
+    }
+
     #[test]
     fn an_sqlite_that_can_corrupt_a_wal_database_is_refused() {
         for sound in ["3.51.3", "3.52.0", "4.0.0"] {
