@@ -248,7 +248,7 @@ impl Dispatcher {
         loop {
             self.configure();
             let handing_over = !self.withdraw();
-            let stopping = self.signals.stop.is_cancelled();
+            let stopping = self.signals.stop.is_cancelled() || self.is_over(until);
             // What was claimed just now leaves before the state is asked what else is due.
             self.take_ended(&mut running);
             self.record(&running);
@@ -412,6 +412,14 @@ impl Dispatcher {
             let (deliveries, failed) = worker.record_all(batch).await;
             Ended::Record(deliveries, failed)
         }));
+    }
+
+    /// Whether the deadline has passed: what is still due waits for the next run, however much it is.
+    fn is_over(&self, until: Until) -> bool {
+        match until {
+            Until::Idle { deadline } => self.worlds.clock.now() > deadline,
+            Until::Stopped => false,
+        }
     }
 
     /// Whether nothing waits that could be sent before the deadline.

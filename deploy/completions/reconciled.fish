@@ -46,7 +46,7 @@ complete -c reconciled -n "__fish_reconciled_using_subcommand run" -l config -d 
 complete -c reconciled -n "__fish_reconciled_using_subcommand run" -l set -d 'Sets one key, above the file and the environment: --set log.filter=debug. May be repeated' -r
 complete -c reconciled -n "__fish_reconciled_using_subcommand run" -l no-color -d 'No colour, also at a terminal; NO_COLOR and TERM=dumb do the same'
 complete -c reconciled -n "__fish_reconciled_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c reconciled -n "__fish_reconciled_using_subcommand once" -l timeout -d 'Stop waiting for deliveries after this long' -r
+complete -c reconciled -n "__fish_reconciled_using_subcommand once" -l timeout -d 'Deliver for at most this long, counted from when the source was read' -r
 complete -c reconciled -n "__fish_reconciled_using_subcommand once" -l config -d 'Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml]' -r -F
 complete -c reconciled -n "__fish_reconciled_using_subcommand once" -l set -d 'Sets one key, above the file and the environment: --set log.filter=debug. May be repeated' -r
 complete -c reconciled -n "__fish_reconciled_using_subcommand once" -l sweep -d 'Read every row, not only what changed since the last run'

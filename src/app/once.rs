@@ -22,7 +22,7 @@ const RECHECKS_MAX: u32 = 200;
 pub struct OnceOptions {
     /// Read every row, not only what changed.
     pub sweep: bool,
-    /// Stop waiting for deliveries after this long.
+    /// Deliver for at most this long, counted from when the source was read.
     pub timeout: Duration,
 }
 
@@ -75,7 +75,6 @@ async fn read_and_deliver(
     signals: Signals,
     reconciler: &Reconciler,
 ) -> Result<OnceReport, PassError> {
-    let now = parts.worlds.clock.now();
     let (rows, sweep) = read(reconciler, options.sweep, &*parts.worlds.clock).await?;
     tell_guard(reconciler, &*parts.worlds.store).await;
     let recheck = signals.recheck.clone();
@@ -87,7 +86,8 @@ async fn read_and_deliver(
         parts.dispatch_settings(),
         signals,
     );
-    let deadline = now.plus(options.timeout);
+    // From here on: a sweep that takes longer than the timeout would otherwise deliver nothing of what it finds, every time.
+    let deadline = parts.worlds.clock.now().plus(options.timeout);
     let totals = {
         let mut run = pin!(dispatcher.run(Until::Idle { deadline }));
         loop {

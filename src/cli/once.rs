@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// Read every row, not only what changed since the last run.
     #[arg(long)]
     sweep: bool,
-    /// Stop waiting for deliveries after this long.
+    /// Deliver for at most this long, counted from when the source was read.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     timeout: Duration,
     /// The report as JSON.

@@ -155,6 +155,35 @@ fn what_is_due_exactly_at_the_deadline_is_sent_and_what_is_due_later_is_not() {
 }
 
 #[test]
+fn a_run_ends_at_its_deadline_however_much_is_due() {
+    let stand = Stand::new();
+    stand.desire("icfg_1", 100, "ready");
+    stand
+        .vercel
+        .replies((0..100).map(|_| Reply::status(200).after(SECOND)));
+    let mut dispatcher = stand.dispatcher(|_| {});
+    let totals = stand.clock.run(dispatcher.run(until(5)));
+    // Four at a time, the last at the deadline itself, and what was claimed for these places while they were out.
+    let sent = stand.vercel.sent();
+    assert_eq!(totals.acknowledged, sent.len() as u64);
+    assert!((20..=36).contains(&sent.len()), "{}", sent.len());
+    assert!(stand.clock.time() <= START.plus(SECOND * 10));
+    let left = (0..100).filter(|n| !stand.is_settled(&key("icfg_1", &format!("res_{n}"))));
+    assert_eq!(left.count(), 100 - sent.len());
+}
+
+#[test]
+fn a_run_ends_at_its_deadline_though_every_claim_outlasts_its_lease() {
+    let stand = Stand::new();
+    stand.desire("icfg_1", 1, "ready");
+    stand.state.takes("claim", LEASE + SECOND);
+    let mut dispatcher = stand.dispatcher(|_| {});
+    stand.clock.run(dispatcher.run(until(90)));
+    assert!(stand.clock.time() <= START.plus(SECOND * 90 + LEASE * 2));
+    assert!(stand.vercel.sent().is_empty());
+}
+
+#[test]
 fn a_run_ends_at_its_deadline_though_the_state_fails() {
     let stand = Stand::new();
     stand.desire("icfg_1", 1, "ready");

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use crate::model::{
     Field, FingerprintKey, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch,
@@ -58,6 +59,8 @@ pub(super) struct Laws {
     pub(super) tokens: BTreeSet<i64>,
     /// Who may record an outcome, by resource.
     pub(super) holders: BTreeMap<ResourceKey, LeaseToken>,
+    /// The longest that a process was made to stand still.
+    pub(super) stood_still_max: Duration,
     /// The earliest version that the last acknowledgement of an item can have meant.
     acknowledged: BTreeMap<(ResourceKey, Item), usize>,
     /// The same of what Vercel applied.

@@ -237,6 +237,13 @@ fn seed_49757_keeps_a_doubt_that_was_recorded_after_the_claim_was_asked_for() {
     obeys(49_757);
 }
 
+/// It found that the judge gave a row a minute to have been away, though the process that had looked for it stood still for longer
+/// before it committed what it had seen.
+#[test]
+fn seed_1024650_commits_what_was_away_before_the_process_stood_still() {
+    obeys(1_024_650);
+}
+
 /// They found that the GET after a 409 was not counted, and that a request which had waited since its claim left together with newer
 /// ones. That a claim took a whole burst of which a part was used is in the scenario of "more changes than the limit allows at once".
 #[test]

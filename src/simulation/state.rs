@@ -293,7 +293,7 @@ impl Store for SimStore {
     }
 }
 
-/// How long ago a row may have been away for a reader to have missed it.
+/// How long ago a row may have been away for a reader that never stood still to have missed it.
 const READING_MAX: Duration = Duration::from_secs(60);
 
 impl World {
@@ -319,9 +319,11 @@ impl World {
     /// Law 9: a row counts as missing only if it was away.
     fn check_missing(&mut self, key: &ResourceKey) {
         let now = self.now();
+        // A process may stand still between its reading and its commit.
+        let reading_max = READING_MAX + self.laws.stood_still_max;
         let row = self.provider.rows.iter().find(|row| row.key == *key);
         let away = row.is_none_or(|row| {
-            let lately = row.absent_at.is_some_and(|at| now.since(at) < READING_MAX);
+            let lately = row.absent_at.is_some_and(|at| now.since(at) < reading_max);
             !row.present || lately
         });
         if !away {

@@ -309,9 +309,10 @@ impl Trial {
             }
             Happening::Suspend(number, wait) if storm => {
                 if let Some(task) = self.processes[number].task {
-                    self.world
-                        .lock()
-                        .say(format_args!("process {number} stands still for {wait:?}"));
+                    let mut world = self.world.lock();
+                    world.say(format_args!("process {number} stands still for {wait:?}"));
+                    world.laws.stood_still_max = world.laws.stood_still_max.max(wait);
+                    drop(world);
                     self.executor.suspend(task, true);
                     handle.after(wait, Happening::Resume(task));
                 }
