@@ -228,3 +228,32 @@ impl Filter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn no_limit_is_the_largest_and_a_time_is_counted_from_now() {
+        let now = Timestamp::from_millis(1_777_903_331_000);
+        let filter = Filter {
+            states: vec![EntryState::Dead],
+            installation: None,
+            field: Some(Field::Name),
+            since: Some(Duration::from_secs(60)),
+        };
+        let EntryFilter {
+            states,
+            field,
+            since,
+            limit,
+            ..
+        } = filter.to_store(0, now);
+        assert_eq!((states, field), (vec![EntryState::Dead], Some(Field::Name)));
+        assert_eq!(since, Some(now.minus(Duration::from_secs(60))));
+        assert_eq!(limit, u32::MAX);
+        assert_eq!(filter.to_store(7, now).limit, 7);
+    }
+}

@@ -218,6 +218,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_calm_sky_has_no_weather_and_a_storm_is_worse_than_a_rough_one() {
+        assert!(Sky::Calm.weather(1).is_none());
+        let faults = |sky: Sky| {
+            let weather = sky.weather(7).expect("a weather");
+            assert_eq!(weather.seed, 7);
+            weather.p_500 + weather.p_503 + weather.p_429 + weather.p_409 + weather.p_drop_after
+        };
+        assert!(faults(Sky::Rough) > 0.0);
+        assert!(faults(Sky::Storm) > faults(Sky::Rough));
+    }
+
+    #[test]
     fn every_weather_can_be() {
         for sky in [Sky::Calm, Sky::Rough, Sky::Storm] {
             assert!(

@@ -210,6 +210,10 @@ fn every_key_of_the_reference_is_explained_just_above_it() {
 
 #[test]
 fn documented_overlap_is_the_default_overlap() {
+    for unset in ["", "overlap = \"\"", "overlap = \" \""] {
+        let config = Config::from_toml(&least(unset)).expect("nothing said");
+        assert_eq!(config.source.overlap, Overlap::Unset, "{unset:?}");
+    }
     let config = Config::from_toml(&least("overlap = \"30s\"")).expect("a duration");
     assert_eq!(config.source.overlap, Overlap::Duration(Overlap::DEFAULT));
     assert!(Config::REFERENCE.contains("\noverlap = \"30s\"\n"));

@@ -233,3 +233,39 @@ fn epoch_seconds(at: SystemTime) -> u64 {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_secs() + u64::from(since.subsec_nanos() > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_code_of_its_status_in_the_shape_of_the_api() {
+        for (status, code) in [
+            (400, "bad_request"),
+            (401, "unauthorized"),
+            (403, "forbidden"),
+            (404, "not_found"),
+            (405, "method_not_allowed"),
+            (409, "conflict"),
+            (410, "gone"),
+            (413, "payload_too_large"),
+            (415, "unsupported_media_type"),
+            (422, "unprocessable_entity"),
+            (429, "rate_limited"),
+            (500, "internal_server_error"),
+            (502, "bad_gateway"),
+            (503, "service_unavailable"),
+            (504, "gateway_timeout"),
+            (418, "error"),
+        ] {
+            let answer = Answer::error(status, "why");
+            assert_eq!(answer.status, status);
+            let body = answer.body.expect("a body");
+            assert_eq!(
+                body,
+                json!({"error": {"code": code, "message": "why"}}),
+                "{status}"
+            );
+        }
+    }
+}

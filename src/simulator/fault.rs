@@ -323,6 +323,27 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_meets_what_it_names_and_nothing_else() {
+        let fields = ["status".to_owned()];
+        let asked = subject("res_1", &fields);
+        let meets = |matcher: Matcher| {
+            let mut script = Script::default();
+            script.push(rule(Fault::Conflict, matcher, 0));
+            script.choose(&asked).is_some()
+        };
+        assert!(meets(Matcher::any()));
+        assert!(meets(Matcher::patch()));
+        assert!(!meets(Matcher::method("GET")));
+        assert!(meets(Matcher::installation("icfg_1")));
+        assert!(!meets(Matcher::installation("icfg_2")));
+        assert!(meets(Matcher::resource("icfg_1", "res_1")));
+        assert!(!meets(Matcher::resource("icfg_1", "res_2")));
+        assert!(!meets(Matcher::resource("icfg_2", "res_1")));
+        assert!(meets(Matcher::field(Field::Status)));
+        assert!(!meets(Matcher::field(Field::Name)));
+    }
+
+    #[test]
     fn rules_are_used_up_in_order() {
         let mut script = Script::default();
         script.push(rule(Fault::Pass, Matcher::any(), 2));

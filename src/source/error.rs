@@ -219,6 +219,61 @@ mod tests {
     }
 
     #[test]
+    fn what_the_driver_says_is_told_in_words_of_ours() {
+        let unreachable = |problem: &str| Failure::Unreachable(problem.into());
+        let query = |problem: &str| Failure::Query(problem.into());
+        let type_name = "hunter2".to_owned();
+        let cases = [
+            (
+                sqlx::Error::Tls("hunter2".into()),
+                unreachable(
+                    "no TLS connection could be made (certificate, protocol or ssl settings)",
+                ),
+            ),
+            (
+                sqlx::Error::Configuration("hunter2".into()),
+                Failure::Login("the connection settings cannot be used".into()),
+            ),
+            (
+                sqlx::Error::Protocol("hunter2".into()),
+                unreachable("the answer was not in the database's protocol"),
+            ),
+            (
+                sqlx::Error::WorkerCrashed,
+                unreachable("the driver's thread ended"),
+            ),
+            (
+                sqlx::Error::Decode("hunter2".into()),
+                query("a value could not be decoded"),
+            ),
+            (
+                sqlx::Error::TypeNotFound { type_name },
+                query("a column has a type that is not known"),
+            ),
+            (
+                sqlx::Error::RowNotFound,
+                query("the driver could not run it"),
+            ),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(Failure::of_driver(&error), expected);
+        }
+        use std::io::ErrorKind;
+        for (kind, expected) in [
+            (ErrorKind::ConnectionRefused, "connection refused"),
+            (ErrorKind::ConnectionReset, "connection reset"),
+            (ErrorKind::BrokenPipe, "connection reset"),
+            (ErrorKind::UnexpectedEof, "connection closed"),
+            (ErrorKind::ConnectionAborted, "connection closed"),
+            (ErrorKind::TimedOut, "no answer in time"),
+            (ErrorKind::NotFound, "no such host, socket or file"),
+        ] {
+            let error = sqlx::Error::Io(kind.into());
+            assert_eq!(Failure::of_driver(&error), unreachable(expected));
+        }
+    }
+
+    #[test]
     fn a_name_that_cannot_be_resolved_is_called_so() {
         let error = std::io::Error::other(
             "failed to lookup address information: Name or service not known",

@@ -414,6 +414,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_gets_the_place_behind_a_tab() {
+        let pipe = Look {
+            terminal: false,
+            ..LOOK
+        };
+        let text = anstream::adapter::strip_str(&report().render(pipe)).to_string();
+        let help = "       help     lease = \"60s\"\treconciled.toml:31\n";
+        assert!(text.contains(help), "{text}");
+    }
+
+    #[test]
     fn a_fault_of_the_configuration_outweighs_an_outage() {
         let mut report = report();
         report.failed(

@@ -130,6 +130,21 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_gone_is_said_beside_what_is_open() {
+        let mut told = waiting();
+        told.source = SourceRow::Absent;
+        assert_eq!(
+            source_note(&told).as_deref(),
+            Some("The source has no such row any more.")
+        );
+        // With nothing open it is the verdict that says so.
+        told.story.record.entry = None;
+        assert_eq!(source_note(&told), None);
+        told.source = SourceRow::Unreachable("no answer".into());
+        assert_eq!(source_note(&told), None);
+    }
+
+    #[test]
     fn a_pipe_gets_exact_times_and_tabs() {
         let text = plain(
             &waiting(),

@@ -550,9 +550,31 @@ mod tests {
         };
         assert_eq!(
             plain(&none),
-            "No entry matches; nothing was changed.\nNext: reconciled status\n"
-                .replace("status", "outbox list")
+            "No entry matches; nothing was changed.\nNext: reconciled outbox list\n"
         );
+    }
+
+    #[test]
+    fn what_was_done_is_good_and_a_refusal_is_not() {
+        let results = |order, rows| Results {
+            order,
+            dry_run: false,
+            rows,
+        };
+        let done = || row(1, Some(Ok(EntryState::Discarded)), false);
+        let refused = || row(2, Some(Err(Refusal::InFlight)), false);
+        let discarded = results(Order::Discard, vec![done()]);
+        let text = plain(&discarded);
+        assert!(text.starts_with("DISCARDED   1 entry\n"), "{text}");
+        assert!(text.ends_with("\nNext: reconciled status\n"), "{text}");
+        let head = |style, word: &str| styled(style, word).to_string();
+        assert!(discarded.verdict().starts_with(&head(GOOD, "DISCARDED")));
+        let partly = results(Order::Discard, vec![done(), refused()]);
+        assert!(partly.verdict().starts_with(&head(BAD, "DISCARDED")));
+        let nothing = results(Order::Retry, vec![refused()]);
+        let verdict = nothing.verdict();
+        assert!(verdict.starts_with(&head(BAD, "NOT RETRIED")), "{verdict}");
+        assert!(verdict.ends_with("   0 entries, 1 refused"), "{verdict}");
     }
 
     #[test]

@@ -514,6 +514,24 @@ mod tests {
     }
 
     #[test]
+    fn with_nothing_to_send_it_says_how_much_agrees() {
+        let said = |unchanged| {
+            summary(&Totals {
+                unchanged,
+                ..Totals::default()
+            })
+        };
+        assert_eq!(said(0), "Nothing to send.");
+        assert_eq!(said(1), "Nothing to send: 1 resource is unchanged.");
+        let many = said(1200);
+        assert!(
+            many.starts_with("Nothing to send: 1")
+                && many.ends_with("200 resources are unchanged."),
+            "{many}"
+        );
+    }
+
+    #[test]
     fn a_pipe_gets_exact_times_and_whole_values() {
         let text = plain(&survey(), false);
         assert!(text.contains("changed 2026-05-04T14:01:33.000Z"), "{text}");

@@ -14,6 +14,13 @@ use super::db::Db;
 /// How many reads run at once.
 const READERS_MAX: usize = 4;
 
+/// How many connections are kept for further reads. One that was needed for a moment would hold its memory for as long as the process
+/// lives.
+const IDLE_MAX: usize = 2;
+
+/// What each keeps of the file: what lies above the rows. The rows themselves are rarely read twice.
+const CACHE_KIB: u32 = 1024;
+
 /// The way to the reading connections.
 #[derive(Debug)]
 pub(super) struct Readers {
@@ -49,11 +56,23 @@ impl Readers {
                 None => {
                     let db = Db::open(&path)?;
                     db.only_read()?;
+                    db.keep_in_memory(CACHE_KIB)?;
                     db
                 }
             };
             let outcome = read(&db);
-            idle.lock().unwrap_or_else(PoisonError::into_inner).push(db);
+            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let spare = match idle.len() < IDLE_MAX {
+                true => {
+                    idle.push(db);
+                    None
+                }
+                false => Some(db),
+            };
+            drop(idle);
+            if let Some(db) = spare {
+                db.close();
+            }
             drop(permit);
             outcome
         });
@@ -80,5 +99,34 @@ fn closed() -> Fault {
     Fault::Database {
         problem: "the state is closed".to_owned(),
         transient: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn as_many_read_at_once_as_may_and_few_connections_are_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state.db");
+        let new = rusqlite::Connection::open(&path).expect("opened");
+        new.execute_batch("CREATE TABLE kept (id)").expect("made");
+        let readers = Readers::new(path, Damage::default());
+        for _ in 0..2 {
+            // Each waits for all others: they do run at once.
+            let all = Arc::new(Barrier::new(READERS_MAX));
+            let read = || {
+                let all = Arc::clone(&all);
+                readers.read(move |_| Ok(all.wait()))
+            };
+            let (a, b, c, d) = tokio::join!(read(), read(), read(), read());
+            assert!([a, b, c, d].iter().all(Result::is_ok));
+            assert_eq!(readers.idle.lock().expect("no panic").len(), IDLE_MAX);
+        }
+        readers.close().await;
+        assert!(readers.read(|_| Ok(())).await.is_err());
     }
 }

@@ -341,6 +341,12 @@ pub(super) fn pause(installation_id: &str, kind: PauseKind, since: Timestamp) ->
     }
 }
 
+/// Whether an installation gets no requests.
+pub(super) async fn blocked(store: &dyn Store, installation_id: &str, now: Timestamp) -> bool {
+    let asked = store.is_blocked(&installation(installation_id), now).await;
+    asked.expect("answered")
+}
+
 pub(super) fn installations(claimed: &[Claimed]) -> Vec<&str> {
     claimed
         .iter()

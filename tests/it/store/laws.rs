@@ -299,6 +299,7 @@ pub(super) async fn paused_installation_is_not_claimed(store: &dyn Store) {
         )
         .await;
         store.pause(&pause(&id, kind, START)).await.expect("paused");
+        assert!(blocked(store, &id, seconds(9)).await);
     }
     read(
         store,
@@ -306,6 +307,7 @@ pub(super) async fn paused_installation_is_not_claimed(store: &dyn Store) {
         vec![row(&key("icfg_free", "res_1"), &status("ready"))],
     )
     .await;
+    assert!(!blocked(store, "icfg_free", seconds(9)).await);
     assert_eq!(
         installations(&claim(store, seconds(9)).await),
         ["icfg_free"]
@@ -318,6 +320,7 @@ pub(super) async fn paused_installation_is_not_claimed(store: &dyn Store) {
         installations(&claim(store, seconds(9)).await),
         ["icfg_gone"]
     );
+    assert!(!blocked(store, "icfg_gone", seconds(9)).await);
     let again = store
         .resume(&installation("icfg_gone"), PauseKind::Gone, seconds(9))
         .await;
@@ -337,6 +340,8 @@ pub(super) async fn manual_pause_ends_by_itself(store: &dyn Store) {
     };
     store.pause(&ends).await.expect("paused");
     assert!(claim(store, seconds(29)).await.is_empty());
+    assert!(blocked(store, "icfg_1", seconds(29)).await);
+    assert!(!blocked(store, "icfg_1", seconds(30)).await);
     assert_eq!(store.counts(seconds(29)).await.expect("counted").paused, 1);
     assert_eq!(store.next_due().await.expect("readable"), Some(seconds(30)));
     assert_eq!(store.counts(seconds(30)).await.expect("counted").paused, 0);
@@ -456,6 +461,9 @@ pub(super) async fn rate_limit_delays_only_its_installation(store: &dyn Store) {
         installations(&claim(store, seconds(59)).await),
         ["b", "c", "b", "c", "c"]
     );
+    assert!(blocked(store, "a", seconds(59)).await);
+    assert!(!blocked(store, "a", seconds(60)).await);
+    assert!(!blocked(store, "b", seconds(59)).await);
     assert_eq!(
         installations(&claim_by(store, &request(seconds(60), 2)).await),
         ["a", "a"]

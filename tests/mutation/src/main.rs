@@ -22,16 +22,17 @@ use anyhow::{Context, Result, bail};
 use crate::ledger::{Ledger, Outcome};
 use crate::mutant::Mutant;
 use crate::tree::Tree;
-use crate::trial::{Test, Trials};
+use crate::trial::{Known, Test, Trials};
 
 const HELP: &str = "\
-Usage: tests/mutants everywhere [--sample N] [--seed TEXT] [--jobs N] [--longest SECONDS] [--patience SECONDS]
+Usage: tests/mutants everywhere [--sample N] [--seed TEXT] [--jobs N] [--longest SECONDS] [--patience SECONDS] [--again]
 
   --sample N           how many changes to try, chosen by chance [300]; 0 tries all
   --seed TEXT          chooses others
   --jobs N             how many tests run at once [2]
   --longest SECONDS    a test that takes longer by itself is left out [30]
   --patience SECONDS   how long one change may be tried [240]
+  --again              also those that were tried before and not noticed
 
 What was said is kept below target/mutants/everywhere: outcomes.txt, one line a change, from which a further run goes on, and missed.txt.
 Ends with 0 when at least nine of ten were noticed.";
@@ -43,6 +44,7 @@ struct Options {
     jobs: usize,
     longest: Duration,
     patience: Duration,
+    again: bool,
 }
 
 fn options() -> Result<Option<Options>> {
@@ -58,10 +60,15 @@ fn options() -> Result<Option<Options>> {
         jobs: 2,
         longest: Duration::from_secs(30),
         patience: Duration::from_secs(240),
+        again: false,
     };
     while let Some(argument) = arguments.next() {
         if argument == "--help" || argument == "-h" {
             return Ok(None);
+        }
+        if argument == "--again" {
+            options.again = true;
+            continue;
         }
         let value = arguments
             .next()
@@ -130,10 +137,15 @@ fn main() -> Result<ExitCode> {
         "tests-{:016x}.json",
         fingerprint(&built.join("\n"), "")
     ));
-    let tests = trial::remembered(&kept, || trials.meet(&programs))?;
-    println!("{} tests; {} s", tests.len(), begin.elapsed().as_secs());
+    let known = trials.meet(&programs, Known::read(&kept)?)?;
+    known.write(&kept)?;
+    println!(
+        "{} tests; {} s",
+        known.tests.len(),
+        begin.elapsed().as_secs()
+    );
 
-    let ledger = try_all(&trials, &tests, &fit, ledger)?;
+    let ledger = try_all(&trials, &known.tests, &fit, ledger, options.again)?;
     report(&chosen, &ledger, &directory.join("missed.txt"))
 }
 
@@ -156,13 +168,19 @@ fn fingerprint(text: &str, seed: &str) -> u64 {
         })
 }
 
-/// Tries those of which nothing is known.
-fn try_all(trials: &Trials<'_>, tests: &[Test], fit: &[&Mutant], ledger: Ledger) -> Result<Ledger> {
-    let left: Vec<usize> = fit
-        .iter()
-        .map(|mutant| mutant.id)
-        .filter(|id| ledger.of(*id).is_none())
-        .collect();
+/// Tries those of which nothing is known, or `again` all that were not noticed.
+fn try_all(
+    trials: &Trials<'_>,
+    tests: &[Test],
+    fit: &[&Mutant],
+    ledger: Ledger,
+    again: bool,
+) -> Result<Ledger> {
+    let is_left = |id: &usize| match ledger.of(*id) {
+        None => true,
+        Some(outcome) => again && !matches!(outcome, Outcome::Noticed(_)),
+    };
+    let left: Vec<usize> = fit.iter().map(|mutant| mutant.id).filter(is_left).collect();
     println!(
         "{} to try, {} were tried before",
         left.len(),

@@ -53,11 +53,22 @@ pub struct Trials<'a> {
 }
 
 impl Trials<'_> {
-    /// Runs every test by itself. Those that fail, or take too long, are told and left out.
+    /// Runs every test by itself, of those that are known already only the ones that there is more time for now. Those that
+    /// fail, or take too long, are told and left out.
     ///
     /// # Errors
     /// When a program does not list its tests.
-    pub fn meet(&self, programs: &[TestProgram]) -> Result<Vec<Test>> {
+    pub fn meet(&self, programs: &[TestProgram], known: Option<Known>) -> Result<Known> {
+        let is_new = known.is_none();
+        let mut known = known.unwrap_or_default();
+        let late = known
+            .late
+            .iter()
+            .filter(|(_, _, limit)| *limit < self.longest);
+        let again: BTreeSet<(PathBuf, String)> = late
+            .map(|(program, name, _)| (program.clone(), name.clone()))
+            .collect();
+        known.late.retain(|(_, _, limit)| *limit >= self.longest);
         let mut names = Vec::new();
         for program in programs {
             let listed = Command::new(&program.path)
@@ -65,12 +76,14 @@ impl Trials<'_> {
                 .current_dir(self.root)
                 .output()?;
             for line in String::from_utf8(listed.stdout)?.lines() {
-                if let Some(name) = line.strip_suffix(": test") {
+                if let Some(name) = line.strip_suffix(": test")
+                    && (is_new || again.contains(&(program.path.clone(), name.to_owned())))
+                {
                     names.push((program, name.to_owned()));
                 }
             }
         }
-        let met = Mutex::new(Vec::new());
+        let met = Mutex::new(known);
         let count = names.len();
         self.each(&names, |index, worker, (program, name)| {
             let path = self.scratch.join(format!("met-{worker}"));
@@ -87,6 +100,7 @@ impl Trials<'_> {
                 worker,
             );
             let takes = begin.elapsed();
+            let mut known = met.lock().expect("no worker panics");
             if end == End::Passed {
                 let meets = fs::read_to_string(&path)
                     .unwrap_or_default()
@@ -100,18 +114,15 @@ impl Trials<'_> {
                     takes,
                     meets,
                 };
-                met.lock().expect("no worker panics").push(test);
+                known.tests.push(test);
+            } else if end == End::Late {
+                println!("left out: {} {name}: takes too long", program.name);
+                let late = (program.path.clone(), name.clone(), self.longest);
+                known.late.push(late);
             } else {
-                println!(
-                    "left out: {} {name}: {}",
-                    program.name,
-                    if end == End::Late {
-                        "takes too long"
-                    } else {
-                        "fails"
-                    }
-                );
+                println!("left out: {} {name}: fails", program.name);
             }
+            drop(known);
             if index % 100 == 99 {
                 println!("{} of {count} tests run", index + 1);
             }
@@ -235,14 +246,32 @@ impl Trials<'_> {
 }
 
 /// What is known of the tests from an earlier run over the same programs.
-///
-/// # Errors
-/// When what is kept cannot be read or written.
-pub fn remembered(path: &Path, meet: impl FnOnce() -> Result<Vec<Test>>) -> Result<Vec<Test>> {
-    if let Ok(kept) = fs::read(path) {
-        return serde_json::from_slice(&kept).with_context(|| path.display().to_string());
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Known {
+    /// Those that can try mutants.
+    pub tests: Vec<Test>,
+    /// Those that took longer than this.
+    late: Vec<(PathBuf, String, Duration)>,
+}
+
+impl Known {
+    /// What is kept, or nothing.
+    ///
+    /// # Errors
+    /// When what is kept cannot be understood.
+    pub fn read(path: &Path) -> Result<Option<Known>> {
+        let Ok(kept) = fs::read(path) else {
+            return Ok(None);
+        };
+        let known = serde_json::from_slice(&kept).with_context(|| path.display().to_string())?;
+        Ok(Some(known))
     }
-    let tests = meet()?;
-    fs::write(path, serde_json::to_vec(&tests)?)?;
-    Ok(tests)
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        fs::write(path, serde_json::to_vec(self)?).with_context(|| path.display().to_string())
+    }
 }
