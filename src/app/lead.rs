@@ -230,7 +230,7 @@ impl Keeper {
                 });
             }
             Ok(false) => "another process has taken it over",
-            Err(_) if self.still_holds(&lease, now) => return Some(lease),
+            Err(_) if still_holds(&lease, now, self.clock.now()) => return Some(lease),
             Err(_) => "the state could not be reached in time",
         };
         self.elsewhere.store(true, Ordering::Relaxed);
@@ -242,11 +242,37 @@ impl Keeper {
         );
         None
     }
+}
 
-    /// Whether the lease has not run out while it could not be prolonged.
-    fn still_holds(&self, lease: &Lease, asked_at: Timestamp) -> bool {
-        let now = self.clock.now();
-        // A clock that was set back says nothing.
-        now >= asked_at && now < lease.expires_at
+/// Whether the lease has not run out while it could not be prolonged.
+fn still_holds(lease: &Lease, asked_at: Timestamp, now: Timestamp) -> bool {
+    // A clock that was set back says nothing.
+    now >= asked_at && now < lease.expires_at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_could_not_be_prolonged_holds_until_its_end_by_a_clock_that_went_on() {
+        let lease = Lease {
+            owner: "one".to_owned(),
+            token: LeaseToken(1),
+            expires_at: Timestamp::from_millis(6_000),
+        };
+        for (asked_at, now, holds) in [
+            (2_000, 2_000, true),
+            (2_000, 5_999, true),
+            (2_000, 6_000, false),
+            (2_000, 9_000, false),
+            (2_000, 1_999, false),
+        ] {
+            let (asked_at, now) = (
+                Timestamp::from_millis(asked_at),
+                Timestamp::from_millis(now),
+            );
+            assert_eq!(still_holds(&lease, asked_at, now), holds, "{now:?}");
+        }
     }
 }

@@ -169,8 +169,10 @@ mod tests {
             message(file(&[0xff], 0o600).path()),
             "FILE is not UTF-8 text"
         );
+        let largest = file(&vec![b'a'; 1 << 20], 0o600);
+        assert!(read(largest.path()).is_ok());
         assert_eq!(
-            message(file(&vec![b'a'; 2 << 20], 0o600).path()),
+            message(file(&vec![b'a'; (1 << 20) + 1], 0o600).path()),
             "FILE is larger than 1024 KiB"
         );
         assert_eq!(

@@ -360,6 +360,39 @@ mod tests {
     }
 
     #[test]
+    fn each_way_to_write_a_secret_is_cut_out_and_leaves_the_rest() {
+        let percent = utf8_percent_encode("k=é/ü?z{}", RESERVED).to_string();
+        let lower = percent_lower(&percent);
+        assert_eq!(lower, "k%3d%c3%a9%2f%c3%bc%3fz%7b%7d");
+        for written in ["k=é/ü?z{}", &percent, &lower, "6b3dc3a92fc3bc3f7a7b7d"] {
+            let text = format!("value {written} is bad");
+            assert_eq!(
+                Scrubber::of(["k=é/ü?z{}"]).clean(&text).as_deref(),
+                Some("value [removed] is bad"),
+                "{written}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_secret_is_found_as_it_is_though_it_reads_otherwise_once_it_is_decoded() {
+        // Decoded as JSON or as a URL it is another text.
+        for secret in ["p\\u0061ss\\u0061ge", "p%61ss%61ge", "p\\u0025ge%61b"] {
+            let scrubber = Scrubber::of([secret]);
+            assert!(
+                scrubber.is_in(&format!("value {secret} is bad")),
+                "{secret}"
+            );
+            assert!(!scrubber.is_in("value is bad"), "{secret}");
+        }
+        // And one that shows only once it is decoded.
+        let scrubber = Scrubber::of(["passage"]);
+        for text in ["p\\u0061ss\\u0061ge", "p%61ss%61ge", "p\\u002561ss%61ge"] {
+            assert!(scrubber.is_in(text), "{text}");
+        }
+    }
+
+    #[test]
     fn an_empty_value_is_no_secret() {
         assert_eq!(Scrubber::of([""]).clean("text").as_deref(), Some("text"));
     }

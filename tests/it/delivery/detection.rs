@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reconciled::app::{OnceOptions, once};
 use reconciled::simulator::{OauthClient, Options};
-use reconciled::store::PauseKind;
+use reconciled::store::{PauseKind, SweepAccount};
 use secrecy::SecretString;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -121,4 +121,39 @@ async fn a_refused_grant_pauses_its_installation_alone_and_a_granted_one_serves_
         granted, 1,
         "one grant serves all requests of its installation"
     );
+}
+
+#[tokio::test]
+async fn a_sweep_says_where_every_row_stands_and_how_many_are_missing() {
+    let fleet = Fleet::new().await;
+    for n in 0..9 {
+        let resource = format!("res_{n}");
+        fleet.set("icfg_1", &resource, "status = 'ready'").await;
+    }
+    assert!(fleet.sweep().await.is_complete());
+    fleet.set("icfg_1", "res_0", "status = 'unknown'").await;
+    let execute = |sql| fleet.provider.execute(sql);
+    execute("DELETE FROM resource WHERE id IN ('res_6', 'res_7', 'res_8')").await;
+    for newly_missing in [3, 0] {
+        let report = fleet.sweep().await.sweep.expect("it was asked for");
+        let account = SweepAccount {
+            rows: 6,
+            equal: 5,
+            quarantined: 1,
+            missing: 3,
+            ..SweepAccount::default()
+        };
+        assert_eq!(report.account, account);
+        assert_eq!(report.newly_missing, newly_missing);
+        assert_eq!((report.unaccounted, report.uninstalled), (0, 0));
+        assert!(!report.converged());
+    }
+    fleet.set("icfg_1", "res_0", "status = 'ready'").await;
+    for n in 6..9 {
+        let resource = format!("res_{n}");
+        fleet.set("icfg_1", &resource, "status = 'ready'").await;
+    }
+    let report = fleet.sweep().await.sweep.expect("it was asked for");
+    assert_eq!((report.account.rows, report.account.equal), (9, 9));
+    assert!(report.converged());
 }

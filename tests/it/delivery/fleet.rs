@@ -151,11 +151,24 @@ impl Fleet {
 
     /// One run that gives up after `timeout`.
     pub(super) async fn once_within(&self, timeout: Duration) -> OnceReport {
-        let parts = self.parts().await;
-        let options = OnceOptions {
+        self.run(OnceOptions {
             sweep: false,
             timeout,
-        };
+        })
+        .await
+    }
+
+    /// One run that reads every row.
+    pub(super) async fn sweep(&self) -> OnceReport {
+        self.run(OnceOptions {
+            sweep: true,
+            timeout: Duration::from_secs(5),
+        })
+        .await
+    }
+
+    async fn run(&self, options: OnceOptions) -> OnceReport {
+        let parts = self.parts().await;
         let report = once(&parts, options, &CancellationToken::new())
             .await
             .expect("source and state work");

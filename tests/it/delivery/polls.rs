@@ -130,6 +130,24 @@ async fn a_poll_starts_where_the_state_stands_whatever_is_remembered() {
 }
 
 #[tokio::test]
+async fn rows_that_become_usable_again_are_counted_over_all_pages() {
+    let polls = Polls::new().await;
+    polls.poll().await;
+    for (status, version) in [("unknown", 8), ("ready", 9)] {
+        for n in [1, 4, 5] {
+            let columns = format!("status = '{status}'");
+            let resource = format!("res_{n:02}");
+            polls.fleet.set("icfg_1", &resource, &columns).await;
+        }
+        let moved = format!("UPDATE resource SET version = {version}");
+        polls.fleet.provider.execute(&moved).await;
+        let found = polls.poll().await;
+        let expected = if version == 8 { (3, 0) } else { (0, 3) };
+        assert_eq!((found.quarantined, found.recovered), expected);
+    }
+}
+
+#[tokio::test]
 async fn the_end_of_a_pass_is_noted_also_when_nothing_was_new() {
     let polls = Polls::new().await;
     assert_eq!(polls.poll().await.enqueued, 10);
