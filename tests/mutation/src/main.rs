@@ -109,7 +109,7 @@ fn main() -> Result<ExitCode> {
 
     let mut ledger = Ledger::open(&directory.join("outcomes.txt"), &chosen)?;
     let tree = Tree::new(&source, &directory);
-    tree.copy()?;
+    tree.copy(&chosen)?;
     let begin = Instant::now();
     tree.weave(&chosen, &mut ledger)?;
     let fit: Vec<&Mutant> = chosen

@@ -43,11 +43,14 @@ impl Tree {
         &self.copy
     }
 
-    /// Copies everything that is under version control; what is as it was keeps its time.
+    /// Copies everything that is under version control but what is woven; what is as it was keeps its time.
     ///
     /// # Errors
     /// When git does not answer, or the disk does not take it.
-    pub fn copy(&self) -> Result<()> {
+    pub fn copy(&self, mutants: &[Mutant]) -> Result<()> {
+        // A file that was woven would be compiled anew for having been as it was in between.
+        let is_woven =
+            |file: &str| file == "src/lib.rs" || mutants.iter().any(|mutant| mutant.file == file);
         let listed = Command::new("git")
             .arg("ls-files")
             .arg("-z")
@@ -57,11 +60,11 @@ impl Tree {
         for file in String::from_utf8(listed.stdout)?
             .split('\0')
             .filter(|file| !file.is_empty() && !file.starts_with("tests/mutation/"))
+            .filter(|file| !is_woven(file))
         {
             let from = self.source.join(file);
             if from.is_file() {
                 let to = self.copy.join(file);
-                fs::create_dir_all(to.parent().context("a file without a directory")?)?;
                 write_changed(&to, &fs::read(&from)?)?;
                 fs::set_permissions(&to, fs::metadata(&from)?.permissions())?;
             }
@@ -197,6 +200,7 @@ fn write_changed(path: &Path, content: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
     }
+    fs::create_dir_all(path.parent().context("a file without a directory")?)?;
     fs::write(path, content).with_context(|| path.display().to_string())
 }
 
