@@ -169,3 +169,30 @@ fn watch_settings(config: &Config) -> WatchSettings {
         poll: config.schedule.poll.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(reconcile: &str) -> Config {
+        let text = format!(
+            "[source]\nurl = \"sqlite:///source.db\"\nquery = \"SELECT 1\"\n\
+             installations_query = \"SELECT 1\"\n[state]\nurl = \"sqlite:///state.db\"\n\
+             [reconcile]\n{reconcile}\n"
+        );
+        Config::from_toml(&text).expect("usable")
+    }
+
+    #[test]
+    fn how_fast_a_sweep_reads_is_no_rule_of_what_rows_mean() {
+        let before = watch_settings(&config(""));
+        let slower = watch_settings(&config("sweep_rows_per_second = 500"));
+        assert_eq!(before.rules, slower.rules);
+        assert_ne!(
+            before.reconcile.sweep_rows_per_second,
+            slower.reconcile.sweep_rows_per_second
+        );
+        let ignoring = watch_settings(&config("ignore = [\"name\"]"));
+        assert_ne!(before.rules, ignoring.rules);
+    }
+}

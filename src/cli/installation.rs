@@ -459,6 +459,19 @@ mod tests {
     }
 
     #[test]
+    fn an_installation_that_vercel_limits_is_said_to_be_until_the_limit_ends() {
+        let mut limited = one("icfg_1", vec![]);
+        for (until, said) in [(0, "active"), (1, "rate limited")] {
+            limited.limited_until = Some(NOW.plus(Duration::from_secs(until)));
+            assert_eq!(state(&limited, NOW), said);
+        }
+        assert!(!is_paused(&limited, NOW));
+        // What a person did is said first.
+        limited.pauses = one("icfg_1", vec![(PauseKind::Manual, None)]).pauses;
+        assert_eq!(state(&limited, NOW), "paused");
+    }
+
+    #[test]
     fn the_list_says_who_is_paused_by_whom_and_why() {
         let fleet = [
             one("icfg_7Hd", vec![]),

@@ -375,6 +375,27 @@ mod tests {
     }
 
     #[test]
+    fn each_valid_escape_of_json_is_undone_and_nothing_else() {
+        for (written, meant) in [
+            (r"a\nb", "a\nb"),
+            (r"a\tb", "a\tb"),
+            (r"a\rb", "a\rb"),
+            (r"a\bb", "a\u{8}b"),
+            (r"a\fb", "a\u{c}b"),
+            (r#"a\"b"#, "a\"b"),
+            (r"a\\b", r"a\b"),
+            (r"a\/b", "a/b"),
+            (r"a\u00e9b", "aéb"),
+            (r"a\u00e", r"a\u00e"),
+            (r"a\ud800b", r"a\ud800b"),
+            (r"a\xb", r"a\xb"),
+            ("a\\", "a\\"),
+        ] {
+            assert_eq!(json_unescaped(written), meant, "{written}");
+        }
+    }
+
+    #[test]
     fn a_secret_is_found_as_it_is_though_it_reads_otherwise_once_it_is_decoded() {
         // Decoded as JSON or as a URL it is another text.
         for secret in ["p\\u0061ss\\u0061ge", "p%61ss%61ge", "p\\u0025ge%61b"] {
