@@ -364,7 +364,16 @@ mod tests {
         let percent = utf8_percent_encode("k=é/ü?z{}", RESERVED).to_string();
         let lower = percent_lower(&percent);
         assert_eq!(lower, "k%3d%c3%a9%2f%c3%bc%3fz%7b%7d");
-        for written in ["k=é/ü?z{}", &percent, &lower, "6b3dc3a92fc3bc3f7a7b7d"] {
+        for written in [
+            "k=é/ü?z{}",
+            &percent,
+            &lower,
+            "6b3dc3a92fc3bc3f7a7b7d",
+            "6B3DC3A92FC3BC3F7A7B7D",
+            r"k=\u00e9\/\u00fc?z{}",
+            "az3DqS/DvD96e30",
+            "az3DqS_DvD96e30",
+        ] {
             let text = format!("value {written} is bad");
             assert_eq!(
                 Scrubber::of(["k=é/ü?z{}"]).clean(&text).as_deref(),

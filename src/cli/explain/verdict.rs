@@ -298,6 +298,12 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_managed_fields_is_in_sync_for_that_reason() {
+        let because = Verdict::InSync.because(&in_sync(), &[], LOOK);
+        assert_eq!(because, "the row manages no field");
+    }
+
+    #[test]
     fn each_standing_has_its_word_its_reason_and_its_cure() {
         let cases: Vec<(String, &str)> = vec![
             (
