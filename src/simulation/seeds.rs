@@ -244,6 +244,13 @@ fn seed_1024650_commits_what_was_away_before_the_process_stood_still() {
     obeys(1_024_650);
 }
 
+/// It found that a fleet counted as converged before a sweep had missed a row whose dead letter opens then: what that delivered the judge
+/// wanted uninstalled by the same sweep.
+#[test]
+fn seed_1174010_uninstalls_what_a_dead_letter_delivered_after_its_row_was_missed() {
+    obeys(1_174_010);
+}
+
 /// They found that the GET after a 409 was not counted, and that a request which had waited since its claim left together with newer
 /// ones. That a claim took a whole burst of which a part was used is in the scenario of "more changes than the limit allows at once".
 #[test]
