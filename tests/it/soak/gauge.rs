@@ -35,6 +35,8 @@ pub(super) struct Gauge {
 struct Sample {
     at: Duration,
     resident_kib: u64,
+    /// What of it is no page of a file, as the program's own text is.
+    anonymous_kib: u64,
     /// `None` where only root may look: the daemon hides them from other processes of its user.
     descriptors: Option<u64>,
     state_bytes: u64,
@@ -61,7 +63,8 @@ impl Gauge {
         self.next = now + self.every;
         let sample = Sample {
             at: now,
-            resident_kib: resident_kib(&self.process),
+            resident_kib: memory_kib(&self.process, "VmRSS:"),
+            anonymous_kib: memory_kib(&self.process, "RssAnon:"),
             descriptors: std::fs::read_dir(self.process.join("fd"))
                 .ok()
                 .map(|entries| entries.count() as u64),
@@ -120,12 +123,13 @@ impl fmt::Display for Sample {
         let Self {
             at,
             resident_kib,
+            anonymous_kib,
             descriptors,
             state_bytes,
         } = self;
         write!(
             f,
-            "{:6} s  {resident_kib} KiB resident  {} descriptors  {} KiB of state",
+            "{:6} s  {resident_kib} KiB resident ({anonymous_kib} anonymous)  {} descriptors  {} KiB of state",
             at.as_secs(),
             descriptors.map_or_else(|| "?".to_owned(), |count| count.to_string()),
             state_bytes / 1024
@@ -136,8 +140,9 @@ impl fmt::Display for Sample {
 impl fmt::Display for Gauge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         type Measure = fn(&Sample) -> u64;
-        let measures: [(&str, Measure); 3] = [
+        let measures: [(&str, Measure); 4] = [
             ("KiB resident", |sample| sample.resident_kib),
+            ("KiB anonymous", |sample| sample.anonymous_kib),
             ("descriptors", |sample| {
                 sample.descriptors.unwrap_or_default()
             }),
@@ -155,11 +160,11 @@ impl fmt::Display for Gauge {
     }
 }
 
-fn resident_kib(process: &Path) -> u64 {
+fn memory_kib(process: &Path, what: &str) -> u64 {
     let status = std::fs::read_to_string(process.join("status")).expect("the process lives");
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))
+        .find_map(|line| line.strip_prefix(what)?.trim().strip_suffix(" kB"))
         .and_then(|text| text.trim().parse().ok())
         .expect("the kernel says what is resident")
 }
