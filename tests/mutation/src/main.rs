@@ -34,7 +34,8 @@ Usage: tests/mutants everywhere [--sample N] [--seed TEXT] [--jobs N] [--longest
   --patience SECONDS   how long one change may be tried [240]
   --again              also those that were tried before and not noticed
 
-What was said is kept below target/mutants/everywhere: outcomes.txt, one line a change, from which a further run goes on, and missed.txt.
+What was said is kept below target/mutants/everywhere: outcomes-….txt, one line a change, from which a further run over the same source goes on,
+and missed.txt. After new tests, --again tries what no test had noticed.
 Ends with 0 when at least nine of ten were noticed.";
 
 struct Options {
@@ -102,12 +103,16 @@ fn main() -> Result<ExitCode> {
         .context("the list is nowhere")?
         .canonicalize()?;
     let read = |file: &str| fs::read_to_string(source.join(file)).with_context(|| file.to_owned());
-    let all = mutant::listed(&fs::read_to_string(&options.list)?, read)?;
+    let list = fs::read_to_string(&options.list)?;
+    let all = mutant::listed(&list, read)?;
     let count = all.len();
     let chosen = sample(all, options.sample, &options.seed);
     println!("{} of {count} changes", chosen.len());
 
-    let mut ledger = Ledger::open(&directory.join("outcomes.txt"), &chosen)?;
+    // What came of a change holds for the source that it was listed from.
+    let of_source = fingerprint(&list, "");
+    let outcomes = directory.join(format!("outcomes-{of_source:016x}.txt"));
+    let mut ledger = Ledger::open(&outcomes, &chosen)?;
     let tree = Tree::new(&source, &directory);
     tree.copy(&chosen)?;
     let begin = Instant::now();
@@ -132,11 +137,12 @@ fn main() -> Result<ExitCode> {
         patience: options.patience,
     };
     // What a test comes by holds for the programs that it was seen with.
-    let built: Vec<String> = fit.iter().map(|mutant| mutant.name.clone()).collect();
-    let kept = directory.join(format!(
-        "tests-{:016x}.json",
-        fingerprint(&built.join("\n"), "")
-    ));
+    let mut built = String::new();
+    for program in &programs {
+        let changed_at = fs::metadata(&program.path)?.modified()?;
+        built.push_str(&format!("{} {changed_at:?}\n", program.path.display()));
+    }
+    let kept = directory.join(format!("tests-{:016x}.json", fingerprint(&built, "")));
     let known = trials.meet(&programs, Known::read(&kept)?)?;
     known.write(&kept)?;
     println!(

@@ -57,6 +57,9 @@ impl Tree {
             .current_dir(&self.source)
             .output()
             .context("git ls-files")?;
+        if !listed.status.success() {
+            bail!("git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+        }
         for file in String::from_utf8(listed.stdout)?
             .split('\0')
             .filter(|file| !file.is_empty() && !file.starts_with("tests/mutation/"))
