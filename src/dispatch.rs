@@ -337,8 +337,12 @@ impl Dispatcher {
 
     fn claimed(&mut self, running: &Running<'_>, claimed: Result<Vec<Claimed>, StoreError>) {
         let now = self.worlds.clock.now();
-        let (asked, asked_at) = self.claims.asked.take().unwrap_or((0, now));
-        self.claims.ahead = self.claims.answered;
+        let asked = self.claims.asked.take();
+        if asked.is_some() {
+            self.claims.answers.claim_ends();
+        }
+        // What a pass claimed was not asked for.
+        let (asked, asked_at) = asked.unwrap_or((0, now));
         let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -438,7 +442,7 @@ impl Dispatcher {
 
     /// Takes note of an answer: its place is free, whatever it takes to record it.
     fn answered(&mut self, answered: &Answered) {
-        self.claims.answered += 1;
+        self.claims.answers.add();
         let key = answered.key();
         if let Some(count) = self.in_flight.get_mut(&key.installation_id) {
             *count -= 1;

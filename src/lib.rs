@@ -1,5 +1,6 @@
 //! Keeps Vercel's view of a Marketplace provider's resources equal to the provider's own database.
 
+pub mod allocator;
 pub mod app;
 pub mod cli;
 pub mod clock;

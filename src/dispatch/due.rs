@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::model::{LeaseToken, Timestamp};
 use crate::plan::Claimed;
 use crate::plan::look::{self, LOOK_AGAIN, is_time_for_probes};
-use crate::plan::room::Load;
+use crate::plan::room::{Answers, Load};
 use crate::planted::{Bug, is_planted};
 use crate::store::{ClaimRequest, Pause, StoreError};
 
@@ -28,11 +28,8 @@ pub(super) struct Claims {
     pub(super) asked: Option<(usize, Timestamp)>,
     /// A claim of that time found less than it asked for, or failed: what it found is waited upon before the next.
     pub(super) found: Option<(Timestamp, Result<usize, StoreError>)>,
-    /// Requests answered since the last claim began.
-    pub(super) answered: usize,
-    /// Entries that are claimed beyond the places, so that a place is taken again while a claim is being committed: as many as
-    /// were answered during the last one.
-    pub(super) ahead: usize,
+    /// How many requests are answered meanwhile.
+    pub(super) answers: Answers,
 }
 
 /// What a pass claimed; waits for ever when nothing is laid out.
@@ -91,7 +88,7 @@ impl Dispatcher {
         let asked = self.room(now);
         if asked > 0 {
             self.claims.asked = Some((asked, now));
-            self.claims.answered = 0;
+            self.claims.answers.claim_begins();
             let limit = u32::try_from(asked).unwrap_or(u32::MAX);
             let (store, request) = (Arc::clone(&self.worlds.store), self.request(now, limit));
             running.push(Box::pin(async move {
@@ -149,7 +146,7 @@ impl Dispatcher {
         let load = Load {
             places: self.settings.max_in_flight as usize,
             claimed: claimed as usize,
-            answered: self.claims.ahead,
+            answered: self.claims.answers.during_a_claim(),
             unrecorded: self.unrecorded.len(),
             probing: self.probing.len(),
         };

@@ -9,6 +9,46 @@ const UNRECORDED_PER_PLACE_MAX: usize = 4;
 /// How many entries per place may be claimed beyond the places, so that a commit that takes long does not leave them empty.
 const AHEAD_PER_PLACE_MAX: usize = 3;
 
+/// How many claims back the answers are remembered.
+const CLAIMS_REMEMBERED: usize = 8;
+
+/// How many requests are answered while a claim is made.
+///
+/// Requests that left together are answered together, and nothing is for a while then: the most that came during one of the last claims
+/// counts, not the last one alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Since the last claim began.
+    since: usize,
+    /// During the last claims, each in the place of the oldest.
+    during: [usize; CLAIMS_REMEMBERED],
+    next: usize,
+}
+
+impl Answers {
+    /// A request was answered.
+    pub fn add(&mut self) {
+        self.since = self.since.saturating_add(1);
+    }
+
+    /// A claim begins.
+    pub fn claim_begins(&mut self) {
+        self.since = 0;
+    }
+
+    /// The claim has ended.
+    pub fn claim_ends(&mut self) {
+        self.during[self.next] = self.since;
+        self.next = (self.next + 1) % CLAIMS_REMEMBERED;
+    }
+
+    /// The most during one of the last claims.
+    #[must_use]
+    pub fn during_a_claim(&self) -> usize {
+        self.during.into_iter().max().unwrap_or_default()
+    }
+}
+
 /// What dispatch has under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
@@ -16,8 +56,8 @@ pub struct Load {
     pub places: usize,
     /// Entries that are claimed and not answered.
     pub claimed: usize,
-    /// Requests that were answered while the last claim was made. As many are claimed beyond the places, so that a place is taken
-    /// again while a claim is being committed.
+    /// Requests that are answered while a claim is made ([`Answers::during_a_claim`]). As many are claimed beyond the places, so that a
+    /// place is taken again while a claim is being committed.
     pub answered: usize,
     /// Answers that wait to be recorded.
     pub unrecorded: usize,
@@ -72,6 +112,22 @@ mod tests {
     {
         let rooms = [0, 1, 3, 11, 12, 13, 1000].map(|answered| room(Load { answered, ..IDLE }));
         assert_eq!(rooms, [4, 5, 7, 15, 16, 16, 16]);
+    }
+
+    #[test]
+    fn the_most_that_were_answered_during_one_of_the_last_eight_claims_count() {
+        let mut answers = Answers::default();
+        let mut claim = |count: usize| {
+            // What comes between two claims is of neither.
+            answers.add();
+            answers.claim_begins();
+            (0..count).for_each(|_| answers.add());
+            answers.claim_ends();
+            answers.during_a_claim()
+        };
+        assert_eq!([3, 0, 1].map(&mut claim), [3, 3, 3]);
+        assert_eq!([9, 0, 0, 0, 2, 0, 0, 0].map(&mut claim), [9; 8]);
+        assert_eq!([0, 0, 0, 0, 0].map(claim), [2, 2, 2, 2, 0]);
     }
 
     #[test]

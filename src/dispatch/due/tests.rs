@@ -284,7 +284,8 @@ fn nothing_is_claimed_while_every_place_is_taken() {
 fn what_waits_to_be_recorded_and_what_was_answered_meanwhile_count() {
     let stand = Stand::new();
     let mut look = Look::new(&stand, |_| {});
-    look.dispatcher.claims.ahead = 3;
+    (0..3).for_each(|_| look.dispatcher.claims.answers.add());
+    look.dispatcher.claims.answers.claim_ends();
     look.once();
     look.turn();
     assert_eq!(look.limits(), [7]);
