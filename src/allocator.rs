@@ -17,6 +17,7 @@ pub fn share_free_memory() {
 
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {
+    use std::collections::BTreeSet;
     use std::process::Command;
     use std::sync::Barrier;
 
@@ -24,6 +25,8 @@ mod tests {
 
     /// Set in the child that shares its memory, so that the tests beside it are left as they are.
     const CHILD: &str = "RECONCILED_TEST_ALLOCATOR_CHILD";
+    /// The C library's pools, but the first, begin at multiples of this and end within it (malloc's `HEAP_MAX_SIZE`).
+    const POOL_BYTES: usize = 64 * 1024 * 1024;
 
     #[test]
     fn threads_share_one_pool_of_free_memory() {
@@ -37,7 +40,6 @@ mod tests {
                 "--nocapture",
             ])
             .env(CHILD, "1")
-            // The test's own main thread and the one that runs it have allocated before.
             .env_remove("MALLOC_ARENA_MAX")
             .output()
             .expect("this test runs again");
@@ -48,33 +50,25 @@ mod tests {
         );
     }
 
-    /// Pieces that live at the same time in several threads all come from the heap that the main thread uses.
+    /// Pieces that live at the same time in new threads come from the pools that were there before, of which the runner of tests
+    /// has two: its own thread's and this one's.
     fn assert_shared() {
-        const THREADS: usize = 4;
+        const THREADS: usize = 6;
         share_free_memory();
         let together = Barrier::new(THREADS);
-        let places: Vec<usize> = std::thread::scope(|scope| {
+        let pools: BTreeSet<usize> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
                 .map(|_| {
                     scope.spawn(|| {
                         let piece = vec![1_u8; 4_000];
                         together.wait();
-                        piece.as_ptr().addr()
+                        piece.as_ptr().addr() / POOL_BYTES
                     })
                 })
                 .collect();
             let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|place| place.expect("no panic")).collect()
+            joined.map(|pool| pool.expect("no panic")).collect()
         });
-        let maps = std::fs::read_to_string("/proc/self/maps").expect("the kernel tells");
-        let heap = maps.lines().find(|line| line.ends_with("[heap]"));
-        let range = heap.and_then(|line| line.split(' ').next()).expect("one");
-        let (from, to) = range.split_once('-').expect("two ends");
-        let end = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
-        let heap = end(from)..end(to);
-        assert!(
-            places.iter().all(|place| heap.contains(place)),
-            "{places:x?} outside {heap:x?}"
-        );
+        assert!(pools.len() <= 2, "{pools:x?}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod acts;
 mod build;
+mod census;
 mod counted;
 mod drift;
 mod guard;

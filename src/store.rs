@@ -128,7 +128,10 @@ pub trait Store: Send + Sync {
         limit: u32,
     ) -> Result<Vec<ResourceKey>, StoreError>;
 
-    /// Counts for the summary line and `status`.
+    /// How many resources the state has. Looks at every one of them: at some ten million that takes a second.
+    async fn resources(&self) -> Result<u64, StoreError>;
+
+    /// Counts for the summary line and `status`: what they look at grows with what waits, not with the resources.
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError>;
 
     /// Whether an installation gets no requests at `now`: it is paused, or limited by Vercel.
@@ -514,8 +517,6 @@ pub struct Pause {
 /// Counts for the summary line and `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Resources in the state.
-    pub resources: u64,
     /// Entries that wait, those in flight included.
     pub waiting: u64,
     /// Entries in flight.

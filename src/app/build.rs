@@ -469,7 +469,7 @@ pub async fn probe_state(config: &Config) -> Result<StateProbe, AppError> {
     Ok(StateProbe::Ready {
         schema: PostgresStore::SCHEMA_VERSION,
         writable: store.can_write().await?,
-        resources: store.counts(Timestamp::EPOCH).await?.resources,
+        resources: store.resources().await?,
         daemons: store.daemon().await?.replicas.len(),
     })
 }

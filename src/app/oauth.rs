@@ -30,8 +30,10 @@ const RETRIES: Backoff = Backoff {
     multiplier: 2.0,
     max: Duration::from_secs(60),
 };
-/// The most installations remembered; past it the memory is emptied and filled again as needed.
+/// The most installations remembered; past it those whose tokens nobody has wanted for longest are forgotten.
 const KEPT_MAX: usize = 50_000;
+/// How many are forgotten at once: looking for them takes a look at all.
+const FORGOTTEN: usize = KEPT_MAX / 8;
 
 /// Asks for one token.
 #[async_trait]
@@ -51,8 +53,14 @@ pub(super) struct OauthTokens {
     server: Box<dyn Grants>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
-    /// Whoever holds an installation's slot is the one that asks for its token.
-    slots: Mutex<HashMap<InstallationId, Arc<tokio::sync::Mutex<Slot>>>>,
+    slots: Mutex<HashMap<InstallationId, Known>>,
+}
+
+/// Where the token of one installation is kept.
+struct Known {
+    /// Whoever holds it is the one that asks for the token.
+    slot: Arc<tokio::sync::Mutex<Slot>>,
+    wanted_at: Timestamp,
 }
 
 /// What is known of one installation.
@@ -96,9 +104,17 @@ impl OauthTokens {
     fn slot(&self, installation_id: &InstallationId) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= KEPT_MAX && !slots.contains_key(installation_id) {
-            slots.clear();
+            forget(&mut slots);
         }
-        Arc::clone(slots.entry(installation_id.clone()).or_default())
+        let wanted_at = self.clock.now();
+        let known = slots
+            .entry(installation_id.clone())
+            .or_insert_with(|| Known {
+                slot: Arc::default(),
+                wanted_at,
+            });
+        known.wanted_at = wanted_at;
+        Arc::clone(&known.slot)
     }
 
     async fn ask(
@@ -153,6 +169,19 @@ impl OauthTokens {
             until,
             problem: problem.to_owned(),
         }
+    }
+}
+
+/// Forgets those that nobody has wanted for longest; one that is being asked for stays, so that nobody asks beside him.
+fn forget(slots: &mut HashMap<InstallationId, Known>) {
+    let mut idle: Vec<(Timestamp, InstallationId)> = slots
+        .iter()
+        .filter(|(_, known)| Arc::strong_count(&known.slot) == 1)
+        .map(|(id, known)| (known.wanted_at, id.clone()))
+        .collect();
+    idle.sort_unstable();
+    for (_, id) in idle.iter().take(FORGOTTEN) {
+        slots.remove(id);
     }
 }
 
@@ -345,6 +374,36 @@ mod tests {
             assert_eq!(token.expect("a token"), Some(AccessToken::new("t1")));
         }
         assert_eq!(setting.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_too_many_installations_those_wanted_least_lately_are_forgotten() {
+        let setting = Setting::answering([]);
+        let id = |n: usize| InstallationId::new(&format!("icfg_{n}")).expect("an id");
+        let asked = |n| {
+            let (setting, id) = (&setting, id(n));
+            async move {
+                let before = setting.asked();
+                setting.tokens.token(&id).await.expect("a token");
+                setting.asked() - before
+            }
+        };
+        for n in 0..KEPT_MAX {
+            asked(n).await;
+        }
+        setting.clock.pass(Duration::from_secs(1));
+        let busy = setting.tokens.slot(&id(1));
+        setting.clock.pass(Duration::from_secs(1));
+        // All but these are wanted again, the last ones first.
+        for n in (FORGOTTEN + 1..KEPT_MAX).rev() {
+            assert_eq!(asked(n).await, 0);
+        }
+        assert_eq!(asked(KEPT_MAX).await, 1, "a new one");
+        drop(busy);
+        assert_eq!(asked(1).await, 0, "it was being asked for");
+        assert_eq!(asked(KEPT_MAX - 1).await, 0, "wanted not long ago");
+        assert_eq!(asked(0).await, 1, "nobody had wanted it");
+        assert_eq!(asked(FORGOTTEN).await, 1, "nor this one");
     }
 
     #[tokio::test]

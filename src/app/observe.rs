@@ -16,6 +16,7 @@ use crate::model::Timestamp;
 use crate::store::{Counts, Store, SweepAccount};
 use crate::telemetry::LogHandle;
 
+use super::census::Census;
 use super::health::{Health, Loop};
 
 /// How long an answer waits for the state.
@@ -26,6 +27,7 @@ const STATE_FRESH: Duration = Duration::from_secs(1);
 /// Everything that can be asked of a running daemon.
 pub(super) struct Observer {
     pub(super) store: Arc<dyn Store>,
+    pub(super) census: Arc<Census>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
@@ -68,10 +70,21 @@ impl Observer {
                 format!("the source cannot be read ({code}) and is tried again")
             }
         };
-        if self.standing().await.is_none() {
+        if !self.state_answers().await {
             return Err("not ready: the state cannot be read".to_owned());
         }
         Ok(format!("ready: the state is open, {contact}"))
+    }
+
+    /// Whether the state can be read: one row of it, since whoever asks may ask every second.
+    async fn state_answers(&self) -> bool {
+        let store = Arc::clone(&self.store);
+        // A task of its own goes on when nobody waits any more: calls of a database must not be dropped half-way.
+        let reading = tokio::spawn(async move { store.progress().await.is_ok() });
+        matches!(
+            tokio::time::timeout(STATE_PATIENCE, reading).await,
+            Ok(Ok(true))
+        )
     }
 
     /// What the state says now, or a moment ago; `None` when it cannot be read in time.
@@ -109,11 +122,19 @@ impl Observer {
     /// The page of metrics.
     pub(super) async fn metrics(&self) -> String {
         let standing = self.standing().await;
+        // A state that does not answer is not waited for twice.
+        let resources = match standing {
+            Some(_) => self.census.resources(STATE_PATIENCE).await,
+            None => None,
+        };
         let now = self.clock.now();
         let mut page = Exposition::default();
         self.deliveries(&mut page);
         if let Some(standing) = &standing {
             outbox(&mut page, &standing.counts, now);
+        }
+        if let Some(resources) = resources {
+            page.count(&family::RESOURCES, resources);
         }
         self.passes(&mut page);
         if let Some((ended_at, account)) = standing.and_then(|standing| standing.sweep) {
@@ -191,7 +212,6 @@ impl Observer {
 
 fn outbox(page: &mut Exposition, counts: &Counts, now: Timestamp) {
     let Counts {
-        resources,
         waiting,
         in_flight,
         held,
@@ -211,7 +231,6 @@ fn outbox(page: &mut Exposition, counts: &Counts, now: Timestamp) {
     page.by(&family::OUTBOX, by_state);
     let oldest = oldest_waiting.map_or(Duration::ZERO, |found_at| now.since(found_at));
     page.number(&family::OLDEST_AGE, oldest.as_secs_f64());
-    page.count(&family::RESOURCES, resources);
     page.count(&family::QUARANTINED, quarantined);
     page.count(&family::PAUSED, paused);
     page.count(&family::MISSING, missing);

@@ -35,6 +35,8 @@ pub struct OnceReport {
     pub totals: Totals,
     /// The state afterwards.
     pub counts: Counts,
+    /// Resources in the state.
+    pub resources: u64,
     /// The sweep's account, if there was one.
     pub sweep: Option<SweepReport>,
 }
@@ -106,6 +108,7 @@ async fn read_and_deliver(
         rows,
         totals,
         counts,
+        resources: parts.worlds.store.resources().await?,
         sweep,
     })
 }

@@ -21,6 +21,7 @@ use crate::telemetry::LogHandle;
 
 use super::acts::tell_acts;
 use super::build::{AppError, Parts, listener};
+use super::census::Census;
 use super::counted::Counted;
 use super::drift::watch_drift;
 use super::health::{Health, Loop, Pulse};
@@ -174,8 +175,10 @@ pub async fn run(mut parts: Parts, controls: Controls) -> Result<(), AppError> {
         leading.clone(),
     ));
     upkeep.spawn(prune(parts.clone(), settings.clone(), bells.prune, leading));
+    let census = Arc::new(Census::of(Arc::clone(store)));
     upkeep.spawn(summarize(
         Arc::clone(store),
+        Arc::clone(&census),
         Arc::clone(clock),
         Arc::clone(&totals),
         settings,
@@ -194,6 +197,7 @@ pub async fn run(mut parts: Parts, controls: Controls) -> Result<(), AppError> {
     if let Some(endpoint) = endpoint {
         let observer = Observer {
             store: Arc::clone(store),
+            census,
             clock: Arc::clone(clock),
             metrics,
             health,

@@ -12,9 +12,15 @@ use crate::dispatch::{SharedTotals, Totals};
 use crate::model::Timestamp;
 use crate::store::Store;
 
+use super::census::Census;
+
+/// How long a line waits for the number of resources; it comes without one, or with the last one, when that takes longer.
+const CENSUS_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Writes a line every `[log] summary_interval`, for ever, and hands its sentence to `status`.
 pub(super) async fn summarize(
     store: Arc<dyn Store>,
+    census: Arc<Census>,
     clock: Arc<dyn Clock>,
     totals: SharedTotals,
     mut settings: watch::Receiver<Arc<Config>>,
@@ -37,6 +43,7 @@ pub(super) async fn summarize(
         let Ok(counts) = store.counts(clock.now()).await else {
             continue;
         };
+        let resources = census.resources(CENSUS_PATIENCE).await;
         let after = *totals.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = counts
             .oldest_waiting
@@ -51,7 +58,7 @@ pub(super) async fn summarize(
         );
         info!(
             event = "summary",
-            resources = counts.resources,
+            resources,
             waiting = counts.waiting,
             in_flight = counts.in_flight,
             held = counts.held,

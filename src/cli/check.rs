@@ -345,7 +345,7 @@ async fn state(config: &Config) -> Result<Line, Fault> {
     if state_exists(config) {
         let console = app::open_state(config, Access::Beside).await?;
         let daemon = console.daemon().await?;
-        let counts = console.counts(crate::model::Timestamp::EPOCH).await?;
+        let resources = console.resources().await?;
         let running = if daemon.running {
             "a daemon works on it"
         } else {
@@ -354,7 +354,7 @@ async fn state(config: &Config) -> Result<Line, Fault> {
         let text = format!(
             "{}, {}, {running}",
             config.state.url,
-            counted(counts.resources, "resource")
+            counted(resources, "resource")
         );
         return Ok(Line::new(Level::Ok, "state", text));
     }

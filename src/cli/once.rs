@@ -79,6 +79,7 @@ fn render(report: &OnceReport, look: Look) -> String {
         rows,
         totals,
         counts,
+        resources: _,
         sweep,
     } = report;
     let mut text = String::new();
@@ -162,6 +163,7 @@ fn to_json(report: &OnceReport, look: Look) -> Value {
         rows,
         totals,
         counts,
+        resources,
         sweep,
     } = report;
     let account = sweep.as_ref().map(|sweep| {
@@ -179,7 +181,7 @@ fn to_json(report: &OnceReport, look: Look) -> Value {
         "acknowledged": totals.acknowledged,
         "failed": totals.failed,
         "died": totals.died,
-        "resources": counts.resources,
+        "resources": resources,
         "waiting": counts.waiting,
         "held": counts.held,
         "dead": counts.dead,
@@ -216,10 +218,8 @@ mod tests {
                 failed: 1,
                 ..Totals::default()
             },
-            counts: Counts {
-                resources: 412,
-                ..Counts::default()
-            },
+            counts: Counts::default(),
+            resources: 412,
             sweep: None,
         }
     }

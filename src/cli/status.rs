@@ -70,6 +70,8 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
 struct Overview {
     now: Timestamp,
     counts: Counts,
+    /// Resources in the state.
+    resources: u64,
     progress: Progress,
     daemon: Daemon,
     /// Attempts of the last hour that had to be repeated.
@@ -104,6 +106,7 @@ impl Overview {
         Ok(Self {
             now,
             counts: console.counts(now).await?,
+            resources: console.resources().await?,
             progress: console.progress().await?,
             daemon: console.daemon().await?,
             retries: console.retries_since(now.minus(RETRIES)).await?,
@@ -227,8 +230,8 @@ pub(super) mod tests {
         };
         Overview {
             now: NOW,
+            resources: 41_207,
             counts: Counts {
-                resources: 41_207,
                 last_acknowledged: Some(ago(3)),
                 ..Counts::default()
             },

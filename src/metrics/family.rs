@@ -146,7 +146,7 @@ pub const OLDEST_AGE: Family = one(
 pub const RESOURCES: Family = one(
     "reconciled_resources",
     Kind::Gauge,
-    "Resources in the state.",
+    "Resources in the state. They are counted again after a hundred times as long as the last count took.",
 );
 /// Rows that cannot be used.
 pub const QUARANTINED: Family = one(

@@ -263,7 +263,7 @@ impl Reconciler {
         }
         // Law 9: a source that returns nothing proves nothing.
         if sweep.progress.account.rows > 0 || is_planted(Bug::EmptySourceDeletes) {
-            let resources = self.store.counts(self.clock.now()).await?.resources;
+            let resources = self.store.resources().await?;
             if sweep.known != Some(resources) {
                 sweep.search = Some(Search::default());
                 return Ok(SweepStep::Page {

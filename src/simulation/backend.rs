@@ -217,6 +217,10 @@ impl Store for Blocking {
         self.runtime.block_on(self.store.keys_after(after, limit))
     }
 
+    async fn resources(&self) -> Result<u64, StoreError> {
+        self.runtime.block_on(self.store.resources())
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.runtime.block_on(self.store.counts(now))
     }

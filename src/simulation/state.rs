@@ -218,6 +218,11 @@ impl Store for SimStore {
         self.committed.keys_after(after, limit).await
     }
 
+    async fn resources(&self) -> Result<u64, StoreError> {
+        self.before("count").await?;
+        self.committed.resources().await
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.before("count").await?;
         self.committed.counts(now).await

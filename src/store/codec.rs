@@ -292,11 +292,15 @@ pub(super) fn installation(
     })
 }
 
+/// How many resources there are.
+pub(super) fn resources(row: &impl Cells) -> Result<u64, Fault> {
+    number(row.integer("resources")?, "resources")
+}
+
 /// The counts of the summary line.
 pub(super) fn counts(row: &impl Cells) -> Result<Counts, Fault> {
     let count = |column| number(row.integer(column)?, column);
     Ok(Counts {
-        resources: count("resources")?,
         waiting: count("waiting")?,
         in_flight: count("in_flight")?,
         held: count("held")?,

@@ -290,7 +290,6 @@ impl State {
             .collect();
         let records = self.records.values();
         Counts {
-            resources: self.records.len() as u64,
             waiting: of(EntryState::Waiting),
             in_flight: self.entries().filter(|(_, e)| e.lease.is_some()).count() as u64,
             held: of(EntryState::Held),
@@ -468,6 +467,10 @@ impl Store for MemoryStore {
             .into_iter()
             .filter(|key| after.is_none_or(|after| *key > after));
         Ok(further.take(at_most(limit)).cloned().collect())
+    }
+
+    async fn resources(&self) -> Result<u64, StoreError> {
+        Ok(self.state.lock().await.records.len() as u64)
     }
 
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {

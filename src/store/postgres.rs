@@ -464,6 +464,13 @@ impl Store for PostgresStore {
         .await
     }
 
+    async fn resources(&self) -> Result<u64, StoreError> {
+        self.read("count resources", Purpose::Survey, |transaction| {
+            Box::pin(read::resources(transaction))
+        })
+        .await
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.read("count", Purpose::Survey, move |transaction| {
             Box::pin(read::counts(transaction, now))

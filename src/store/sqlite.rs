@@ -379,6 +379,10 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn resources(&self) -> Result<u64, StoreError> {
+        self.read("count resources", read::resources).await
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.read("count", move |db| read::counts(db, now)).await
     }

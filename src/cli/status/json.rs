@@ -18,7 +18,6 @@ pub(super) fn render(overview: &Overview) -> Value {
     let now = overview.now;
     let verdict = Verdict::of(overview);
     let Counts {
-        resources,
         waiting,
         in_flight,
         held,
@@ -55,7 +54,7 @@ pub(super) fn render(overview: &Overview) -> Value {
             "dead": dead,
             "oldest_waiting_age_ms": age(oldest_waiting),
         },
-        "resources": resources,
+        "resources": overview.resources,
         "missing": missing,
         "discarded": overview.discarded,
         "paused_installations": paused,

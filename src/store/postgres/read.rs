@@ -281,12 +281,20 @@ pub(super) async fn rechecks(
     rows.iter().map(codec::key).collect()
 }
 
+/// How many resources there are.
+pub(super) async fn resources(transaction: &mut Transaction) -> Result<u64, Fault> {
+    let row = transaction
+        .query("SELECT count(*) AS resources FROM resource")
+        .fetch_one(transaction.connection())
+        .await?;
+    codec::resources(&row)
+}
+
 /// The counts of the summary line, all of one instant.
 pub(super) async fn counts(transaction: &mut Transaction, now: Timestamp) -> Result<Counts, Fault> {
     let row = transaction
         .query(
-            "SELECT (SELECT count(*) FROM resource) AS resources,
-                    (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
+            "SELECT (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
                     (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
                     (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
                     (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'dead') AS dead,

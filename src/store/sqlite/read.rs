@@ -200,11 +200,16 @@ pub(super) fn rechecks(db: &Db, limit: u32) -> Result<Vec<ResourceKey>, Fault> {
     rows.iter().map(codec::key).collect()
 }
 
+/// How many resources there are.
+pub(super) fn resources(db: &Db) -> Result<u64, Fault> {
+    let row = db.row("SELECT count(*) AS resources FROM resource", params![])?;
+    codec::resources(&row)
+}
+
 /// The counts of the summary line, all of one instant.
 pub(super) fn counts(db: &Db, now: Timestamp) -> Result<Counts, Fault> {
     let row = db.row(
-               "SELECT (SELECT count(*) FROM resource) AS resources,
-                (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
+               "SELECT (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
                 (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
                 (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
                 (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'dead') AS dead,

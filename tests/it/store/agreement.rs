@@ -281,6 +281,7 @@ impl Stores {
             let (first, last) = ((&*first.0, &*first.1), (&*last.0, &*last.1));
             all!(self, store => store.glance_between(first, last, limit));
         }
+        all!(self, store => store.resources());
         all!(self, store => store.counts(self.now));
         all!(self, store => store.next_due());
         all!(self, store => store.progress());
