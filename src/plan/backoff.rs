@@ -31,8 +31,7 @@ impl Backoff {
             randomization_factor: 0.0,
             multiplier: self.multiplier,
             max_interval: self.max,
-            // Its default gives up after 15 minutes by a clock of its own.
-            max_elapsed_time: None,
+            // It gives up after 15 minutes, which begin here: what is taken from it is taken at once.
             ..ExponentialBackoff::default()
         };
         let mut interval = self.initial;

@@ -8,6 +8,8 @@ use crate::model::{
     Record, Snapshot, Timestamp,
 };
 
+use crate::planted::{Bug, with_planted};
+
 use super::advance::Outcome;
 use super::claim::{Claim, DUE_HORIZON, SecretsWay, claim_with};
 use super::decide::{
@@ -490,4 +492,40 @@ fn a_retry_ends_a_split_and_leaves_a_comparison_one() {
         manual::retry(&mut resource.record, START).expect("idle");
         assert_eq!(resource.entry().mode, expected);
     }
+}
+
+// A planted bug breaks what its name says and nothing else: what it is caught by says otherwise little.
+
+/// What is decided when the source goes on to `next` after a request whose answer was lost.
+fn decided_in_doubt(planted: Option<Bug>, next: &str) -> Decision {
+    with_planted(planted, || {
+        let mut resource = Resource::acknowledged("status=ready");
+        resource.desires("status=error", START);
+        resource.attempts(&Outcome::Lost, START);
+        resource.desires(next, START)
+    })
+}
+
+#[test]
+fn planted_a_withdrawal_in_doubt_concerns_what_went_back() {
+    let (ready, suspended) = ("status=ready", "status=suspended");
+    let planted = Some(Bug::WithdrawnInDoubt);
+    assert_eq!(decided_in_doubt(None, ready), Decision::Folded);
+    assert_eq!(decided_in_doubt(planted, ready), Decision::Withdrawn);
+    assert_eq!(decided_in_doubt(planted, suspended), Decision::Folded);
+}
+
+#[test]
+fn planted_a_missing_mark_leaves_no_doubt_at_the_claim() {
+    let in_doubt = |planted| {
+        with_planted(planted, || {
+            let mut resource = Resource::acknowledged("status=ready");
+            resource.desires("status=error", START);
+            resource.claims(START);
+            !resource.record.doubt.is_empty()
+        })
+    };
+    assert!(in_doubt(None));
+    assert!(!in_doubt(Some(Bug::NoDoubtMark)));
+    assert!(!in_doubt(Some(Bug::DoubtMarkedAfterSending)));
 }
