@@ -112,15 +112,24 @@ fn tell_works(standing: &mut Standing, channel: &str, now: Timestamp) {
     }
 }
 
+impl Standing {
+    /// Takes note that there is no connection; returns whether that is to be said.
+    fn is_lost(&mut self, refused: bool, now: Timestamp) -> bool {
+        let since = match *self {
+            // An outage that turns out to be a refusal is said again: waiting alone does not end it.
+            Self::Lost { refused: said, .. } if said || !refused => return false,
+            Self::Lost { since, .. } => since,
+            Self::New | Self::Works => now,
+        };
+        *self = Self::Lost { since, refused };
+        true
+    }
+}
+
 fn tell_lost(standing: &mut Standing, channel: &str, problem: &ListenError, now: Timestamp) {
-    let refused = is_refusal(problem);
-    let since = match *standing {
-        // An outage that turns out to be a refusal is said again: waiting alone does not end it.
-        Standing::Lost { refused: said, .. } if said || !refused => return,
-        Standing::Lost { since, .. } => since,
-        Standing::New | Standing::Works => now,
-    };
-    *standing = Standing::Lost { since, refused };
+    if !standing.is_lost(is_refusal(problem), now) {
+        return;
+    }
     warn!(
         event = "listen.lost",
         channel,
@@ -282,17 +291,22 @@ mod tests {
     }
 
     #[test]
-    fn what_waiting_does_not_end_is_said_once_more() {
-        let mut standing = Standing::New;
-        let said = |standing: &Standing| match standing {
-            Standing::Lost { refused, .. } => Some(*refused),
-            Standing::New | Standing::Works => None,
-        };
-        tell_lost(&mut standing, "c", &unreachable(), Timestamp::EPOCH);
-        assert_eq!(said(&standing), Some(false));
-        tell_lost(&mut standing, "c", &deaf(), Timestamp::EPOCH);
-        assert_eq!(said(&standing), Some(true));
-        tell_works(&mut standing, "c", Timestamp::EPOCH);
-        assert_eq!(said(&standing), None);
+    fn a_loss_is_said_once_and_once_more_when_waiting_does_not_end_it() {
+        let (lost, refused) = (is_refusal(&unreachable()), is_refusal(&deaf()));
+        let (began, later) = (Timestamp::EPOCH, Timestamp::from_millis(1));
+        for mut standing in [Standing::New, Standing::Works] {
+            let said = [lost, lost, refused, refused, lost].map(|refused| {
+                let now = match standing {
+                    Standing::Lost { .. } => later,
+                    Standing::New | Standing::Works => began,
+                };
+                standing.is_lost(refused, now)
+            });
+            assert_eq!(said, [true, false, true, false, false]);
+            assert!(matches!(standing, Standing::Lost { since, refused: true } if since == began));
+            tell_works(&mut standing, "c", later);
+            assert!(matches!(standing, Standing::Works));
+            assert!(standing.is_lost(lost, later), "a further one");
+        }
     }
 }

@@ -1,16 +1,13 @@
 //! What commands share: the configuration, the parts that are built from it, the answer's way out.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 
 use super::fault::Fault;
 use super::out::{Look, Out, complain};
 use super::{Global, text};
-use crate::app::Parts;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DatabaseScheme, LoadOptions, Loaded, LogConfig, LogFormat};
 use crate::model::Timestamp;
-use crate::store::Access;
 use crate::telemetry::{self, LogHandle, Output, TelemetryError};
 
 /// One run of a command.
@@ -66,33 +63,24 @@ impl Session {
         all: bool,
     ) -> Result<LogHandle, TelemetryError> {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        let format = if terminal {
+        telemetry::init(&of_command(config, all, terminal), Output::Stderr)
+    }
+}
+
+/// How a command logs: for a person where stderr is a terminal.
+fn of_command(config: &LogConfig, all: bool, terminal: bool) -> LogConfig {
+    LogConfig {
+        format: if terminal {
             LogFormat::Pretty
         } else {
             config.format
-        };
-        let filter = if all {
+        },
+        filter: if all {
             config.filter.clone()
         } else {
             "warn".to_owned()
-        };
-        telemetry::init(
-            &LogConfig {
-                format,
-                filter,
-                ..config.clone()
-            },
-            Output::Stderr,
-        )
-    }
-
-    /// Opens the parts beside a daemon that may be running: the state has to exist, and nothing is sent.
-    #[expect(
-        dead_code,
-        reason = "for the commands that look at a state and act on it"
-    )]
-    pub(crate) async fn open_beside(&self, config: Config) -> Result<Parts, Fault> {
-        Ok(Parts::open(Arc::new(config), Access::Beside).await?)
+        },
+        ..config.clone()
     }
 }
 
@@ -203,6 +191,28 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_command_logs_warnings_alone_unless_asked_and_for_a_person_at_a_terminal() {
+        let config = LogConfig {
+            format: LogFormat::Json,
+            filter: "debug".to_owned(),
+            summary_interval: None,
+        };
+        for (all, terminal, format, filter) in [
+            (false, false, LogFormat::Json, "warn"),
+            (false, true, LogFormat::Pretty, "warn"),
+            (true, false, LogFormat::Json, "debug"),
+            (true, true, LogFormat::Pretty, "debug"),
+        ] {
+            let expected = LogConfig {
+                format,
+                filter: filter.to_owned(),
+                summary_interval: None,
+            };
+            assert_eq!(of_command(&config, all, terminal), expected);
+        }
+    }
 
     #[test]
     fn progress_is_for_a_terminal_and_only_once_it_takes_long() {

@@ -227,7 +227,7 @@ async fn conclude(
         .iter()
         .filter_map(|line| line.split(' ').next())
         .collect();
-    let agreeing = fleet.len() as u64 - (differing.len() as u64).min(fleet.len() as u64);
+    let agreeing = fleet.len().saturating_sub(differing.len()) as u64;
     let confidential = stage.provider.confidential.len() as u64;
     let Tally {
         unavailable,

@@ -245,6 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_the_wrong_type_is_told_what_its_key_accepts() {
+        for (key, accepted) in [
+            ("schedule.poll", "text in quotes"),
+            ("source.max_connections", "a whole number, without quotes"),
+        ] {
+            let (section, name) = key.split_once('.').expect("both");
+            let text = report(&format!("[{section}]\n{name} = 2026-05-04\n"));
+            assert_eq!(
+                text,
+                format!(
+                    "error[C005]: `{key}` has a value of the wrong type\n  --> r.toml:2\n   = help: {accepted}\n"
+                )
+            );
+        }
+    }
+
+    #[test]
     fn syntax_error_has_line_and_column_and_no_text_of_the_file() {
         let text = report("[source]\nurl = \"postgres://u:hunter2@db\n");
         assert!(

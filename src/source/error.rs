@@ -219,6 +219,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_code_of_postgresql_means_is_told_in_words_of_ours() {
+        let unreachable = |problem: &str| Failure::Unreachable(problem.into());
+        let query = |problem: &str| Failure::Query(problem.into());
+        let cases = [
+            ("P0001", query("P0001: a function raised an error")),
+            ("54001", query("54001: too complex or too large")),
+            (
+                "22012",
+                query("22012: a value does not fit the type it is converted to"),
+            ),
+            ("42804", query("42804: types or names do not fit")),
+            ("XX000", query("the server's error XX000")),
+            (
+                "40001",
+                unreachable("40001: the transaction was rolled back"),
+            ),
+            (
+                "40P01",
+                unreachable("40P01: the transaction was rolled back"),
+            ),
+            ("57014", Failure::Timeout),
+            ("55P03", Failure::Timeout),
+            ("25P04", Failure::Timeout),
+        ];
+        for (code, expected) in cases {
+            assert_eq!(postgres(code, "hunter2"), expected, "{code}");
+        }
+    }
+
+    #[test]
     fn what_the_driver_says_is_told_in_words_of_ours() {
         let unreachable = |problem: &str| Failure::Unreachable(problem.into());
         let query = |problem: &str| Failure::Query(problem.into());

@@ -508,6 +508,44 @@ fn instant(cursor: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Entry, Json, Rejection};
+
+    #[test]
+    fn what_is_left_out_says_who_refused_it() {
+        let key = ResourceKey::new("icfg_1", "res_1").expect("two ids");
+        let values = [(Field::Status, "\"ready\""), (Field::Name, "\"a\"")];
+        let desired = Snapshot {
+            values: values
+                .map(|(field, text)| (field, Json::from_text(text)))
+                .into(),
+            secrets: None,
+        };
+        let mut record = Record::new(key);
+        let digest = |field| desired.digest(field).expect("it is desired");
+        record.dismissed.insert(Field::Name, digest(Field::Name));
+        let mut entry = Entry::new(desired.clone(), Origin::Poll, Mode::Whole, Timestamp::EPOCH);
+        let mut rejection = Rejection {
+            digest: digest(Field::Status),
+            status: 422,
+            code: Some("bad_status".to_owned()),
+        };
+        entry.rejected.insert(Field::Status, rejection.clone());
+        record.entry = Some(entry);
+        let said = |record: &Record| -> BTreeMap<Field, String> {
+            why_left_out(record, &desired).into_iter().collect()
+        };
+        let rejected = "rejected by Vercel with 422 bad_status";
+        let by_person = (Field::Name, "discarded by a person".to_owned());
+        assert_eq!(
+            said(&record),
+            [(Field::Status, rejected.to_owned()), by_person.clone()].into()
+        );
+        rejection.code = None;
+        let entry = record.entry.as_mut().expect("made above");
+        entry.rejected.insert(Field::Status, rejection);
+        let rejected = (Field::Status, "rejected by Vercel with 422".to_owned());
+        assert_eq!(said(&record), [rejected, by_person].into());
+    }
 
     #[test]
     fn only_a_cursor_that_says_its_zone_is_an_instant() {

@@ -190,3 +190,28 @@ fn beside(database: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     PathBuf::from(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command looks for a moment whether a daemon works on the state.
+    #[tokio::test]
+    async fn a_look_at_the_lock_does_not_keep_a_daemon_from_starting() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let database = directory.path().join("state.db");
+        drop(DaemonLock::take(&database).await.expect("free"));
+        let look = File::open(beside(&database, ".lock")).expect("it is there");
+        flock(&look, FlockOperation::NonBlockingLockShared).expect("free");
+        let mut taking = Box::pin(DaemonLock::take(&database));
+        assert!(
+            futures_util::poll!(&mut taking).is_pending(),
+            "it tries again"
+        );
+        drop(look);
+        let lock = taking.await.expect("nobody looks any more");
+        assert!(daemon_runs(&database).expect("readable"));
+        drop(lock);
+        assert!(!daemon_runs(&database).expect("readable"));
+    }
+}

@@ -85,6 +85,28 @@ async fn second_daemon_is_refused() {
 }
 
 #[tokio::test]
+async fn what_the_guard_counted_is_forgotten_with_its_window() {
+    let (_directory, path) = state();
+    let store = open(&path).await;
+    let keys = ["1", "2", "3"].map(|id| key("icfg_1", id));
+    for key in &keys {
+        deliver(&store, START, key, &status("ready")).await;
+    }
+    // Each pass suspends one, an hour apart; the last found its change before the clock was set back.
+    for (at, key) in [4_000, 8_000, 1_000].into_iter().zip(&keys) {
+        let mut pass = batch(seconds(at), vec![row(key, &status("suspended"))]);
+        pass.guard.destructive_max = Some(100);
+        pass.ends_pass = true;
+        store.reconcile(pass).await.expect("committed");
+        let counted: Vec<(String,)> = sqlx::query_as("SELECT DISTINCT resource_id FROM guarded")
+            .fetch_all(&mut connect(&path).await)
+            .await
+            .expect("read");
+        assert_eq!(counted, [(key.resource_id.to_string(),)], "at {at}");
+    }
+}
+
+#[tokio::test]
 async fn command_beside_a_daemon_reads_and_acts() {
     let (_directory, path) = state();
     let missing = SqliteStore::open(&path, Access::Beside).await;
