@@ -325,6 +325,26 @@ mod tests {
     }
 
     #[test]
+    fn forty_digits_are_written_out_and_further_ones_are_an_exponent() {
+        let digits = "1234567890".repeat(4);
+        let whole = digits.replace('0', "1");
+        let longer = format!("{whole}7");
+        let cases = [
+            (whole.clone(), whole.clone()),
+            (longer.clone(), format!("1.{}e40", &longer[1..])),
+            ("1e39".to_owned(), format!("1{}", "0".repeat(39))),
+            ("1e40".to_owned(), "1e40".to_owned()),
+            ("1e-40".to_owned(), format!("0.{}1", "0".repeat(39))),
+            ("1e-41".to_owned(), "1e-41".to_owned()),
+            ("125e-1".to_owned(), "12.5".to_owned()),
+            ("125e-3".to_owned(), "0.125".to_owned()),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(json(&text).as_str(), expected);
+        }
+    }
+
+    #[test]
     fn what_is_canonical_at_sight_is_what_writing_it_anew_gives() {
         let seen = [
             "null",
