@@ -329,6 +329,10 @@ mod tests {
         let shown = held(&secrets).to_json(NOW);
         assert_eq!(shown["resources"][0]["changes"][0]["field"], "secrets");
         assert_eq!(shown["totals"]["secrets"], 2);
+        let resources = shown["resources"].as_array().map(Vec::len);
+        assert_eq!(resources, Some(1), "no more than the limit");
+        let shown = plain(&held(&secrets));
+        assert!(shown.contains("\n… 1 more not shown"), "{shown}");
     }
 
     #[test]
