@@ -196,6 +196,16 @@ async fn check_tells_what_the_operator_must_change_from_what_may_pass() {
         "{said:?}"
     );
 
+    // Rows that cannot be used keep no others back.
+    let unusable = World::with_query(
+        "SELECT icfg AS installation_id, id AS resource_id, 'shiny' AS status FROM resources",
+    )
+    .await;
+    let said = unusable.command(&["check"]).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let first = "2 of the first 2 rows cannot be used, first icfg_1/res_1: column `status`";
+    assert!(said.stdout.contains(first), "{said:?}");
+
     let world = World::new().await;
     let gone = world.installation.path("gone.db");
     let url = format!("source.url=sqlite://{}", gone.display());

@@ -401,6 +401,48 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_a_person_did_is_told_with_its_reach_and_reason() {
+        let key = ResourceKey::new("icfg_7Hd", "res_0412").expect("ids");
+        let done = |act: &str| Act {
+            at: ago(60),
+            actor: "ana".into(),
+            act: act.into(),
+            installation_id: Some(key.installation_id.clone()),
+            resource_id: Some(key.resource_id.clone()),
+            entry_id: None,
+            reason: None,
+        };
+        for (act, kind) in [
+            ("retry", "retried"),
+            ("discard", "discarded"),
+            ("release", "released"),
+            ("pause", "paused"),
+            ("resume", "resumed"),
+            ("adopt", "adopted"),
+            ("compare", "to compare"),
+            ("fix", "drift fixed"),
+        ] {
+            let told = of_act(&done(act));
+            assert_eq!((told.kind, &*told.text, told.at), (kind, "by ana", ago(60)));
+        }
+        let installation = Act {
+            resource_id: None,
+            reason: Some("a bad\nday".into()),
+            ..done("pause")
+        };
+        let fleet = Act {
+            installation_id: None,
+            ..installation.clone()
+        };
+        let told = |act| of_act(&act).text;
+        assert_eq!(
+            told(installation),
+            r#"by ana the whole installation: "a bad\u{a}day""#
+        );
+        assert_eq!(told(fleet), r#"by ana the whole fleet: "a bad\u{a}day""#);
+    }
+
+    #[test]
     fn events_are_told_in_order_with_repeats_folded() {
         let mut story = in_sync().story;
         let key = ResourceKey::new("icfg_7Hd", "res_0412").expect("ids");

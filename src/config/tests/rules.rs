@@ -116,6 +116,28 @@ listen = "localhost:9464"
 }
 
 #[test]
+fn a_value_of_the_wrong_type_is_called_by_its_own() {
+    let overlong = "hunter2".repeat(40);
+    for (value, found) in [
+        ("\"1\"", "text \"1\""),
+        ("true", "true or false"),
+        ("1.5", "a number"),
+        ("[1]", "a list"),
+    ] {
+        let text = report_on(&format!("[vercel]\nmax_in_flight = {value}"));
+        let expected = format!("`vercel.max_in_flight` has the wrong type: {found}\n");
+        assert!(text.contains(&expected), "{text}");
+    }
+    let text = report_on("[log]\nfilter = 7");
+    assert!(
+        text.contains("`log.filter` has the wrong type: a whole number\n"),
+        "{text}"
+    );
+    let text = report_on(&format!("[vercel]\nmax_in_flight = \"{overlong}\""));
+    assert!(!text.contains(&overlong), "{text}");
+}
+
+#[test]
 fn oauth_needs_all_of_its_keys_and_no_installations_query() {
     let text = "[source]\nurl = \"postgres://db/app\"\nquery = \"Q\"\n[vercel.oauth]\nclient_id = \"oac_1\"\nform = { a = \"{x}\" }\n";
     insta::assert_snapshot!(report(text), @r#"

@@ -165,6 +165,10 @@ async fn all_of_a_hold_is_seen_field_by_field() {
     let rotations = ["plan", "--held", "--json", "--field", "secrets"];
     assert_eq!(world.json(&rotations).await["totals"]["resources"], 1);
 
+    let some = ["plan", "--held", "--installation", "icfg_3"];
+    let some = world.command(&some).await;
+    some.has(&["1 resource, 2 fields (1 secret) fit the filter."]);
+
     let text = world.command(&["plan", "--held", "--exit-code"]).await;
     assert_eq!(text.code, Some(2), "{text:?}");
     text.has(&[
