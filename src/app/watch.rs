@@ -465,3 +465,15 @@ pub(super) fn tell_sweep(report: &SweepReport) {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_or_a_state_that_fails_is_tried_again_after_fifteen_seconds_at_most() {
+        let longest = (1..=100).map(|failures| SOURCE_BACKOFF.interval(failures, 1.0));
+        assert_eq!(longest.max(), Some(Duration::from_secs(15)));
+        assert!(SOURCE_BACKOFF.interval(1, 1.0) <= Duration::from_secs(1));
+    }
+}

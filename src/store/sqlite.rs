@@ -527,6 +527,33 @@ mod tests {
         assert!(!file::daemon_runs(&directory.path().join("state.db")).expect("readable"));
     }
 
+    /// How a connection flushes, and how it keeps its journal.
+    fn settings(db: &Db) -> Result<(i64, String), Fault> {
+        let synchronous = db.value("PRAGMA synchronous", params![])?;
+        let journal_mode = db.value("PRAGMA journal_mode", params![])?;
+        Ok((synchronous, journal_mode))
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_is_on_the_disk_before_anybody_hears_of_it() {
+        /// `PRAGMA synchronous` in numbers: the journal is flushed at each commit (1, NORMAL, does that only now and then).
+        const FULL: i64 = 2;
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let path = directory.path().join("state.db");
+        // The first time the file is made, the second it is found.
+        for _ in 0..2 {
+            let opened = SqliteStore::open(&path, Access::Daemon).await;
+            let store = opened.expect("a state");
+            let asked = store
+                .writer
+                .write("ask", |rows| Box::pin(async move { settings(rows.db()) }))
+                .await;
+            let writes: (i64, String) = asked.expect("it answers");
+            assert_eq!(writes, (FULL, "wal".to_owned()));
+            store.close().await;
+        }
+    }
+
     #[test]
     fn an_sqlite_that_can_corrupt_a_wal_database_is_refused() {
         for sound in ["3.51.3", "3.52.0", "4.0.0"] {

@@ -248,6 +248,68 @@ fn each_law_names_its_tests_and_every_test_that_is_named_exists() {
     }
 }
 
+/// What a bullet says of itself, or of a part of it, that nothing proves.
+const UNPROVEN: &str = "no test stands behind";
+
+#[test]
+fn each_promise_and_each_limit_names_its_tests_or_says_that_there_are_none() {
+    let (_, promises) = GUARANTEES
+        .split_once("\n## The laws\n")
+        .expect("the page has the section");
+    let parts = parts_of(promises);
+    let bullets = parts.iter().filter(|part| part.starts_with("- **"));
+    assert!(bullets.count() > 20, "the page has its bullets");
+    let bare: Vec<&String> = parts.iter().filter(|part| !is_backed(part)).collect();
+    assert_eq!(
+        bare, [""; 0],
+        "they say neither what proves them nor that nothing does"
+    );
+}
+
+#[test]
+fn a_promise_without_a_test_is_noticed_wherever_it_stands() {
+    let page = "| law | test |\n|---|---|\n| a | `plan::laws` |\n| b | nothing |\n\nA sentence,\nof two lines.\n\n\
+                - **One** is proven\n  by `store::laws::…`.\n- **Two** is not; `[retry] lease`.\n- **Three**: no test stands\n  behind it.\n\n\
+                ## Next\n\nProven: `a::b`.\n";
+    let parts = parts_of(page);
+    let bare: Vec<&String> = parts.iter().filter(|part| !is_backed(part)).collect();
+    let expected = [
+        "| b | nothing |",
+        "A sentence, of two lines.",
+        "- **Two** is not; `[retry] lease`.",
+    ];
+    assert_eq!(bare, expected);
+}
+
+/// The rows of tables, the bullets and the paragraphs of a page, each in one line.
+fn parts_of(page: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    let mut lines = page.lines().peekable();
+    let mut goes_on = false;
+    while let Some(line) = lines.next() {
+        let is_row = line.starts_with('|');
+        let heads_a_table = |next: &&str| next.starts_with("|---");
+        if line.is_empty() || line.starts_with('#') || line.starts_with("|---") {
+            goes_on = false;
+        } else if is_row && lines.peek().is_some_and(heads_a_table) {
+            goes_on = false;
+        } else if goes_on && !is_row && !line.starts_with("- ") {
+            let part = parts.last_mut().expect("one goes on");
+            part.push(' ');
+            part.push_str(line.trim_start());
+        } else {
+            parts.push(line.to_owned());
+            goes_on = !is_row;
+        }
+    }
+    parts
+}
+
+/// Whether a part of a page names a test, or says that it has none.
+fn is_backed(part: &str) -> bool {
+    !names_of_tests(part).is_empty() || part.to_lowercase().contains(UNPROVEN)
+}
+
 /// What a page calls a test or a module of tests: `…` stands for any part of a name, `{a,b}` for either.
 fn names_of_tests(page: &str) -> Vec<String> {
     let is_name = |word: &&str| {

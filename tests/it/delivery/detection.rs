@@ -58,6 +58,22 @@ async fn a_source_whose_newest_row_is_older_than_before_is_read_whole() {
 }
 
 #[tokio::test]
+async fn a_row_that_changed_without_its_cursor_is_found_by_the_next_sweep_and_by_no_poll() {
+    let fleet = fleet().await;
+    // Behind the cursor: the newest row is read by every poll.
+    fleet
+        .provider
+        .execute("UPDATE resource SET status = 'suspended' WHERE id = 'res_0'")
+        .await;
+    for _ in 0..2 {
+        assert!(fleet.once().await.sweep.is_none());
+        assert_eq!(fleet.held("icfg_1", "res_0", "status"), "ready");
+    }
+    assert!(fleet.sweep().await.is_complete());
+    assert_eq!(fleet.held("icfg_1", "res_0", "status"), "suspended");
+}
+
+#[tokio::test]
 async fn a_refused_grant_pauses_its_installation_alone_and_a_granted_one_serves_all_its_resources()
 {
     let options = Options {

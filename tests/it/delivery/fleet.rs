@@ -9,6 +9,7 @@ use reconciled::simulator::{Entry, Options, Remote, Simulator};
 use reconciled::store::Access;
 use secrecy::SecretString;
 use serde_json::Value;
+use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::database::TestDatabase;
@@ -178,6 +179,21 @@ impl Fleet {
             "the simulator saw what a client must never do"
         );
         report
+    }
+
+    /// Why each open entry waits, as the state has it; no run may be under way.
+    pub(super) async fn waits_because(&self) -> Vec<String> {
+        let directory = std::path::Path::new(&self.provider.name).parent();
+        let state = directory.expect("a directory").join("state.db");
+        let url = format!("sqlite://{}", state.display());
+        let mut connection = sqlx::SqliteConnection::connect(&url)
+            .await
+            .expect("the state is there");
+        let waiting = "SELECT reason FROM entry WHERE state = 'waiting' ORDER BY id";
+        sqlx::query_scalar(waiting)
+            .fetch_all(&mut connection)
+            .await
+            .expect("the state is readable")
     }
 
     /// What Vercel holds for a field; `Value::Null` when it holds nothing.

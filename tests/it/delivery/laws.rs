@@ -199,3 +199,38 @@ async fn law_9_an_empty_source_changes_nothing() {
     assert_eq!(fleet.held("icfg_1", "res_1", "status"), "ready");
     assert_eq!(fleet.patches("icfg_1", "res_1").len(), 1);
 }
+
+#[tokio::test]
+async fn law_9_while_the_source_shows_no_rows_what_waits_for_its_secrets_waits_on() {
+    let fleet = Fleet::new().await;
+    let both = "status = 'ready', secrets = '{\"K\":\"1\"}'";
+    fleet.set("icfg_1", "res_1", both).await;
+    // Found, and not sent yet.
+    let stop = tokio_util::sync::CancellationToken::new();
+    stop.cancel();
+    let parts = fleet.parts().await;
+    let options = reconciled::app::OnceOptions {
+        sweep: false,
+        timeout: Duration::ZERO,
+    };
+    let report = reconciled::app::once(&parts, options, &stop).await;
+    assert_eq!(report.expect("it polls").counts.waiting, 1);
+    drop(parts);
+    fleet.provider.execute("DELETE FROM resource").await;
+    // However often every row is looked for, it is not taken to be gone, and its secrets are not given up.
+    for _ in 0..3 {
+        let parts = fleet.parts().await;
+        let options = reconciled::app::OnceOptions {
+            sweep: true,
+            timeout: Duration::from_millis(100),
+        };
+        let report = reconciled::app::once(&parts, options, &Default::default()).await;
+        let counts = report.expect("it sweeps").counts;
+        assert_eq!((counts.waiting, counts.missing, counts.dead), (1, 0, 0));
+    }
+    assert_eq!(fleet.waits_because().await, ["source_moved"]);
+    assert_eq!(fleet.patches("icfg_1", "res_1").len(), 0);
+    fleet.set("icfg_1", "res_1", both).await;
+    assert!(fleet.once().await.is_complete());
+    assert_eq!(fleet.secret("icfg_1", "res_1", "K").as_deref(), Some("1"));
+}
