@@ -1,9 +1,11 @@
 //! The real process: killed at random under a stream of changes, stopped politely, its source taken away; over real databases.
 //!
-//! Nothing here waits for time to pass: each step waits for a log line or for what the simulated Vercel was sent.
+//! Nothing here waits for time to pass: each step waits for a log line or for what the simulated Vercel was sent. Only the moment of a
+//! kill is drawn, to the millisecond.
 
 use std::time::{Duration, Instant};
 
+use reconciled::clock::{Random as _, SeededRandom};
 use reconciled::simulator::{Fault, Matcher, Options, Remote, Simulator};
 use rustix::process::Signal;
 use sqlx::Connection as _;
@@ -18,7 +20,13 @@ use crate::{
 };
 
 /// How often the daemon is killed on each database in the ordinary run; `RECONCILED_KILLS` sets another number.
-const KILLS: usize = 4;
+const KILLS: usize = 5;
+/// Of so many kills one strikes while the daemon starts.
+const KILLS_PER_START: usize = 5;
+/// How soon after its start a daemon sends again.
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
+/// What a long run's provider must reach of a thousand changes a second, or the run says nothing of kills under load.
+const CHANGES_PER_SECOND_MIN: f64 = 800.0;
 /// Resources under the stream of changes.
 const RESOURCES: usize = 400;
 /// Resources that change at once, and how often some do: a thousand rows change in a second.
@@ -96,40 +104,124 @@ impl<'a> Requests<'a> {
     }
 }
 
+/// Where the daemon is when it is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// So long after its start, whatever it does then.
+    AtTheStart(Duration),
+    /// So many requests after the first since its start, and so long after the last of them.
+    AtWork(usize, Duration),
+}
+
+/// The moments of all kills, as a seed has them.
+struct Moments {
+    random: SeededRandom,
+    drawn: usize,
+    /// Which of the next [`KILLS_PER_START`] kills strikes at the start.
+    at_start: usize,
+}
+
+impl Moments {
+    /// Those of `RECONCILED_KILLS_SEED`, or others each time; says which, so that a failure can be tried again.
+    #[expect(clippy::print_stdout, reason = "a failure is tried again by its seed")]
+    fn chosen() -> Self {
+        let seed = match std::env::var("RECONCILED_KILLS_SEED") {
+            Ok(seed) => seed
+                .parse()
+                .expect("RECONCILED_KILLS_SEED is a whole number"),
+            Err(_) => SeededRandom::from_system().unique().unsigned_abs(),
+        };
+        println!("RECONCILED_KILLS_SEED={seed}");
+        Self {
+            random: SeededRandom::new(seed),
+            drawn: 0,
+            at_start: 0,
+        }
+    }
+
+    fn draw(&mut self) -> Moment {
+        let nth = self.drawn % KILLS_PER_START;
+        if nth == 0 {
+            // The first daemon of all was waited for until it had sent everything: it is not starting.
+            let first = usize::from(self.drawn == 0);
+            self.at_start = first + self.below(KILLS_PER_START - first);
+        }
+        self.drawn += 1;
+        if nth == self.at_start {
+            return Moment::AtTheStart(self.within(Duration::from_millis(300)));
+        }
+        Moment::AtWork(self.below(40), self.within(Duration::from_millis(50)))
+    }
+
+    fn below(&self, end: usize) -> usize {
+        let end = i64::try_from(end).expect("it is small");
+        usize::try_from(self.random.unique() % end).expect("it is never negative")
+    }
+
+    fn within(&self, most: Duration) -> Duration {
+        most.mul_f64(self.random.fraction())
+    }
+}
+
+#[test]
+fn of_five_kills_one_strikes_while_the_daemon_starts() {
+    for seed in 0..100 {
+        let mut moments = Moments {
+            random: SeededRandom::new(seed),
+            drawn: 0,
+            at_start: 0,
+        };
+        for five in 0..4 {
+            let at_start = (0..KILLS_PER_START)
+                .map(|_| moments.draw())
+                .enumerate()
+                .filter(|(_, moment)| matches!(moment, Moment::AtTheStart(_)));
+            let at_start: Vec<_> = at_start.collect();
+            assert_eq!(at_start.len(), 1, "seed {seed}: {at_start:?}");
+            assert!(five > 0 || at_start[0].0 > 0, "the first kill is none");
+        }
+    }
+}
+
 #[expect(
     clippy::print_stdout,
     reason = "the figures are what a long run is for"
 )]
 async fn killed_at_random(provider: TestDatabase) {
-    let kills = std::env::var("RECONCILED_KILLS")
+    let long: Option<usize> = std::env::var("RECONCILED_KILLS")
         .ok()
-        .and_then(|kills| kills.parse().ok())
-        .unwrap_or(KILLS);
+        .map(|kills| kills.parse().expect("RECONCILED_KILLS is a whole number"));
+    let kills = long.unwrap_or(KILLS);
+    let mut moments = Moments::chosen();
     let world = World::of(provider, RESOURCES).await;
     world.create().await;
     let mut daemon: Process = world.installation.run();
     world.agreed(0).await;
+    let mut seen = Requests::of(world.remote());
     let begin = Instant::now();
     let stream = Stream::start(&world.provider).await;
+    let mut started = None;
     let mut until_first_request = Vec::new();
-    for kill in 1..=kills {
+    for _ in 0..kills {
         // Answers are lost as well, so that doubt and crashes meet.
         world
             .remote()
             .fault_times(3, Fault::DropAfter, Matcher::patch());
-        // The kill comes after some more requests, each time another number; at times right at the start.
-        if kill % 5 > 0 {
-            Requests::of(world.remote()).more((kill * 7) % 40).await;
+        match moments.draw() {
+            Moment::AtTheStart(after) => tokio::time::sleep(after).await,
+            Moment::AtWork(requests, after) => {
+                first_request(&mut seen, &daemon, started, &mut until_first_request).await;
+                seen.more(requests).await;
+                tokio::time::sleep(after).await;
+            }
         }
         daemon.end_with(Signal::KILL).await;
-        let mut seen = Requests::of(world.remote());
-        let started = Instant::now();
+        world.assert_killed_state_is_sound().await;
+        seen = Requests::of(world.remote());
+        started = Some(Instant::now());
         daemon = world.installation.run();
-        if kill % 5 < 4 {
-            seen.more(1).await;
-            until_first_request.push(started.elapsed());
-        }
     }
+    first_request(&mut seen, &daemon, started, &mut until_first_request).await;
     let rounds = stream.end().await;
     let elapsed = begin.elapsed();
     world.agreed_on(rounds, rounds / ROUNDS_PER_SECRET).await;
@@ -137,12 +229,39 @@ async fn killed_at_random(provider: TestDatabase) {
     world.assert_clean();
     world.assert_sound().await;
     until_first_request.sort_unstable();
+    let changes = u32::try_from(rounds * RESOURCES).expect("it is no endless run");
+    let changes_per_second = f64::from(changes) / elapsed.as_secs_f64();
     println!(
-        "{kills} kills in {elapsed:.0?} under {} changes/s; from start to first request {:.0?} (median), {:.0?} (longest)",
-        rounds * RESOURCES / usize::try_from(elapsed.as_secs().max(1)).expect("it is short"),
+        "{kills} kills in {elapsed:.0?} under {changes_per_second:.0} changes/s; from start to first request {:.0?} (median), {:.0?} (longest)",
         until_first_request[until_first_request.len() / 2],
         until_first_request[until_first_request.len() - 1],
     );
+    // A short run ends in the midst of its first second.
+    assert!(
+        long.is_none() || changes_per_second >= CHANGES_PER_SECOND_MIN,
+        "{changes_per_second:.0} changes/s are no load; the machine was too slow for this run to say anything"
+    );
+}
+
+/// Waits for the first request of the daemon that was started then, which comes in time: the time for which its threads stood in line
+/// for a processor is that of whatever else the machine does.
+async fn first_request(
+    seen: &mut Requests<'_>,
+    daemon: &Process,
+    started: Option<Instant>,
+    until_first_request: &mut Vec<Duration>,
+) {
+    seen.more(1).await;
+    let Some(started) = started else {
+        return;
+    };
+    let elapsed = started.elapsed();
+    let in_line = daemon.in_line();
+    assert!(
+        elapsed <= FIRST_REQUEST + in_line,
+        "the first request came {elapsed:.1?} after the start, of which it stood in line for {in_line:.1?}"
+    );
+    until_first_request.push(elapsed);
 }
 
 #[tokio::test]

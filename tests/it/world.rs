@@ -1,6 +1,6 @@
 //! A provider with a real database, the real daemon, and the simulated Vercel between which it keeps the peace.
 
-use std::ops::Range;
+use std::{ops::Range, path::Path};
 
 use reconciled::simulator::{Field, Options, Remote, Simulator};
 use secrecy::SecretString;
@@ -8,6 +8,7 @@ use sqlx::Connection as _;
 
 use crate::support::{
     database::{Engine, TestDatabase},
+    directory::Directory,
     process::{Installation, holds},
 };
 
@@ -143,16 +144,42 @@ impl World {
 
     /// SQLite finds no fault in the state; no daemon may run.
     pub(crate) async fn assert_sound(&self) {
-        let url = format!("sqlite://{}", self.installation.path("state.db").display());
-        let mut connection = sqlx::SqliteConnection::connect(&url)
-            .await
-            .expect("the state opens");
-        let said: String = sqlx::query_scalar("PRAGMA integrity_check")
-            .fetch_one(&mut connection)
-            .await
-            .expect("the state can be checked");
-        assert_eq!(said, "ok");
+        assert_no_fault(&self.installation.path("state.db")).await;
     }
+
+    /// SQLite finds no fault in what a daemon that was killed left, nor does it once the journal is read: a copy's, since recovering
+    /// the state itself is for the next daemon to do.
+    pub(crate) async fn assert_killed_state_is_sound(&self) {
+        let copy = Directory::new(None);
+        let [file, journal] = ["state.db", "state.db-wal"].map(|name| {
+            let to = copy.path().join(name);
+            std::fs::copy(self.installation.path(name), &to)
+                .unwrap_or_else(|error| panic!("{name} of a daemon that was killed: {error}"));
+            to
+        });
+        // Without one there would be nothing to recover.
+        let recorded = std::fs::metadata(journal).expect("it was made just now");
+        assert!(recorded.len() > 0, "the journal is empty");
+        assert_no_fault(&file).await;
+    }
+}
+
+/// SQLite finds no fault in this file, whose journal it reads first.
+async fn assert_no_fault(state: &Path) {
+    let url = format!("sqlite://{}", state.display());
+    let mut connection = sqlx::SqliteConnection::connect(&url)
+        .await
+        .expect("the state opens");
+    let said: String = sqlx::query_scalar("PRAGMA integrity_check")
+        .fetch_one(&mut connection)
+        .await
+        .expect("the state can be checked");
+    assert_eq!(said, "ok");
+    let orphans = sqlx::query("PRAGMA foreign_key_check")
+        .fetch_all(&mut connection)
+        .await
+        .expect("the state can be checked");
+    assert_eq!(orphans.len(), 0, "rows without the row that they belong to");
 }
 
 /// The statement that gives some resources the metadata of round `round` and the secret of round `secrets`.

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -69,6 +70,34 @@ impl Installation {
     /// Starts the daemon.
     pub(crate) fn run(&self) -> Process {
         self.start(&["run"])
+    }
+
+    /// Starts the daemon so that all of `/proc/PID` can be read, which it hides from other processes of its user: only root may look, or
+    /// who made the namespace of users in which it runs.
+    pub(crate) fn run_in_sight(&self) -> Process {
+        Process::start(self.command_in_sight(&["run"]))
+    }
+
+    /// The command for that, not started yet.
+    pub(crate) fn command_in_sight(&self, arguments: &[&str]) -> Command {
+        let command = self.command(arguments);
+        if rustix::process::geteuid().is_root() {
+            return command;
+        }
+        let command = command.as_std();
+        let mut namespace = Command::new("unshare");
+        namespace
+            .args(["--user", "--map-root-user"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(command.get_current_dir().expect("it has one"));
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => namespace.env(name, value),
+                None => namespace.env_remove(name),
+            };
+        }
+        namespace
     }
 
     /// Starts a command and leaves it running.
@@ -231,6 +260,18 @@ impl Process {
             .ok()
             .and_then(Pid::from_raw)
             .expect("a process id is a positive i32")
+    }
+
+    /// For how long its threads, taken together, could have run and got no processor.
+    pub(crate) fn in_line(&self) -> Duration {
+        let tasks = format!("/proc/{}/task", self.pid().as_raw_nonzero());
+        let tasks = std::fs::read_dir(tasks).expect("it was not waited for");
+        // A thread may end between the listing and the look.
+        let waits = tasks.filter_map(|task| {
+            let said = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            said.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(waits.sum())
     }
 
     /// Waits for the end and for all that was said until then.
