@@ -1,5 +1,5 @@
 //! What befalls a running daemon from outside: its source's server, its connections, its disk, its clock, its own processor
-//! time. Each heals without a restart.
+//! time. Each heals without a restart, and as soon as its timeouts and waits allow.
 //!
 //! Nothing here waits for time to pass, but for the freeze: its length is what is tried.
 
@@ -7,7 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Write as _,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reconciled::simulator::{Fault, Matcher};
@@ -27,6 +27,19 @@ use crate::{
     world::World,
 };
 
+/// The longest wait between two tries of the source or of the API, however long they were away.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// The longest wait after the two or three tries that fail in an outage of a moment.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// What a try takes to find out that the connection it had is silent, and then that a new one is.
+const SILENT: Duration = Duration::from_secs(2 * 5);
+/// `[source] statement_timeout` and `[vercel] request_timeout` where connections fall silent.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// From one poll to the next.
+const POLL: Duration = Duration::from_secs(1);
+/// For everything that takes no time on an idle machine, forty deliveries included.
+const SLACK: Duration = Duration::from_secs(8);
+
 #[tokio::test]
 async fn a_killed_postgres_is_found_again() {
     let mut server = Postgres::dedicated();
@@ -35,7 +48,8 @@ async fn a_killed_postgres_is_found_again() {
     server.kill();
     daemon.wait_for_event("source.outage_began").await;
     server.start();
-    heals(&world, &mut daemon, 1).await;
+    let healed = heals(&world, &mut daemon, 1);
+    within(LONGEST_WAIT + SILENT + POLL + SLACK, healed).await;
     assert_eq!(daemon.events("source.outage_began").len(), 1);
     ends(&world, daemon).await;
 }
@@ -48,7 +62,8 @@ async fn a_killed_mariadb_is_found_again() {
     server.kill();
     daemon.wait_for_event("source.outage_began").await;
     server.start();
-    heals(&world, &mut daemon, 1).await;
+    let healed = heals(&world, &mut daemon, 1);
+    within(LONGEST_WAIT + SILENT + POLL + SLACK, healed).await;
     assert_eq!(daemon.events("source.outage_began").len(), 1);
     ends(&world, daemon).await;
 }
@@ -70,20 +85,27 @@ async fn connections_heal(provider: TestDatabase) {
     world
         .installation
         .set_environment("RECONCILED__SOURCE__URL", &through);
-    world
-        .installation
-        .set_environment("RECONCILED__SOURCE__STATEMENT_TIMEOUT", "1s");
+    world.installation.set_environment(
+        "RECONCILED__SOURCE__STATEMENT_TIMEOUT",
+        &seconds_of(TIMEOUT),
+    );
     let mut daemon = at_rest(&world).await;
     proxy.cut().await;
-    heals(&world, &mut daemon, 1).await;
+    let healed = heals(&world, &mut daemon, 1);
+    within(POLL + SHORT_WAIT + SLACK, healed).await;
     // Whatever is sent vanishes, and connections that lost something stay silent for good.
     proxy.set(Mode::Swallow);
     world.rotate(2).await;
     daemon.wait_for_event("source.outage_began").await;
     proxy.set(Mode::Forward);
-    daemon.wait_for_event("source.outage_ended").await;
-    world.agreed(2).await;
-    heals(&world, &mut daemon, 3).await;
+    // A try that is under way has lost something for good; the one after it succeeds.
+    let agreed = async {
+        daemon.wait_for_event("source.outage_ended").await;
+        world.agreed(2).await;
+    };
+    within(SILENT + TIMEOUT + SHORT_WAIT + POLL + SLACK, agreed).await;
+    let healed = heals(&world, &mut daemon, 3);
+    within(POLL + SLACK, healed).await;
     ends(&world, daemon).await;
 }
 
@@ -97,21 +119,25 @@ async fn connections_to_the_api_that_are_cut_refused_or_swallowed_heal() {
         .set_environment("RECONCILED__VERCEL__BASE_URL", &through);
     world
         .installation
-        .set_environment("RECONCILED__VERCEL__REQUEST_TIMEOUT", "1s");
+        .set_environment("RECONCILED__VERCEL__REQUEST_TIMEOUT", &seconds_of(TIMEOUT));
     let mut daemon = at_rest(&world).await;
     proxy.cut().await;
-    heals(&world, &mut daemon, 1).await;
+    let healed = heals(&world, &mut daemon, 1);
+    within(POLL + SHORT_WAIT + SLACK, healed).await;
     proxy.set(Mode::Swallow);
     world.rotate(2).await;
     daemon.wait_for_event("vercel.outage_began").await;
     proxy.set(Mode::Forward);
-    daemon.wait_for_event("vercel.outage_ended").await;
-    world.agreed(2).await;
+    let agreed = async {
+        daemon.wait_for_event("vercel.outage_ended").await;
+        world.agreed(2).await;
+    };
+    within(TIMEOUT + SHORT_WAIT + POLL + SLACK, agreed).await;
     proxy.refuse().await;
     world.rotate(3).await;
     daemon.wait_for_event("vercel.outage_began").await;
     proxy.accept().await;
-    world.agreed(3).await;
+    within(SHORT_WAIT + POLL + SLACK, world.agreed(3)).await;
     ends(&world, daemon).await;
 }
 
@@ -213,8 +239,11 @@ async fn a_state_on_a_full_disk_heals_once_there_is_room() {
         }
     }
     disk.order("clear");
-    daemon.wait_for_event("state.outage_ended").await;
-    heals(&world, &mut daemon, round + 1).await;
+    let healed = async {
+        daemon.wait_for_event("state.outage_ended").await;
+        heals(&world, &mut daemon, round + 1).await;
+    };
+    within(LONGEST_WAIT + POLL + SLACK, healed).await;
     assert!(daemon.events("panic").is_empty());
     disk.order("end");
     ends(&world, daemon).await;
@@ -226,6 +255,22 @@ async fn at_rest(world: &World) -> Process {
     let daemon = world.installation.run();
     world.agreed(0).await;
     daemon
+}
+
+/// Waits for what follows from the moment at which the way is free again, which has to come to an end in time.
+async fn within(most: Duration, recovery: impl Future<Output = ()>) {
+    let begin = Instant::now();
+    recovery.await;
+    let elapsed = begin.elapsed();
+    assert!(
+        elapsed <= most,
+        "it took {elapsed:.1?}, more than {most:.0?}"
+    );
+}
+
+/// As a setting has it.
+fn seconds_of(duration: Duration) -> String {
+    format!("{}s", duration.as_secs())
 }
 
 /// The next change arrives.
