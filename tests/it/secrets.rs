@@ -7,13 +7,14 @@ mod panics;
 use std::{
     os::unix::fs::MetadataExt as _,
     path::Path,
+    process::Output,
     time::{Duration, Instant},
 };
 
-use reconciled::simulator::{Fault, Field, Matcher, Options, RetryAfter, Simulator};
+use reconciled::simulator::{Fault, Field, Matcher, Operation, Options, RetryAfter, Simulator};
 use rustix::process::Signal;
 use secrecy::SecretString;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -26,12 +27,15 @@ use crate::support::{
     HUNG,
     database::TestDatabase,
     directory::Directory,
+    postgres::Postgres,
     process::{Installation, Process},
     sqlite,
 };
 
-/// Stands in every value and every token that is marked; no escape of JSON or of a URL changes it.
+/// Stands in every value that is marked; no escape of JSON or of a URL changes it.
 const CORE: &str = "Zq7HiddenCore";
+/// Stands in every token; it shares nothing with the values' mark, so that what is cleaned of a token may still show a value.
+const TOKEN_CORE: &str = "w4KBuriedPart";
 /// Installations and resources of each; `RECONCILED_INTERLEAVED=1000` tries a thousand installations with a hundred each.
 const INTERLEAVED: usize = 40;
 const RESOURCES_EACH: usize = 10;
@@ -42,19 +46,23 @@ fn marked(n: usize) -> String {
 }
 
 fn token(n: usize) -> String {
-    format!("tok-{n}-{CORE}-{n}")
+    format!("tok-{n}-{TOKEN_CORE}-{n}")
 }
 
-/// What the core looks like plain, in hexadecimal, and in base64 wherever it begins.
+/// What the marks look like plain, in hexadecimal, and in base64 wherever they begin.
 fn needles() -> Vec<String> {
-    let hex: String = CORE.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let mut needles = vec![CORE.to_owned(), hex.to_uppercase(), hex];
+    [CORE, TOKEN_CORE].into_iter().flat_map(forms).collect()
+}
+
+fn forms(core: &str) -> Vec<String> {
+    let hex: String = core.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let mut forms = vec![core.to_owned(), hex.to_uppercase(), hex];
     for shift in 0..3 {
-        let encoded = base64(&[&b"\0\0"[..shift], CORE.as_bytes()].concat());
+        let encoded = base64(&[&b"\0\0"[..shift], core.as_bytes()].concat());
         // Characters at the ends are shared with the neighbours.
-        needles.push(encoded[4..encoded.len() - 4].to_owned());
+        forms.push(encoded[4..encoded.len() - 4].to_owned());
     }
-    needles
+    forms
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -100,22 +108,73 @@ fn assert_no_file_shows_it(directory: &Path) {
     }
 }
 
+/// Has all that the system shows of a process looked at.
+fn look_at_process(process: &Process, look: impl Fn(&str, &[u8])) {
+    let directory = format!("/proc/{}", process.pid().as_raw_nonzero());
+    for part in ["cmdline", "environ", "status", "comm"] {
+        // It runs in sight of the tests: what may not be looked at is not judged.
+        let bytes = std::fs::read(format!("{directory}/{part}"))
+            .unwrap_or_else(|error| panic!("{part} of the daemon: {error}"));
+        assert!(!bytes.is_empty(), "{part} of the daemon is empty");
+        look(part, &bytes);
+    }
+}
+
+/// What a command says, which must show nothing.
+async fn assert_output_shows_none(installation: &Installation, command: &[&str]) -> Output {
+    let said = installation.output(command).await;
+    assert!(
+        !said.stdout.is_empty() || !said.stderr.is_empty(),
+        "{command:?}"
+    );
+    assert_hidden(&format!("{command:?}"), &said.stdout);
+    assert_hidden(&format!("{command:?}"), &said.stderr);
+    said
+}
+
+/// The same, of a command that must end with `code`.
+async fn assert_command_is_quiet(
+    installation: &Installation,
+    command: &[&str],
+    code: i32,
+) -> Output {
+    let said = assert_output_shows_none(installation, command).await;
+    assert_eq!(said.status.code(), Some(code), "{command:?}: {said:?}");
+    said
+}
+
+/// The numbers of the open entries in a state, the oldest first.
+async fn entries(installation: &Installation, state: &str) -> Vec<String> {
+    let list = ["outbox", "list", "--state", state, "--json"];
+    let said = assert_command_is_quiet(installation, &list, 0).await;
+    let list: Value = serde_json::from_slice(&said.stdout).expect("it is JSON");
+    let entries = list["entries"].as_array().expect("a list");
+    let mut ids: Vec<u64> = entries
+        .iter()
+        .map(|entry| entry["entry"].as_u64().expect("a number"))
+        .collect();
+    ids.sort_unstable();
+    ids.iter().map(u64::to_string).collect()
+}
+
 #[test]
 fn what_looks_for_marks_finds_them_in_every_form() {
-    let value = marked(3);
-    let hex: String = value.bytes().map(|byte| format!("{byte:02X}")).collect();
-    let percent: String =
-        percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC).collect();
-    for text in [
-        value.clone(),
-        json!(value).to_string(),
-        hex,
-        percent,
-        base64(value.as_bytes()),
-        base64(format!("x{value}").as_bytes()),
-        base64(format!("xy{value}").as_bytes()),
-    ] {
-        assert!(found(text.as_bytes()).is_some(), "{text}");
+    for value in [marked(3), token(3)] {
+        let hex: String = value.bytes().map(|byte| format!("{byte:02X}")).collect();
+        let percent: String =
+            percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC)
+                .collect();
+        for text in [
+            value.clone(),
+            json!(value).to_string(),
+            hex,
+            percent,
+            base64(value.as_bytes()),
+            base64(format!("x{value}").as_bytes()),
+            base64(format!("xy{value}").as_bytes()),
+        ] {
+            assert!(found(text.as_bytes()).is_some(), "{text}");
+        }
     }
     assert_eq!(found(b"nothing"), None);
 }
@@ -161,15 +220,15 @@ fn faults() -> Vec<Fault> {
     faults
 }
 
-async fn provider(installations: usize, each: usize) -> TestDatabase {
-    let provider = sqlite::database();
-    provider
-        .execute(
-            "CREATE TABLE resource (installation_id TEXT, id TEXT, version INTEGER, status TEXT, secrets TEXT);
-             CREATE TABLE installation (id TEXT, token TEXT)",
-        )
-        .await;
+/// A provider in this database, its rows without secrets yet.
+async fn provide(provider: &TestDatabase, installations: usize, each: usize) {
     let mut session = provider.session().await;
+    for statement in [
+        "CREATE TABLE resource (installation_id TEXT, id TEXT, version INTEGER, status TEXT, secrets TEXT)",
+        "CREATE TABLE installation (id TEXT, token TEXT)",
+    ] {
+        session.execute(statement).await;
+    }
     for n in 0..installations {
         let token = token(n);
         session
@@ -185,7 +244,30 @@ async fn provider(installations: usize, each: usize) -> TestDatabase {
              SELECT 'icfg_' || (n % {installations}), 'res_' || n, n, 'ready', NULL FROM number"
         ))
         .await;
+}
+
+async fn provider(installations: usize, each: usize) -> TestDatabase {
+    let provider = sqlite::database();
+    provide(&provider, installations, each).await;
     provider
+}
+
+/// Gives each of the first resources two marked values, as the `round`th change of them.
+async fn rotate(provider: &TestDatabase, count: usize, round: usize) {
+    let mut session = provider.session().await;
+    for n in 0..count {
+        let secrets = json!([
+            {"name": "KEY", "value": marked(n), "environmentOverrides": {"preview": marked(n + 30)}},
+            {"name": "ROUND", "value": format!("{CORE}{round}")},
+        ]);
+        let secrets = secrets.to_string().replace('\'', "''");
+        let version = 1_000 * round + n;
+        session
+            .execute(&format!(
+                "UPDATE resource SET secrets = '{secrets}', version = {version} WHERE id = 'res_{n}'"
+            ))
+            .await;
+    }
 }
 
 fn configure(
@@ -194,21 +276,39 @@ fn configure(
     simulator: &Simulator,
     more: &str,
 ) {
+    let state = installation.path("state.db");
+    let state = format!("sqlite://{}", state.display());
+    configure_over(installation, provider, &state, simulator, "", more);
+}
+
+/// The same over any state, with further settings of `[vercel]`.
+fn configure_over(
+    installation: &Installation,
+    provider: &TestDatabase,
+    state: &str,
+    simulator: &Simulator,
+    vercel: &str,
+    more: &str,
+) {
     installation.configure(&format!(
         "[source]\nurl = \"{}\"\noverlap = 0\n\
          query = \"SELECT installation_id, id AS resource_id, version AS cursor, status, secrets FROM resource\"\n\
          installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
-         [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n\
+         [state]\nurl = \"{state}\"\n[vercel]\nbase_url = \"{}\"\nrequest_timeout = \"2s\"\n{vercel}\
          [retry]\ninitial_interval = \"20ms\"\nmax_interval = \"200ms\"\nlate_apply = \"200ms\"\n\
          [schedule]\npoll = \"* * * * * *\"\n{more}",
         provider.url,
-        installation.path("state.db").display(),
         simulator.base_url(),
     ));
 }
 
 async fn world(installations: usize, each: usize) -> (TestDatabase, Simulator, Installation) {
     let provider = provider(installations, each).await;
+    (provider, vercel(installations).await, Installation::new(""))
+}
+
+/// A Vercel that knows the installations by their tokens.
+async fn vercel(installations: usize) -> Simulator {
     let simulator = Simulator::start(Options::creating())
         .await
         .expect("a free port");
@@ -217,7 +317,24 @@ async fn world(installations: usize, each: usize) -> (TestDatabase, Simulator, I
             .remote()
             .install(&format!("icfg_{n}"), &SecretString::from(token(n)));
     }
-    (provider, simulator, Installation::new(""))
+    simulator
+}
+
+/// Waits until nothing is left to send of so many resources.
+async fn is_settled(daemon: &mut Process, count: usize) {
+    daemon
+        .wait_for_event_where("summary", |event| {
+            event["resources"] == count && event["waiting"] == 0 && event["in_flight"] == 0
+        })
+        .await;
+}
+
+/// All that the daemon has logged, which must show nothing.
+fn assert_log_shows_none(daemon: &Process) {
+    let said: Vec<String> = daemon.said().into_iter().map(|line| line.text).collect();
+    let said = said.join("\n");
+    assert!(said.contains("\"level\":\"DEBUG\""), "the log was open");
+    assert_hidden("the log", said.as_bytes());
 }
 
 /// What the daemon's listener answers, head and all.
@@ -242,18 +359,7 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
     let count = faults.len();
     assert!(count >= 20, "each fault has a secret of its own");
     let (provider, simulator, mut installation) = world(count, 1).await;
-    let mut session = provider.session().await;
-    for n in 0..count {
-        let secrets = json!([
-            {"name": "KEY", "value": marked(n), "environmentOverrides": {"preview": marked(n + 30)}},
-        ]);
-        let secrets = secrets.to_string().replace('\'', "''");
-        session
-            .execute(&format!(
-                "UPDATE resource SET secrets = '{secrets}' WHERE id = 'res_{n}'"
-            ))
-            .await;
-    }
+    rotate(&provider, count, 1).await;
     let remote = simulator.remote();
     for (n, fault) in faults.into_iter().enumerate() {
         remote.fault(
@@ -268,17 +374,14 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
         &installation,
         &provider,
         &simulator,
-        "[log]\nfilter = \"trace\"\nsummary_interval = \"1s\"\n[http]\nlisten = \"127.0.0.1:0\"\n",
+        "[log]\nfilter = \"trace\"\nsummary_interval = \"1s\"\n[http]\nlisten = \"127.0.0.1:0\"\n\
+         [guard]\ndestructive_max = 2\n",
     );
     let temporary = installation.path("temporary");
     std::fs::create_dir(&temporary).expect("the directory is writable");
     installation.set_environment("TMPDIR", temporary.to_str().expect("a UTF-8 path"));
-    let mut daemon = installation.run();
-    daemon
-        .wait_for_event_where("summary", |event| {
-            event["resources"] == count && event["waiting"] == 0 && event["in_flight"] == 0
-        })
-        .await;
+    let mut daemon = installation.run_in_sight();
+    is_settled(&mut daemon, count).await;
 
     assert!(
         remote.requests().len() > count,
@@ -299,13 +402,8 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
         assert!(answer.starts_with(b"HTTP/1.1 "), "{path} answers");
         assert_hidden(path, &answer);
     }
+    look_at_process(&daemon, assert_hidden);
     let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
-    for part in ["cmdline", "environ", "status", "comm"] {
-        // Only root may look at the environment of a process that hides it.
-        if let Ok(bytes) = std::fs::read(format!("{process}/{part}")) {
-            assert_hidden(part, &bytes);
-        }
-    }
     let limits = std::fs::read_to_string(format!("{process}/limits")).expect("it runs");
     let core = limits
         .lines()
@@ -317,8 +415,9 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
     );
     assert_no_file_shows_it(&installation.path(""));
 
-    let commands: [&[&str]; 18] = [
-        &["check"],
+    let listens = format!("http.listen={address}");
+    for command in [
+        &["check"][..],
         &["check", "--json"],
         &["plan"],
         &["plan", "--json"],
@@ -333,26 +432,269 @@ async fn secrets_and_tokens_are_nowhere_but_in_memory_and_on_the_wire() {
         &["outbox", "retry", "--state", "dead", "--dry-run"],
         &["installation", "list"],
         &["installation", "list", "--json"],
+        &["installation", "pause", "icfg_1", "--reason", "a test"],
+        &["installation", "resume", "icfg_1"],
         &["drift"],
-        &["baseline", "compare"],
-        &["once"],
-    ];
-    for command in commands {
-        let said = installation.output(command).await;
-        assert!(
-            !said.stdout.is_empty() || !said.stderr.is_empty(),
-            "{command:?}"
-        );
-        assert_hidden(&format!("{command:?}"), &said.stdout);
-        assert_hidden(&format!("{command:?}"), &said.stderr);
+        &["drift", "--json"],
+        &["drift", "--fix"],
+        &["--set", &listens, "health"],
+        &["--set", &listens, "health", "--ready"],
+    ] {
+        assert_command_is_quiet(&installation, command, 0).await;
     }
+    // What would work on the state itself is refused beside a daemon.
+    for command in [&["once"][..], &["baseline", "compare"]] {
+        assert_command_is_quiet(&installation, command, 1).await;
+    }
+    // What a person does to dead letters: they are of other kinds of answers each.
+    let dead = entries(&installation, "dead").await;
+    let [first, second, ..] = &dead[..] else {
+        panic!("{} dead letters", dead.len());
+    };
+    for command in [
+        &["outbox", "show", first][..],
+        &["outbox", "retry", first],
+        &["outbox", "discard", second, "--reason", "a test", "--json"],
+        &["outbox", "retry", "--state", "dead", "--yes", "--json"],
+    ] {
+        assert_command_is_quiet(&installation, command, 0).await;
+    }
+    is_settled(&mut daemon, count).await;
+    // A pass beyond the blast radius: it takes secrets away, and is let go.
+    let taken = "UPDATE resource SET secrets = '[]', version = version + 5000 WHERE id IN ('res_13', 'res_14', 'res_15')";
+    provider.execute(taken).await;
+    daemon.wait_for_event("guard.held").await;
+    let held = entries(&installation, "held").await;
+    assert_eq!(held.len(), 3);
+    for command in [
+        &["outbox", "show", &held[0]][..],
+        &["status"],
+        &["outbox", "release", &held[0], "--json"],
+        &["outbox", "release", "--state", "held", "--yes"],
+    ] {
+        assert_command_is_quiet(&installation, command, 0).await;
+    }
+    remote
+        .wait_until(|remote| {
+            let resource = remote.resource("icfg_15", "res_15");
+            resource.is_some_and(|resource| resource.secret("KEY").is_none())
+        })
+        .await
+        .expect("what was released is sent");
     assert!(daemon.end_with(Signal::TERM).await.success());
-    let said: Vec<String> = daemon.said().into_iter().map(|line| line.text).collect();
-    let said = said.join("\n");
-    assert!(said.contains("\"level\":\"DEBUG\""), "the log was open");
-    assert_hidden("the log", said.as_bytes());
+    assert_log_shows_none(&daemon);
+    // What works on a state by itself.
+    rotate(&provider, count, 2).await;
+    for (command, code) in [
+        (&["plan", "--exit-code"][..], 2),
+        (&["once", "--sweep"], 0),
+        (&["baseline", "compare"], 0),
+        (&["baseline", "compare", "--all", "--json"], 0),
+        (&["baseline", "adopt", "--all"], 0),
+        (&["once", "--json"], 0),
+    ] {
+        assert_command_is_quiet(&installation, command, code).await;
+    }
     assert_no_file_shows_it(&installation.path(""));
     assert_eq!(remote.violations(), []);
+}
+
+#[tokio::test]
+async fn the_simulator_that_is_sent_secrets_shows_none_of_them() {
+    const COUNT: usize = 6;
+    let (provider, simulator, installation) = world(COUNT, 1).await;
+    rotate(&provider, COUNT, 1).await;
+    configure(
+        &installation,
+        &provider,
+        &simulator,
+        "[log]\nfilter = \"warn\"\n",
+    );
+    let mut stand_in = installation.start(&["simulate", "--listen", "127.0.0.1:0"]);
+    let listens = stand_in
+        .wait_for_line("that it listens", |line| {
+            line.text.contains("http://127.0.0.1:")
+        })
+        .await;
+    let (_, address) = listens.text.split_once("http://").expect("an address");
+    let port = |c: char| !(c.is_ascii_digit() || ".:".contains(c));
+    let address = address.split(port).next().expect("an address");
+    let to_it = format!("vercel.base_url=http://{address}");
+    assert_command_is_quiet(&installation, &["--set", &to_it, "once"], 0).await;
+    stand_in.end_with(Signal::TERM).await;
+    let said: Vec<String> = stand_in.said().into_iter().map(|line| line.text).collect();
+    let said = said.join("\n");
+    assert!(said.contains("res_5"), "it was sent them: {said}");
+    assert_hidden("the simulator", said.as_bytes());
+}
+
+/// What a question to Vercel may be answered instead, with this in it wherever an answer has room.
+fn echoes(echo: &str) -> Vec<Fault> {
+    let encoded = base64(echo.as_bytes());
+    let hex: String = echo.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let said = [echo.to_owned(), encoded, hex].into_iter().cycle();
+    let mut faults: Vec<Fault> = [400, 403, 404, 409, 418, 422, 500, 502, 503]
+        .into_iter()
+        .zip(said)
+        .map(|(code, message)| Fault::Status {
+            code,
+            body: Some(json!({"error": {"code": message, "message": message}})),
+            headers: vec![("X-Vercel-Id".to_owned(), message)],
+        })
+        .collect();
+    // An answer in order, with more in it than was asked for.
+    faults.push(Fault::Status {
+        code: 200,
+        body: Some(json!({
+            "id": echo, "internalId": echo, "productId": echo, "name": echo, "status": "ready", "secrets": [{"name": "KEY", "value": echo}],
+            "resources": [{"partnerId": "res_0", "internalId": echo, "name": echo, "secrets": echo}],
+        })),
+        headers: vec![("X-Vercel-Id".to_owned(), echo.to_owned())],
+    });
+    faults.extend([
+        Fault::DropBefore,
+        Fault::NotHttp,
+        Fault::Truncated,
+        Fault::HugeBody { bytes: 1_000_000 },
+        Fault::Redirect {
+            code: 307,
+            location: format!("/_simulator/trap?{}", token(0)),
+        },
+    ]);
+    faults
+}
+
+#[tokio::test]
+async fn over_postgres_answers_to_questions_and_to_secrets_of_their_own_show_none_of_them() {
+    let provider = Postgres::shared().database().await;
+    let state = Postgres::shared().database().await;
+    let faults = faults();
+    // All that Vercel was ever sent; a command that asks for itself has sent its token alone.
+    let echo = [marked(1), token(1), format!("{CORE}1")].join(" ");
+    let (echoes, of_token) = (echoes(&echo), echoes(&token(1)));
+    let count = faults.len();
+    provide(&provider, count, 1).await;
+    rotate(&provider, count, 1).await;
+    let simulator = vercel(count).await;
+    let remote = simulator.remote();
+    let installation = Installation::new("");
+    configure_over(
+        &installation,
+        &provider,
+        &state.url,
+        &simulator,
+        "secrets_endpoint = \"put\"\n",
+        "[log]\nfilter = \"trace\"\nsummary_interval = \"1s\"\n",
+    );
+    // Secrets by themselves meet a fault each; then a 409 whose GET is answered with what was sent, or a 404 whose list is.
+    for (n, fault) in faults.into_iter().enumerate() {
+        let (icfg, res) = (format!("icfg_{n}"), format!("res_{n}"));
+        // Secrets alone create nothing.
+        let provisioned = remote.seed(&icfg, &res, &json!({"status": "pending"}));
+        provisioned.expect("within the schema");
+        let of = |method: &str| Matcher {
+            method: Some(method.to_owned()),
+            ..Matcher::resource(&icfg, &res)
+        };
+        remote.fault(fault, of("PUT"));
+        let echo = echoes[n % echoes.len()].clone();
+        if n % 3 < 2 {
+            remote.fault(Fault::Conflict, of("PUT"));
+            remote.fault(echo, of("GET"));
+        } else {
+            let list = Matcher {
+                operation: Some(Operation::List),
+                ..Matcher::installation(&icfg)
+            };
+            remote.fault(Fault::status(404), of("PUT"));
+            remote.fault(echo, list);
+        }
+    }
+    let mut daemon = installation.run_in_sight();
+    is_settled(&mut daemon, count).await;
+    rotate(&provider, count, 2).await;
+    remote
+        .wait_until(|remote| {
+            let resource = remote.resource("icfg_22", "res_22");
+            resource.is_some_and(|resource| {
+                let round = resource.secret("ROUND").map(str::to_owned);
+                round == Some(format!("{CORE}2"))
+            })
+        })
+        .await
+        .expect("secrets go on to be sent");
+    is_settled(&mut daemon, count).await;
+    let asked = remote.requests();
+    for operation in [Operation::PutSecrets, Operation::Get, Operation::List] {
+        let struck = asked
+            .iter()
+            .filter(|entry| entry.operation == Some(operation) && entry.fault.is_some());
+        assert!(struck.count() > 4, "{operation} was answered otherwise");
+    }
+    look_at_process(&daemon, assert_hidden);
+
+    // The commands that ask Vercel, answered by what it was sent.
+    let drifts = [
+        &["drift"][..],
+        &["drift", "--json"],
+        &["drift", "--fix", "--installation", "icfg_0"],
+    ];
+    let answers = echoes.into_iter().zip(&of_token).enumerate();
+    for (n, (echo, of_token)) in answers {
+        for (answer, command) in [
+            (echo, drifts[n % drifts.len()]),
+            (of_token.clone(), &["check"][..]),
+        ] {
+            remote.clear_faults();
+            remote.fault_always(answer, Matcher::method("GET"));
+            assert_output_shows_none(&installation, command).await;
+        }
+    }
+    for command in [&["explain", "icfg_0", "res_0"][..], &["status"]] {
+        assert_command_is_quiet(&installation, command, 0).await;
+    }
+    assert!(daemon.end_with(Signal::TERM).await.success());
+    assert_log_shows_none(&daemon);
+    // This one waits until no daemon reads the source.
+    for answer in of_token {
+        remote.clear_faults();
+        remote.fault_always(answer, Matcher::method("GET"));
+        let compare = ["baseline", "compare", "--installation", "icfg_0", "--all"];
+        assert_output_shows_none(&installation, &compare).await;
+    }
+    assert_no_file_shows_it(&installation.path(""));
+    assert_eq!(remote.violations(), []);
+
+    let kept = dump(&state, "reconciled").await;
+    assert!(kept.contains("res_5"), "the state knows its resources");
+    assert_hidden("the state", kept.as_bytes());
+    // What would be found there is found in the provider's own tables.
+    let provided = dump(&provider, "public").await;
+    assert!(provided.contains(CORE) && provided.contains(TOKEN_CORE));
+}
+
+/// All rows of all tables of a schema, as PostgreSQL writes them: bytes in hexadecimal.
+async fn dump(database: &TestDatabase, schema: &str) -> String {
+    let mut connection = database.postgres().await;
+    let tables =
+        "SELECT table_name::text FROM information_schema.tables WHERE table_schema = $1 ORDER BY 1";
+    let tables: Vec<String> = sqlx::query_scalar(tables)
+        .bind(schema)
+        .fetch_all(&mut connection)
+        .await
+        .expect("there is such a schema");
+    let mut text = String::new();
+    for table in tables {
+        let rows = format!("SELECT row::text FROM {schema}.\"{table}\" AS row");
+        let rows: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(rows))
+            .fetch_all(&mut connection)
+            .await
+            .expect("it can be read");
+        for row in rows {
+            text.push_str(&format!("{table}: {row}\n"));
+        }
+    }
+    text
 }
 
 #[tokio::test]
@@ -449,8 +791,12 @@ async fn no_installation_is_ever_called_with_the_token_of_another() {
 async fn other_processes_of_its_user_may_not_look_into_it() {
     let directory = Directory::new(None);
     let program = directory.path().join("reconciled");
-    std::fs::copy(env!("CARGO_BIN_EXE_reconciled"), &program)
-        .expect("there is room for the program");
+    // By another process: a child that another test starts meanwhile would hold the file open, and nobody runs what may be written.
+    let copied = std::process::Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_reconciled"))
+        .arg(&program)
+        .status();
+    assert!(copied.expect("coreutils are there").success());
     std::fs::set_permissions(
         directory.path(),
         std::os::unix::fs::PermissionsExt::from_mode(0o755),

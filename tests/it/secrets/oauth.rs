@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use crate::support::process::Installation;
 
-use super::{CORE, assert_hidden, assert_no_file_shows_it, base64, marked, provider, token};
+use super::{
+    CORE, assert_hidden, assert_no_file_shows_it, base64, look_at_process, marked, provider, token,
+};
 
 /// What every token that the simulated server grants begins with.
 const GRANTED: &str = "sim_";
@@ -36,7 +38,8 @@ fn faults() -> Vec<Fault> {
         status(401, json!({"error": secret, "error_description": repeats})),
         status(
             403,
-            json!({"error": {"code": token(2), "message": repeats}}),
+            // What the exchange itself has sent is known, and cut out of a code too.
+            json!({"error": {"code": format!("code-{CORE}-2"), "message": repeats}}),
         ),
         status(500, json!(repeats)),
         status(503, json!({"access_token": token(3)})),
@@ -117,7 +120,7 @@ async fn client_secret_and_granted_tokens_are_nowhere_but_in_memory_and_on_the_w
             secret.display(),
         ),
     );
-    let mut daemon = installation.run();
+    let mut daemon = installation.run_in_sight();
     daemon
         .wait_for_event_where("summary", |event| {
             event["resources"] == INSTALLATIONS && event["waiting"] == 0 && event["in_flight"] == 0
@@ -141,12 +144,7 @@ async fn client_secret_and_granted_tokens_are_nowhere_but_in_memory_and_on_the_w
         assert_no_token(&format!("{command:?}"), &said.stdout);
         assert_no_token(&format!("{command:?}"), &said.stderr);
     }
-    let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
-    for part in ["cmdline", "environ"] {
-        if let Ok(bytes) = std::fs::read(format!("{process}/{part}")) {
-            assert_no_token(part, &bytes);
-        }
-    }
+    look_at_process(&daemon, assert_no_token);
     assert!(daemon.end_with(Signal::TERM).await.success());
     let said: Vec<String> = daemon.said().into_iter().map(|line| line.text).collect();
     assert_no_token("the log", said.join("\n").as_bytes());
