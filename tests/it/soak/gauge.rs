@@ -37,8 +37,7 @@ struct Sample {
     resident_kib: u64,
     /// What of it is no page of a file, as the program's own text is.
     anonymous_kib: u64,
-    /// `None` where only root may look: the daemon hides them from other processes of its user.
-    descriptors: Option<u64>,
+    descriptors: u64,
     state_bytes: u64,
 }
 
@@ -65,9 +64,7 @@ impl Gauge {
             at: now,
             resident_kib: memory_kib(&self.process, "VmRSS:"),
             anonymous_kib: memory_kib(&self.process, "RssAnon:"),
-            descriptors: std::fs::read_dir(self.process.join("fd"))
-                .ok()
-                .map(|entries| entries.count() as u64),
+            descriptors: descriptors_of(&self.process),
             state_bytes: bytes_under(&self.state),
         };
         if self.samples.len() % 60 == 59 {
@@ -79,7 +76,7 @@ impl Gauge {
     /// Fails when something grew that must not.
     pub(super) fn judge(&self, limits: &Limits) {
         let most = |of: fn(&Sample) -> u64| self.samples.iter().map(of).max().unwrap_or_default();
-        let descriptors = most(|sample| sample.descriptors.unwrap_or_default());
+        let descriptors = most(|sample| sample.descriptors);
         assert!(descriptors <= MOST_DESCRIPTORS, "{descriptors} descriptors");
         let state = most(|sample| sample.state_bytes);
         assert!(state <= MOST_STATE_BYTES, "the state has {state} bytes");
@@ -94,8 +91,7 @@ impl Gauge {
                 after <= before * 2,
                 "the state grew from {before} to {after} bytes, though all is pruned after minutes"
             );
-            let (before, after) =
-                self.median_early_and_late(|sample| sample.descriptors.unwrap_or_default());
+            let (before, after) = self.median_early_and_late(|sample| sample.descriptors);
             assert!(
                 after <= before + 4,
                 "descriptors grew from {before} to {after}"
@@ -131,7 +127,7 @@ impl fmt::Display for Sample {
             f,
             "{:6} s  {resident_kib} KiB resident ({anonymous_kib} anonymous)  {} descriptors  {} KiB of state",
             at.as_secs(),
-            descriptors.map_or_else(|| "?".to_owned(), |count| count.to_string()),
+            descriptors,
             state_bytes / 1024
         )
     }
@@ -143,9 +139,7 @@ impl fmt::Display for Gauge {
         let measures: [(&str, Measure); 4] = [
             ("KiB resident", |sample| sample.resident_kib),
             ("KiB anonymous", |sample| sample.anonymous_kib),
-            ("descriptors", |sample| {
-                sample.descriptors.unwrap_or_default()
-            }),
+            ("descriptors", |sample| sample.descriptors),
             ("KiB of state", |sample| sample.state_bytes / 1024),
         ];
         for (name, of) in measures {
@@ -167,6 +161,17 @@ fn memory_kib(process: &Path, what: &str) -> u64 {
         .find_map(|line| line.strip_prefix(what)?.trim().strip_suffix(" kB"))
         .and_then(|text| text.trim().parse().ok())
         .expect("the kernel says what is resident")
+}
+
+/// How many descriptors are open.
+///
+/// # Panics
+/// It may not look, which would make whatever grows look flat: the daemon hides them from other processes of its user, unless it runs in
+/// sight.
+fn descriptors_of(process: &Path) -> u64 {
+    let entries = std::fs::read_dir(process.join("fd")).and_then(Iterator::collect);
+    let entries: Vec<_> = entries.expect("the daemon's descriptors can be counted");
+    entries.len().try_into().expect("it is a count")
 }
 
 fn bytes_under(directory: &Path) -> u64 {

@@ -55,7 +55,7 @@ impl Daemon {
     /// Starts it.
     pub(super) fn start(installation: &Installation) -> Self {
         let mut child = installation
-            .command(&["run"])
+            .command_in_sight(&["run"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
