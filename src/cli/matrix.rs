@@ -206,11 +206,8 @@ fn why_left_out(record: &Record, field: Field) -> String {
 
 /// The lines as a table; `left` heads the desired side.
 pub(crate) fn render(lines: &[Line], left: &str, look: Look) -> String {
-    let widest = lines
-        .iter()
-        .map(|line| line.path.chars().count())
-        .max()
-        .unwrap_or(0);
+    let paths = lines.iter().map(|line| line.path.chars().count());
+    let widest = paths.chain(["FIELD".len()]).max().unwrap_or_default();
     // What the three values share once the path, the doubt and the gaps have their room.
     let room = look.width.saturating_sub(widest + "IN DOUBT".len() + 8) / 3;
     let fit = |text: String| {
@@ -477,6 +474,24 @@ mod tests {
         assert_eq!(secret["desired_fingerprint"], "b0b0b0");
         assert_eq!(secret["acknowledged_fingerprint"], "9f9f9f");
         assert_eq!(secret["sends"], "value");
+    }
+
+    #[test]
+    fn a_table_of_long_values_takes_the_terminal_and_no_more() {
+        let long = |letter: &str| json!({"name": letter.repeat(200)});
+        let mut record = record(snapshot(long("a"), &[]));
+        let mark = Mark::default();
+        record.doubt.fields.insert(Field::Name, mark);
+        let lines = lines(&record, Some(&snapshot(long("b"), &[])));
+        for width in [80, 81, 120] {
+            let shown = plain(&lines, Look { width, ..LOOK });
+            let widths = shown.lines().map(|line| line.chars().count());
+            let widest = widths.max().expect("lines");
+            assert!(
+                (width - 2..=width).contains(&widest),
+                "{widest} of {width}:\n{shown}"
+            );
+        }
     }
 
     #[test]
