@@ -7,6 +7,10 @@ use sqlx::{Executor, PgConnection};
 
 use super::bed::{Bed, ids, last_cursor};
 
+/// How old by the server's clock a transaction is before it commits, in milliseconds. A pass steps back a second anyway: what commits
+/// within that would be found without looking at what is open.
+const LATE_MS: i64 = 2_500;
+
 /// A reader that keeps its cursor as the daemon does.
 struct Reader {
     source: std::sync::Arc<dyn Inspect>,
@@ -51,15 +55,39 @@ impl Reader {
         page.next.map(PollFrom::After)
     }
 
+    /// Passes go on beside a row that changes, until what began at `begun` is late.
+    async fn follow(&mut self, bed: &Bed, begun: i64) {
+        loop {
+            let now = clock(bed).await;
+            // Without something new the cursor would stay where it is.
+            bed.database
+                .execute("UPDATE resource SET updated_at = now() WHERE resource_id = 'busy'")
+                .await;
+            self.pass().await;
+            if now > begun + LATE_MS {
+                return;
+            }
+        }
+    }
+
     fn saw(&self, id: &str) -> bool {
         self.seen.iter().any(|seen| seen == id)
     }
 }
 
+/// A table with one row.
 async fn bed() -> Bed {
     let bed = Bed::postgres().await;
     bed.create("timestamptz").await;
+    bed.database.execute(&insert("busy")).await;
     bed
+}
+
+/// The server's clock, in milliseconds.
+async fn clock(bed: &Bed) -> i64 {
+    bed.database
+        .integer("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+        .await
 }
 
 fn insert(id: &str) -> String {
@@ -83,12 +111,13 @@ async fn a_transaction_that_was_idle_without_an_xid_is_not_missed() {
     // Its time is taken here; it has written nothing and so has no xid.
     run(&mut late, "BEGIN").await;
     run(&mut late, "SELECT now()").await;
+    let begun = clock(&bed).await;
     for index in 0..5 {
         bed.database
             .execute(&insert(&format!("early{index}")))
             .await;
     }
-    reader.pass().await;
+    reader.follow(&bed, begun).await;
     assert!(reader.saw("early4"));
     run(&mut late, &insert("late")).await;
     reader.pass().await;
@@ -108,8 +137,9 @@ async fn a_transaction_with_savepoints_is_not_missed() {
     run(&mut late, &insert("late")).await;
     run(&mut late, "SAVEPOINT b").await;
     run(&mut late, &insert("undone")).await;
+    let begun = clock(&bed).await;
     bed.database.execute(&insert("early")).await;
-    reader.pass().await;
+    reader.follow(&bed, begun).await;
     assert!(reader.saw("early"));
     run(&mut late, "ROLLBACK TO SAVEPOINT b").await;
     reader.pass().await;
@@ -129,13 +159,46 @@ async fn a_prepared_transaction_is_not_missed() {
     let mut late = bed.database.postgres().await;
     run(&mut late, "BEGIN").await;
     run(&mut late, &insert("late")).await;
+    let begun = clock(&bed).await;
     bed.database.execute(&insert("early")).await;
     // Prepared between two passes, after the cursor's row was written: its own time is earlier.
     run(&mut late, &format!("PREPARE TRANSACTION '{name}'")).await;
-    for _ in 0..3 {
-        reader.pass().await;
-    }
+    reader.follow(&bed, begun).await;
     assert!(reader.saw("early"));
+    run(&mut late, &format!("COMMIT PREPARED '{name}'")).await;
+    reader.pass().await;
+    assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_was_open_for_long_and_then_prepared_is_not_missed() {
+    let bed = bed().await;
+    let mut reader = Reader::new(&bed);
+    let name = &bed.database.name;
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, &insert("late")).await;
+    reader.follow(&bed, clock(&bed).await).await;
+    run(&mut late, &format!("PREPARE TRANSACTION '{name}'")).await;
+    reader.follow(&bed, clock(&bed).await).await;
+    run(&mut late, &format!("COMMIT PREPARED '{name}'")).await;
+    reader.pass().await;
+    assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_was_prepared_before_the_first_pass_is_not_missed() {
+    let bed = bed().await;
+    let name = &bed.database.name;
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, &insert("late")).await;
+    run(&mut late, &format!("PREPARE TRANSACTION '{name}'")).await;
+    // By the time of its first pass this is late already, and there is no cursor that an earlier pass would have held back.
+    let prepared = clock(&bed).await;
+    Reader::new(&bed).follow(&bed, prepared).await;
+    let mut reader = Reader::new(&bed);
+    reader.follow(&bed, clock(&bed).await).await;
     run(&mut late, &format!("COMMIT PREPARED '{name}'")).await;
     reader.pass().await;
     assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
@@ -148,12 +211,15 @@ async fn a_transaction_that_commits_between_two_pages_is_not_missed() {
     let mut late = bed.database.postgres().await;
     run(&mut late, "BEGIN").await;
     run(&mut late, &insert("late")).await;
+    let begun = clock(&bed).await;
+    reader.follow(&bed, begun).await;
     for index in 0..6 {
         bed.database
             .execute(&insert(&format!("early{index}")))
             .await;
     }
-    let next = reader.page(&PollFrom::Beginning).await.expect("more");
+    let cursor = reader.cursor.clone().expect("passes went on");
+    let next = reader.page(&PollFrom::Cursor(cursor)).await.expect("more");
     // After the pass went by its place, and before the pass ends.
     run(&mut late, "COMMIT").await;
     let mut next = Some(next);
@@ -167,7 +233,8 @@ async fn a_transaction_that_commits_between_two_pages_is_not_missed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_open_transactions_the_cursor_is_the_last_rows() {
-    let bed = bed().await;
+    let bed = Bed::postgres().await;
+    bed.create("timestamptz").await;
     bed.database
         .execute(
             "INSERT INTO resource (installation_id, resource_id, updated_at)
