@@ -24,9 +24,23 @@ async fn nothing_is_ever_written(bed: Bed) {
     bed.create("BIGINT").await;
     bed.database
         .execute(
-            "INSERT INTO resource (installation_id, resource_id, updated_at) VALUES ('i', 'r', 1)",
+            "INSERT INTO resource (installation_id, resource_id, updated_at) VALUES ('i', 'r', 1), ('i', 's', 2);
+             CREATE TABLE bystander (a INTEGER);
+             INSERT INTO bystander VALUES (4711)",
         )
         .await;
+    // What a query would write goes beside the database of SQLite, and where the server of MariaDB may write.
+    let target = match bed.engine() {
+        Engine::Sqlite => format!("{}-target", bed.database.name),
+        Engine::Postgres | Engine::MariaDb => {
+            let directory = std::env::temp_dir();
+            format!(
+                "{}/reconciled-{}-target",
+                directory.display(),
+                bed.database.name
+            )
+        }
+    };
     let good = "SELECT installation_id, resource_id FROM resource";
     let mut queries = vec![
         format!("{good}; DELETE FROM resource"),
@@ -38,6 +52,12 @@ async fn nothing_is_ever_written(bed: Bed) {
         "INSERT INTO resource (installation_id) VALUES ('x')".to_owned(),
         "DROP TABLE resource".to_owned(),
         "CREATE TABLE other (a INTEGER)".to_owned(),
+        "INSERT INTO bystander SELECT 1 FROM resource".to_owned(),
+        "ALTER TABLE bystander ADD COLUMN b INTEGER".to_owned(),
+        // One statement, and one that begins as a good one may; MariaDB does not take it, MySQL does.
+        "WITH gone AS (SELECT 'i' AS installation_id) DELETE FROM resource WHERE installation_id IN (SELECT installation_id FROM gone)".to_owned(),
+        "WITH gone AS (SELECT 'i' AS installation_id) UPDATE resource SET status = 'x' WHERE installation_id IN (SELECT installation_id FROM gone)".to_owned(),
+        "WITH one AS (SELECT 1 AS a) INSERT INTO bystander SELECT a FROM one".to_owned(),
     ];
     match bed.engine() {
         Engine::Postgres => {
@@ -57,6 +77,7 @@ async fn nothing_is_ever_written(bed: Bed) {
                 [
                     "DELETE FROM resource RETURNING installation_id, resource_id",
                     "WITH gone AS (DELETE FROM resource RETURNING *) SELECT installation_id, resource_id FROM gone",
+                    "WITH one AS (SELECT 1) DELETE FROM resource RETURNING installation_id, resource_id",
                     "SELECT 'i' AS installation_id, writes() AS resource_id",
                     "SELECT 'i' AS installation_id, loosens() AS resource_id",
                     "SELECT 'i' AS installation_id, nextval('numbers')::text AS resource_id",
@@ -67,6 +88,7 @@ async fn nothing_is_ever_written(bed: Bed) {
                 ]
                 .map(str::to_owned),
             );
+            queries.push(format!("COPY resource TO '{target}'"));
         }
         Engine::MariaDb => {
             bed.database
@@ -78,25 +100,47 @@ async fn nothing_is_ever_written(bed: Bed) {
             queries.extend(
                 [
                     "SELECT 'i' AS installation_id, writes() AS resource_id",
-                    "SELECT installation_id, resource_id INTO OUTFILE '/tmp/reconciled-outfile' FROM resource",
                     "SELECT /*! SQL_NO_CACHE */ installation_id, resource_id FROM resource",
                     "DELETE FROM resource RETURNING installation_id, resource_id",
                 ]
                 .map(str::to_owned),
             );
+            // A read-only transaction does not forbid these.
+            queries.extend(["OUTFILE", "DUMPFILE"].map(|file| {
+                format!("SELECT installation_id, resource_id INTO {file} '{target}' FROM resource LIMIT 1")
+            }));
+            queries.push(format!(
+                "SELECT installation_id, resource_id FROM resource INTO OUTFILE '{target}'"
+            ));
         }
         Engine::Sqlite => {
             queries.extend(
                 [
                     "DELETE FROM resource RETURNING installation_id, resource_id",
-                    "ATTACH DATABASE '/tmp/reconciled-attached' AS other",
+                    "WITH one AS (SELECT 1) DELETE FROM resource RETURNING installation_id, resource_id",
                     "PRAGMA query_only = OFF",
                     "PRAGMA user_version = 7",
                 ]
                 .map(str::to_owned),
             );
+            queries.extend([
+                format!("ATTACH DATABASE '{target}' AS other"),
+                format!("ATTACH DATABASE '{target}' AS other; CREATE TABLE other.written (a)"),
+                // From a database that may only be read it writes another.
+                format!("VACUUM INTO '{target}'"),
+            ]);
         }
     }
+    // Written there by somebody who may, it would be seen.
+    let control = format!("{target}-control");
+    let write = bed.pick(
+        "COPY bystander TO",
+        "SELECT a FROM bystander INTO OUTFILE",
+        "VACUUM INTO",
+    );
+    bed.database.execute(&format!("{write} '{control}'")).await;
+    std::fs::remove_file(&control).expect("it was written");
+    let before = content(&bed).await;
     for query in &queries {
         let error = match reconciled::source::connect(&bed.settings(query)) {
             Err(error) => error,
@@ -106,11 +150,8 @@ async fn nothing_is_ever_written(bed: Bed) {
             matches!(error.code(), "shape" | "query"),
             "{query}: {error}"
         );
-        let left = bed
-            .database
-            .integer("SELECT COUNT(*) FROM resource WHERE status IS NULL")
-            .await;
-        assert_eq!(left, 1, "{query}");
+        assert_eq!(content(&bed).await, before, "{query}");
+        assert!(!std::path::Path::new(&target).exists(), "{query}");
     }
     if bed.engine() == Engine::Postgres {
         // This one is harmless, and so it must stay: the next page is as read-only as before.
@@ -133,15 +174,41 @@ async fn nothing_is_ever_written(bed: Bed) {
             assert_eq!(text(&page.rows[0].columns[0].1), Some("UTC"));
             assert_eq!(text(&page.rows[0].columns[1].1), Some("Asia/Tokyo"));
         }
-        let left = bed.database.integer("SELECT COUNT(*) FROM resource").await;
-        assert_eq!(left, 1);
-        assert_eq!(
-            bed.database
-                .integer("SELECT COUNT(*) FROM pg_sequences WHERE last_value IS NOT NULL")
-                .await,
-            0
-        );
+        assert_eq!(content(&bed).await, before);
     }
+}
+
+/// Everything that a hostile query could write to: each table with its columns and rows, and what else the database keeps.
+async fn content(bed: &Bed) -> String {
+    let sql = match bed.engine() {
+        Engine::Postgres => {
+            "SELECT concat_ws(' ',
+                (SELECT string_agg(concat_ws(' ', c.oid, c.relname, c.relkind), ', ' ORDER BY c.oid)
+                    FROM pg_class AS c WHERE c.relnamespace = 'public'::regnamespace),
+                (SELECT string_agg(concat(s.sequencename, ' ', s.last_value), ', ' ORDER BY s.sequencename)
+                    FROM pg_sequences AS s),
+                schema_to_xml('public', true, false, ''))"
+        }
+        Engine::MariaDb => {
+            "SELECT CONCAT_WS(' ',
+                (SELECT GROUP_CONCAT(c.table_name, '.', c.column_name ORDER BY c.table_name, c.ordinal_position)
+                    FROM information_schema.columns AS c WHERE c.table_schema = DATABASE()),
+                (SELECT GROUP_CONCAT(JSON_ARRAY(installation_id, resource_id, updated_at, status, metadata) ORDER BY resource_id)
+                    FROM resource),
+                (SELECT GROUP_CONCAT(a) FROM bystander))"
+        }
+        Engine::Sqlite => {
+            "SELECT concat_ws(' ',
+                (SELECT group_concat(sql) FROM sqlite_master),
+                (SELECT group_concat(json_array(installation_id, resource_id, updated_at, status, metadata) ORDER BY resource_id)
+                    FROM resource),
+                (SELECT group_concat(a) FROM bystander),
+                (SELECT user_version FROM pragma_user_version))"
+        }
+    };
+    let content = bed.database.text(sql).await;
+    assert!(content.contains("4711"), "{content}");
+    content
 }
 
 async fn a_statement_is_cut_within_its_timeout_and_a_second(bed: Bed) {

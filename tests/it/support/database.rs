@@ -62,6 +62,29 @@ impl TestDatabase {
         outcome.unwrap_or_else(|error| panic!("{:?} refused a test's query: {error}", self.engine))
     }
 
+    /// The one text that `sql` yields.
+    pub(crate) async fn text(&self, sql: &str) -> String {
+        let sql = AssertSqlSafe(sql.to_owned());
+        let outcome = match self.engine {
+            Engine::Postgres => {
+                sqlx::query_scalar(sql)
+                    .fetch_one(&mut self.postgres().await)
+                    .await
+            }
+            Engine::MariaDb => {
+                sqlx::query_scalar(sql)
+                    .fetch_one(&mut self.mariadb().await)
+                    .await
+            }
+            Engine::Sqlite => {
+                sqlx::query_scalar(sql)
+                    .fetch_one(&mut self.sqlite().await)
+                    .await
+            }
+        };
+        outcome.unwrap_or_else(|error| panic!("{:?} refused a test's query: {error}", self.engine))
+    }
+
     /// Creates a role that may only read, tables made later by the owner included, and returns its URL.
     pub(crate) async fn reader(&self) -> String {
         let role = format!("{}_reader", self.name);
