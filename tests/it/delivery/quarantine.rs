@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::source::bed::Bed;
 use crate::source::on_every_database;
-use crate::source::rows::{COLUMNS, UNUSABLE};
+use crate::source::rows::{COLUMNS, NO_TEXT, UNUSABLE, Unusable};
 use crate::support::process::Installation;
 
 on_every_database!(every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other);
@@ -25,6 +25,21 @@ fn says(event: &Value, column: &str, problem: &str, resource_id: Option<&str>) -
 
 async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed: Bed) {
     let long = bed.long();
+    quarantined_by_one_poll(bed, long, &UNUSABLE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_rows_that_hold_no_text_are_quarantined_by_one_poll() {
+    quarantined_by_one_poll(Bed::mariadb().await, "LONGBLOB", &NO_TEXT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_rows_that_hold_no_text_are_quarantined_by_one_poll() {
+    quarantined_by_one_poll(Bed::sqlite(), "TEXT", &NO_TEXT).await;
+}
+
+/// Adds rows of each kind to a table whose columns are all of one type, beside good ones and one resource that is there twice.
+async fn quarantined_by_one_poll(bed: Bed, long: &str, kinds: &[Unusable]) {
     let columns = COLUMNS.map(|column| format!("{column} {long}")).join(", ");
     bed.database
         .execute(&format!(
@@ -59,7 +74,7 @@ async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed
     // They appear all at once, each beside one that is as it should be.
     let mut session = bed.database.session().await;
     session.execute("BEGIN").await;
-    for (index, unusable) in UNUSABLE.iter().enumerate() {
+    for (index, unusable) in kinds.iter().enumerate() {
         let version = index + 2;
         session
             .execute(&unusable.insert(&bed, index, &format!(", {version}")))
@@ -76,21 +91,16 @@ async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed
             .await;
     }
     session.execute("COMMIT").await;
-    for _ in 0..=UNUSABLE.len() {
+    for _ in 0..=kinds.len() {
         daemon.wait_for_event("row.quarantined").await;
     }
     let said = daemon.events("row.quarantined");
     let mut left = said.clone();
-    for (index, unusable) in UNUSABLE.iter().enumerate() {
-        let names_itself = unusable
-            .set
-            .iter()
-            .any(|(column, _)| *column == "resource_id");
-        let resource_id = format!("bad{index}");
-        let resource_id = (!names_itself).then_some(resource_id.as_str());
+    for (index, unusable) in kinds.iter().enumerate() {
+        let shown = unusable.shown_id(index);
         let found = left
             .iter()
-            .position(|event| says(event, unusable.column, unusable.problem, resource_id));
+            .position(|event| says(event, unusable.column, unusable.problem, shown.as_deref()));
         let found =
             found.unwrap_or_else(|| panic!("{} {}: {left:#?}", unusable.column, unusable.problem));
         left.swap_remove(found);
@@ -115,7 +125,7 @@ async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed
         .filter(|line| event(&line.text)["event"] == "poll.completed");
     assert_eq!(polls.count(), 0, "they were told by one poll");
 
-    for index in 0..UNUSABLE.len() {
+    for index in 0..kinds.len() {
         remote
             .wait_until(|remote| remote.resource("i", &format!("good{index}")).is_some())
             .await
@@ -123,11 +133,7 @@ async fn every_unusable_row_is_quarantined_by_one_poll_and_disturbs_no_other(bed
     }
     let status = installation.output(&["status", "--json"]).await;
     let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
-    assert_eq!(
-        status["quarantined"]["count"],
-        UNUSABLE.len() + 1,
-        "{status}"
-    );
+    assert_eq!(status["quarantined"]["count"], kinds.len() + 1, "{status}");
     assert!(daemon.end_with(Signal::TERM).await.success());
     assert_eq!(remote.violations(), []);
 }

@@ -61,7 +61,7 @@ const fn unusable(
     }
 }
 
-/// Values are SQL expressions that all databases share; `LONG(n)` becomes n characters.
+/// Values are SQL expressions that all databases share; `LONG(n)` becomes n characters, `RAW(hex)` bytes.
 pub(crate) const UNUSABLE: [Unusable; 46] = [
     unusable(&[("installation_id", "NULL")], "installation_id", "is NULL"),
     unusable(&[("installation_id", "''")], "installation_id", "is empty"),
@@ -211,6 +211,53 @@ pub(crate) const UNUSABLE: [Unusable; 46] = [
     ),
 ];
 
+/// The same for columns that hold any bytes: what is no text, or holds a NUL.
+pub(crate) const NO_TEXT: [Unusable; 14] = [
+    unusable(
+        &[("installation_id", "RAW(69ff)")],
+        "installation_id",
+        "is no UTF-8",
+    ),
+    unusable(
+        &[("installation_id", "RAW(6900)")],
+        "installation_id",
+        "control character U+0000",
+    ),
+    unusable(&[("resource_id", "RAW(ff)")], "resource_id", "is no UTF-8"),
+    unusable(
+        &[("resource_id", "RAW(6100)")],
+        "resource_id",
+        "control character U+0000",
+    ),
+    unusable(&[("name", "RAW(61ff62)")], "name", "is no UTF-8"),
+    // A surrogate, and a slash in two bytes: no UTF-8 either.
+    unusable(&[("name", "RAW(eda080)")], "name", "is no UTF-8"),
+    unusable(&[("name", "RAW(c0af)")], "name", "is no UTF-8"),
+    unusable(&[("name", "RAW(610062)")], "name", "control character"),
+    unusable(&[("status", "RAW(7265616479ff)")], "status", "is no UTF-8"),
+    unusable(
+        &[("status", "RAW(726561647900)")],
+        "status",
+        "not a known value",
+    ),
+    unusable(
+        &[("metadata", "RAW(7b2261223a22ff227d)")],
+        "metadata",
+        "is no UTF-8",
+    ),
+    unusable(&[("metadata", "RAW(7b7d00)")], "metadata", "is no JSON"),
+    unusable(
+        &[("secrets", "RAW(7b2241223a22ff227d)")],
+        "secrets",
+        "is no UTF-8",
+    ),
+    unusable(
+        &[("secrets", "RAW(7b2241223a220061227d)")],
+        "secrets",
+        "is no JSON",
+    ),
+];
+
 pub(crate) const COLUMNS: [&str; 10] = [
     "installation_id",
     "resource_id",
@@ -225,6 +272,18 @@ pub(crate) const COLUMNS: [&str; 10] = [
 ];
 
 impl Unusable {
+    /// The id by which the row of that index is told, where the row's own is unusable and yet can be shown too.
+    pub(crate) fn shown_id(&self, index: usize) -> Option<String> {
+        let Some((_, id)) = self.set.iter().find(|(name, _)| *name == "resource_id") else {
+            return Some(format!("bad{index}"));
+        };
+        if *id == "NULL" {
+            return Some(String::new());
+        }
+        let literal = id.strip_prefix('\'')?.strip_suffix('\'')?;
+        Some(literal.replace(|c: char| c.is_control(), "\u{fffd}"))
+    }
+
     /// The statement that inserts the row, with the values of further columns at its end.
     pub(crate) fn insert(&self, bed: &Bed, index: usize, more: &str) -> String {
         let values: Vec<String> = COLUMNS
@@ -244,13 +303,16 @@ impl Unusable {
 }
 
 fn expression(bed: &Bed, value: &str) -> String {
-    match value
-        .strip_prefix("LONG(")
-        .and_then(|rest| rest.strip_suffix(')'))
-    {
-        Some(length) if bed.engine() == Engine::Sqlite => format!("printf('%.*c', {length}, 'x')"),
-        Some(length) => format!("repeat('x', {length})"),
-        None => value.to_owned(),
+    let argument = |name: &str| value.strip_prefix(name)?.strip_suffix(')');
+    match (argument("LONG("), argument("RAW("), bed.engine()) {
+        (Some(length), _, Engine::Sqlite) => format!("printf('%.*c', {length}, 'x')"),
+        (Some(length), ..) => format!("repeat('x', {length})"),
+        (_, Some(bytes), Engine::Sqlite) => format!("CAST(x'{bytes}' AS TEXT)"),
+        (_, Some(bytes), Engine::MariaDb) => format!("x'{bytes}'"),
+        (_, Some(bytes), Engine::Postgres) => {
+            panic!("text of PostgreSQL cannot hold {bytes}")
+        }
+        (None, None, _) => value.to_owned(),
     }
 }
 
