@@ -6,6 +6,7 @@
 --   psql --dbname provider --single-transaction --set ON_ERROR_STOP=1 --file deploy/source/postgres-feed.sql
 -- Then let the daemon read it:
 --   psql --dbname provider --command 'GRANT SELECT ON reconciled_feed TO reconciled'
+-- For `[source] listen` besides, run postgres-feed-notify.sql.
 --
 -- Each changed resource costs the transaction that changes it one row of about 100 bytes. The functions run with the rights of their
 -- owner, so that whoever may write to resources needs no right to the feed.

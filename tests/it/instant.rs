@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use reconciled::simulator::{Options, Simulator};
+use reconciled::simulator::{Field, Options, Simulator};
 use rustix::process::Signal;
 use secrecy::SecretString;
 
@@ -16,25 +16,38 @@ use crate::support::{
 
 const PROVIDER: &str = include_str!("../../deploy/compose/provider.sql");
 const NOTIFY: &str = include_str!("../../deploy/source/postgres-notify.sql");
+const FEED: &str = include_str!("../../deploy/source/postgres-feed.sql");
+const FEED_NOTIFY: &str = include_str!("../../deploy/source/postgres-feed-notify.sql");
 /// No poll on schedule: what arrives was notified of, or follows a new connection.
 const NO_SCHEDULE: &str = "";
 const LISTEN: &str = "listen = \"reconciled\"";
+const LISTEN_TO_FEED: &str = "listen = \"reconciled\"\nfeed = \"public.reconciled_feed\"";
+const QUERY: &str =
+    "SELECT installation_id, id AS resource_id, updated_at AS cursor, name FROM resources";
 const EVERY_SECOND: &str = "* * * * * *";
 
 struct World {
     provider: TestDatabase,
     simulator: Simulator,
     installation: Installation,
+    query: &'static str,
 }
 
 impl World {
     /// The provider of the compose file with the triggers of the recipe.
     async fn new() -> Self {
+        Self::with(&[NOTIFY]).await
+    }
+
+    /// The provider of the compose file, and what is run there besides.
+    async fn with(recipes: &[&str]) -> Self {
         let provider = Postgres::shared().database().await;
         provider.execute(PROVIDER).await;
-        provider.execute(NOTIFY).await;
-        // It may be run again.
-        provider.execute(NOTIFY).await;
+        for recipe in recipes {
+            provider.execute(recipe).await;
+            // It may be run again.
+            provider.execute(recipe).await;
+        }
         let simulator = Simulator::start(Options::creating())
             .await
             .expect("a free port");
@@ -48,6 +61,7 @@ impl World {
             provider,
             simulator,
             installation: Installation::new(""),
+            query: QUERY,
         }
     }
 
@@ -63,10 +77,11 @@ impl World {
     fn configure(&self, url: &str, poll: &str, source: &str, more: &str) {
         self.installation.configure(&format!(
             "[source]\nurl = \"{url}\"\n{source}\n\
-             query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name FROM resources\"\n\
+             query = \"\"\"{}\"\"\"\n\
              installations_query = \"SELECT id AS installation_id, vercel_access_token AS access_token FROM installations\"\n\
              [state]\nurl = \"sqlite://{}\"\n[vercel]\nbase_url = \"{}\"\n\
              [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n[log]\nfilter = \"info,reconciled::app=debug\"\n{more}",
+            self.query,
             self.installation.path("state.db").display(),
             self.simulator.base_url(),
         ));
@@ -86,9 +101,7 @@ impl World {
             .wait_until(|remote| {
                 remote
                     .resource("icfg_example1", "db_orders")
-                    .and_then(|resource| {
-                        resource.field(reconciled::simulator::Field::Name).cloned()
-                    })
+                    .and_then(|resource| resource.field(Field::Name).cloned())
                     .is_some_and(|shown| shown == name)
             })
             .await
@@ -204,11 +217,8 @@ async fn every_kind_of_change_notifies_and_a_transaction_that_is_undone_does_not
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_feed_without_a_cursor_is_followed_over_restarts() {
     let world = World::new().await;
-    world
-        .provider
-        .execute(include_str!("../../deploy/source/postgres-feed.sql"))
-        .await;
-    let feed = "listen = \"reconciled\"\nfeed = \"public.reconciled_feed\"";
+    world.provider.execute(FEED).await;
+    let feed = LISTEN_TO_FEED;
     let url = world.provider.url.as_str();
     let mut daemon = world.run_with(url, NO_SCHEDULE, feed);
     // Nothing was read before the feed: every row is.
@@ -242,6 +252,90 @@ async fn a_change_feed_without_a_cursor_is_followed_over_restarts() {
         "exact, by the change feed",
     ] {
         assert!(said.contains(part), "{said}");
+    }
+}
+
+/// Triggers that touch the resource's row would notify of what happens elsewhere: without them there is the feed alone.
+const UNTOUCHED: &str = "DROP TRIGGER IF EXISTS secret_changed ON resource_secrets;
+    DROP TRIGGER IF EXISTS plan_changed ON plans;
+    DROP TRIGGER IF EXISTS resource_changed ON resources";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_secret_or_plan_is_delivered_by_the_notification_of_the_feed_alone() {
+    let mut world = World::with(&[UNTOUCHED, FEED, FEED_NOTIFY]).await;
+    world.query = "SELECT resources.installation_id, resources.id AS resource_id, resources.name,
+        jsonb_build_object('id', plans.id, 'type', plans.type, 'name', plans.name, 'cost', plans.cost) AS billing_plan,
+        (SELECT jsonb_object_agg(s.name, s.value) FROM resource_secrets AS s WHERE s.resource_id = resources.id) AS secrets
+        FROM resources JOIN plans ON plans.id = resources.plan_id";
+    let mut daemon = world.run_with(&world.provider.url, NO_SCHEDULE, LISTEN_TO_FEED);
+    daemon.wait_for_event("listen.began").await;
+    daemon.has_said("sweep.completed").await;
+    let order = || {
+        world
+            .simulator
+            .remote()
+            .resource("icfg_example1", "db_orders")
+    };
+    let secret = |name: &str| order().and_then(|order| order.secret(name).map(str::to_owned));
+    let cost = || order().and_then(|order| Some(order.field(Field::BillingPlan)?["cost"].clone()));
+    for round in 0..3 {
+        for (change, is_there) in [
+            (
+                format!(
+                    "UPDATE resource_secrets SET value = 'v{round}' WHERE name = 'DATABASE_URL'"
+                ),
+                &(|| secret("DATABASE_URL") == Some(format!("v{round}"))) as &dyn Fn() -> bool,
+            ),
+            (
+                format!("UPDATE plans SET cost = '${round}.50' WHERE id = 'pro'"),
+                &|| cost() == Some(format!("${round}.50").into()),
+            ),
+            (
+                "INSERT INTO resource_secrets VALUES ('db_orders', 'ANOTHER', 'w')".to_owned(),
+                &|| secret("ANOTHER").is_some(),
+            ),
+            (
+                "DELETE FROM resource_secrets WHERE name = 'ANOTHER'".to_owned(),
+                &|| secret("ANOTHER").is_none(),
+            ),
+        ] {
+            world.provider.execute(&change).await;
+            world
+                .simulator
+                .remote()
+                .wait_until(|_| is_there())
+                .await
+                .unwrap_or_else(|error| panic!("{change}: {error}"));
+        }
+    }
+    assert_eq!(daemon.events("sweep.completed").len(), 1);
+    world.end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_feed_notifies_once_a_transaction_and_not_of_what_adds_nothing() {
+    let world = World::with(&[FEED, FEED_NOTIFY]).await;
+    let mut listener = sqlx::postgres::PgListener::connect(&world.provider.url)
+        .await
+        .expect("it connects");
+    listener.listen("reconciled").await.expect("it listens");
+    for (change, heard) in [
+        ("UPDATE resources SET name = 'x' WHERE FALSE", 0),
+        ("UPDATE plans SET cost = '1' WHERE FALSE", 0),
+        ("BEGIN; UPDATE resources SET name = 'x'; ROLLBACK", 0),
+        ("UPDATE resources SET name = 'x'", 1),
+        (
+            "BEGIN; UPDATE resources SET name = 'y'; UPDATE resource_secrets SET value = 'z'; COMMIT",
+            1,
+        ),
+    ] {
+        world.provider.execute(change).await;
+        world.provider.execute("NOTIFY reconciled, 'last'").await;
+        let mut before = 0;
+        while listener.recv().await.expect("it is there").payload() != "last" {
+            before += 1;
+        }
+        assert_eq!(before, heard, "{change}");
     }
 }
 
