@@ -213,7 +213,9 @@ fn describe(description: &Description, report: &mut Report) {
         Guarantee::BoundedByOverlap if feed.is_some() => {
             "bounded, by the change feed: polls miss what commits later than the overlap after a later change; sweeps find it"
         }
-        Guarantee::Exact => "exact: polls miss no committed row, however late it commits",
+        Guarantee::Exact => {
+            "exact, if the database sets the cursor and not the application's clock: polls miss no committed row, however late it commits"
+        }
         Guarantee::BoundedByOverlap => {
             "bounded: polls miss rows that commit later than the overlap; sweeps find those"
         }

@@ -6,7 +6,8 @@
 //! there or at the last cursor read, whichever is earlier; no row is missed, however late it commits.
 //!
 //! Conditions: the database itself sets the cursor, from its own clock, in a `timestamptz`; the role sees every session of the
-//! database (`pg_read_all_stats`, or all sessions are its own). Without them there is no horizon and the overlap has to do.
+//! database. Without them there is no horizon and the overlap has to do. A pass needs to see those that are there when it begins,
+//! whoever may see them; a promise for every pass takes the right to see all that may come ([`Sight`]).
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
@@ -98,9 +99,32 @@ pub(super) async fn horizon(
         .map(Some)
 }
 
-/// Whether a poll could see all open transactions now.
-pub(super) async fn sees_everyone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    Ok(!Open::ask(connection).await?.has_hidden)
+/// What a role can see of the transactions that are open, or may be later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// All of them, whoever comes.
+    Whole,
+    /// Only its own: others are hidden as soon as they are there.
+    Own,
+    /// It has the right to see all of them, and yet some session does not show its own: `track_activities` is off in it.
+    Hidden,
+}
+
+/// What this role can see: by its rights, as long as nobody hides.
+pub(super) async fn sight(connection: &mut PgConnection) -> Result<Sight, sqlx::Error> {
+    // A superuser has the rights of every role; pg_monitor is a member of this one.
+    let (may_see,): (bool,) =
+        sqlx::query_as("SELECT pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')")
+            .persistent(false)
+            .fetch_one(&mut *connection)
+            .await?;
+    Ok(if !may_see {
+        Sight::Own
+    } else if Open::ask(connection).await?.has_hidden {
+        Sight::Hidden
+    } else {
+        Sight::Whole
+    })
 }
 
 /// Lowers the horizon for prepared transactions, which do not say when they began.

@@ -15,7 +15,7 @@ use super::columns::{Column, CursorColumn, Described, Reach};
 use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, Standing};
 use super::error::{self, Failure};
 use super::feed;
-use super::horizon::{self, OPEN, Open};
+use super::horizon::{self, OPEN, Open, Sight};
 use super::identity::{self, Identity};
 use super::inspect::{Inspection, bounded};
 use super::query::{Lexis, Query};
@@ -407,17 +407,18 @@ impl Dialect for PostgresDialect {
         if cursor.type_name != "TIMESTAMPTZ" {
             return Ok(bounded(cursor.kind));
         }
-        if horizon::sees_everyone(connection).await? {
-            return Ok((Guarantee::Exact, None));
-        }
-        let (role,): (String,) = sqlx::query_as("SELECT quote_ident(current_user)")
-            .persistent(false)
-            .fetch_one(&mut *connection)
-            .await?;
-        Ok((
-            Guarantee::BoundedByOverlap,
-            Some(format!("GRANT pg_read_all_stats TO {role}")),
-        ))
+        let improvement = match horizon::sight(connection).await? {
+            Sight::Whole => return Ok((Guarantee::Exact, None)),
+            Sight::Own => {
+                let (role,): (String,) = sqlx::query_as("SELECT quote_ident(current_user)")
+                    .persistent(false)
+                    .fetch_one(&mut *connection)
+                    .await?;
+                format!("GRANT pg_read_all_stats TO {role}")
+            }
+            Sight::Hidden => "keep track_activities on in every session: one that is open hides when its transaction began".to_owned(),
+        };
+        Ok((Guarantee::BoundedByOverlap, Some(improvement)))
     }
 
     async fn is_indexed(

@@ -4,6 +4,7 @@
 mod answers;
 mod detection;
 mod fleet;
+mod late;
 mod laws;
 mod polls;
 mod quarantine;

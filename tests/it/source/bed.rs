@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reconciled::model::{RawRow, RawText};
 use reconciled::source::{self, Inspect, Overlap, PollFrom, RawKey, Settings, Source, SourceError};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::support::database::{Engine, TestDatabase};
 use crate::support::mariadb::MariaDb;
@@ -38,6 +39,34 @@ impl Bed {
 
     pub(crate) fn engine(&self) -> Engine {
         self.database.engine
+    }
+
+    /// The role that [`TestDatabase::reader`] creates.
+    pub(crate) fn reader_role(&self) -> String {
+        format!("{}_reader", self.database.name)
+    }
+
+    /// Waits until nobody but the reader has a session in this PostgreSQL database: those of earlier statements take a moment to end.
+    pub(crate) async fn is_quiet(&self) {
+        let sessions = format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = '{}' AND usename <> '{}' AND backend_type = 'client backend'",
+            self.database.name,
+            self.reader_role()
+        );
+        let mut elsewhere = PgConnection::connect(&Postgres::shared().url("postgres"))
+            .await
+            .expect("the shared server answers");
+        loop {
+            let sessions: i64 = sqlx::query_scalar(AssertSqlSafe(sessions.clone()))
+                .fetch_one(&mut elsewhere)
+                .await
+                .expect("a superuser sees all sessions");
+            if sessions == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// One of three texts, by the database.

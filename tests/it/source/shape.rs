@@ -242,17 +242,9 @@ async fn a_source_describes_itself(bed: Bed) {
         Engine::MariaDb => (Guarantee::BoundedByOverlap, "overlap"),
         Engine::Sqlite => (Guarantee::Exact, ""),
     };
+    assert_eq!(description.guarantee, guarantee);
+    assert!(description.improvement.unwrap_or_default().contains(advice));
     if bed.engine() == Engine::Postgres {
-        // Somebody else's session is what the role may not see.
-        let _other = bed.database.postgres().await;
-        let description = source.describe().await.expect("a description");
-        assert_eq!(description.guarantee, guarantee);
-        assert!(
-            description
-                .improvement
-                .unwrap_or_default()
-                .starts_with(advice)
-        );
         let owner = bed
             .source(&bed.query())
             .describe()
@@ -261,9 +253,6 @@ async fn a_source_describes_itself(bed: Bed) {
         assert_eq!(owner.guarantee, Guarantee::Exact);
         assert_eq!(owner.can_write, Some(true));
         assert_eq!(owner.cursor_type.as_deref(), Some("timestamptz"));
-    } else {
-        assert_eq!(description.guarantee, guarantee);
-        assert!(description.improvement.unwrap_or_default().contains(advice));
     }
     bed.database
         .execute(bed.pick(
@@ -274,6 +263,42 @@ async fn a_source_describes_itself(bed: Bed) {
         .await;
     let description = source.describe().await.expect("a description");
     assert_eq!(description.is_poll_indexed, Some(false));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_is_exact_for_a_role_that_may_see_every_session_whoever_is_there() {
+    let bed = Bed::postgres().await;
+    bed.create("timestamptz").await;
+    let mut settings = bed.settings(&bed.query());
+    settings.url = bed.database.reader().await.into();
+    let source = reconciled::source::connect(&settings).expect("settings");
+    let promise = async || {
+        let description = source.describe().await.expect("a description");
+        (description.guarantee, description.improvement)
+    };
+    let role = bed.reader_role();
+    let bounded = |advice: String| (Guarantee::BoundedByOverlap, Some(advice));
+    let grant = bounded(format!("GRANT pg_read_all_stats TO {role}"));
+    // Nobody is there who could hide; somebody may come.
+    bed.is_quiet().await;
+    assert_eq!(promise().await, grant);
+    let mut other = bed.database.session().await;
+    assert_eq!(promise().await, grant);
+    for right in ["pg_read_all_stats", "pg_monitor"] {
+        other.execute(&format!("GRANT {right} TO {role}")).await;
+        assert_eq!(promise().await, (Guarantee::Exact, None), "{right}");
+        other.execute(&format!("REVOKE {right} FROM {role}")).await;
+        assert_eq!(promise().await, grant);
+    }
+    // A right to see helps nothing with what is not shown.
+    other
+        .execute(&format!(
+            "GRANT pg_monitor TO {role}; SET track_activities = off"
+        ))
+        .await;
+    let (guarantee, improvement) = promise().await;
+    assert_eq!(guarantee, Guarantee::BoundedByOverlap);
+    assert!(improvement.is_some_and(|advice| advice.contains("track_activities")));
 }
 
 async fn a_query_without_cursor_is_swept(bed: Bed) {
