@@ -1,19 +1,22 @@
 //! One HTTP request and its answer, whatever happens in between.
 //!
 //! A request is never repeated, a redirect never followed, a foreign error never kept or printed. What may have left counts as
-//! sent: only a connection that was never opened proves the contrary.
+//! sent: only a connection that was never opened proves the contrary. Nothing leaves after a request's time is over.
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, InvalidHeaderValue};
 use reqwest::{Certificate, Client, ClientBuilder, Method, Proxy, Request, Response, Url};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
@@ -103,6 +106,10 @@ impl Exchange {
     }
 
     /// Sends one request; the body comes with a 2xx that was to be read and could be, whole.
+    ///
+    /// A process that stood still while it connected does not send when it goes on after the request's time: by then its lease may be
+    /// another's. What is left is a process that stops in the few instructions before its time begins to count here, or between the
+    /// last look at the clock and the connection's write.
     pub(super) async fn send(
         &self,
         request: Request,
@@ -111,10 +118,10 @@ impl Exchange {
     ) -> (Answer, Option<Body>) {
         let over_tls = request.url().scheme() == "https";
         let deadline = Instant::now() + self.request_timeout;
-        let response = match timeout_at(deadline, self.client.execute(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return (silence(failure(&error, over_tls)), None),
-            Err(_) => return (silence(AnswerKind::Lost(LostKind::Timeout)), None),
+        let response = match before(deadline, self.client.execute(request)).await {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => return (silence(failure(&error, over_tls)), None),
+            None => return (silence(AnswerKind::Lost(LostKind::Timeout)), None),
         };
         self.read(response, deadline, scrubber, wanted).await
     }
@@ -238,6 +245,21 @@ const fn silence(kind: AnswerKind) -> Answer {
         kind,
         vercel_id: None,
     }
+}
+
+/// What comes of `work` before the deadline; it is not gone on with after that, not even by one step.
+///
+/// A timer alone does not see to that: of a process that stood still the connection may be woken before the timers are looked at.
+async fn before<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut end = pin!(sleep_until(deadline));
+    poll_fn(|context| {
+        if Instant::now() >= deadline || end.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
 }
 
 /// The whole body; `None` when it is longer, late or broken. Reading stops there.

@@ -2,6 +2,7 @@
 //!
 //! The servers are sockets with hand-written answers, so that nothing between them and the client is polite.
 
+mod late;
 mod list;
 mod oauth;
 mod server;
