@@ -1,11 +1,12 @@
 //! Three daemons on one state while a thousand rows change in a second: killed at random, behind a pooler, the one that reads
 //! the source frozen past its leases, the state's server killed.
 //!
-//! In the end both sides agree, nothing went back, and Vercel never saw two requests at once for a resource.
+//! In the end both sides agree, nothing went back, and Vercel never saw two requests at once for a resource: each takes it a while, as
+//! in life, so that two would meet.
 
 use std::time::{Duration, Instant};
 
-use reconciled::simulator::{Fault, Matcher};
+use reconciled::simulator::{Fault, Matcher, Weather};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,9 @@ const CHANGED: usize = 40;
 const CHANGES_EVERY: Duration = Duration::from_millis(40);
 /// Rounds with the same secrets: one that changes faster than it can be read and sent is never sent.
 const ROUNDS_PER_SECRET: usize = 5;
+/// Vercel answers after at most this, and half of it in the mean: much longer than a claim takes, much shorter than a request may. The
+/// 32 places of all installations are good for a thousand requests a second.
+const ANSWER_WITHIN: Duration = Duration::from_millis(60);
 
 /// The provider, changing all its rows again and again until it is told to stop.
 struct Stream {
@@ -83,6 +87,14 @@ impl Stream {
 
 async fn world(state: &str) -> World {
     let world = World::of(state, RESOURCES, INSTALLATIONS, "").await;
+    // The weather is what strikes where no fault on command does.
+    let slow = Weather {
+        p_delay: 1.0,
+        delay_max: ANSWER_WITHIN,
+        ..Weather::default()
+    };
+    let set = world.remote().set_weather(Some(slow));
+    set.expect("a probability of one");
     world.rotate(0).await;
     world
 }
