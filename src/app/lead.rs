@@ -190,10 +190,11 @@ impl Keeper {
             }
         }
         if let Some(lease) = held {
-            // If the state cannot be reached the lease runs out by itself.
-            let _ = self.store.release_watch(lease.token).await;
-            let owner = lease.owner;
-            info!(event = "watch.released", owner, "Gave the watch back");
+            // If the state cannot be reached the lease runs out by itself, and what another has taken over is not this one's to give.
+            if let Ok(true) = self.store.release_watch(lease.token).await {
+                let owner = lease.owner;
+                info!(event = "watch.released", owner, "Gave the watch back");
+            }
         }
     }
 

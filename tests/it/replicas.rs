@@ -5,8 +5,10 @@
 mod limits;
 mod load;
 mod role;
+mod sweep;
 
 use std::ops::Range;
+use std::time::{Duration, SystemTime};
 
 use reconciled::simulator::{Field, Options, Remote, Simulator};
 use rustix::process::Signal;
@@ -40,7 +42,18 @@ impl World {
 
     /// So many resources of so many installations; `vercel` are further keys of `[vercel]`.
     async fn of(state: &str, resources: usize, installations: usize, vercel: &str) -> Self {
-        let provider = Postgres::shared().database().await;
+        Self::on(Postgres::shared(), state, resources, installations, vercel).await
+    }
+
+    /// The same with the provider's database on this server.
+    async fn on(
+        server: &Postgres,
+        state: &str,
+        resources: usize,
+        installations: usize,
+        vercel: &str,
+    ) -> Self {
+        let provider = server.database().await;
         provider
             .execute(&format!(
                 "CREATE TABLE resource (n integer, installation_id text, id text, version bigint, metadata text, secrets text,
@@ -185,6 +198,17 @@ async fn watcher(replicas: &mut [Process]) -> usize {
     futures_util::future::select_all(gained).await.0
 }
 
+/// When a log line was written, by the process's own clock, which is this machine's.
+fn written_at(line: &serde_json::Value) -> SystemTime {
+    let timestamp = line["timestamp"].as_str().expect("a line has a timestamp");
+    humantime::parse_rfc3339(timestamp).expect("it is one of RFC 3339")
+}
+
+/// How long after `earlier` `later` was.
+fn after(earlier: SystemTime, later: SystemTime) -> Duration {
+    later.duration_since(earlier).unwrap_or_default()
+}
+
 fn kills() -> usize {
     std::env::var("RECONCILED_KILLS")
         .ok()
@@ -215,6 +239,32 @@ async fn replica_that_read_the_source_and_was_frozen_is_replaced_and_commits_not
 }
 
 #[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the moment of a kill is on no log line"
+)]
+async fn replica_that_is_killed_is_replaced_within_ten_seconds() {
+    let state = Postgres::shared().database().await;
+    let world = World::new(&state.url).await;
+    world.rotate(0).await;
+    let mut replicas = world.run();
+    let first = watcher(&mut replicas).await;
+    world.agreed(0).await;
+    let mut victim = replicas.remove(first);
+    let killed = SystemTime::now();
+    victim.end_with(Signal::KILL).await;
+    let second = watcher(&mut replicas).await;
+    // Its lease lasts six seconds, and nobody but the clock tells the others.
+    let gained = &replicas[second].events("watch.gained")[0];
+    let waited = after(killed, written_at(gained));
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    world.rotate(1).await;
+    world.agreed(1).await;
+    stop(replicas).await;
+    world.assert_clean();
+}
+
+#[tokio::test]
 async fn replica_that_stops_in_order_hands_over_at_once() {
     let state = Postgres::shared().database().await;
     let world = World::new(&state.url).await;
@@ -224,9 +274,13 @@ async fn replica_that_stops_in_order_hands_over_at_once() {
     world.agreed(0).await;
     let mut stopped = replicas.remove(first);
     stopped.signal(Signal::TERM);
-    stopped.wait_for_event("watch.released").await;
-    watcher(&mut replicas).await;
+    let released = stopped.wait_for_event("watch.released").await;
+    let second = watcher(&mut replicas).await;
     assert!(stopped.wait().await.success());
+    // Not only when the lease of six seconds has run out.
+    let gained = &replicas[second].events("watch.gained")[0];
+    let waited = after(written_at(&released), written_at(gained));
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
     world.rotate(1).await;
     world.agreed(1).await;
     stop(replicas).await;
