@@ -7,8 +7,10 @@
 -- Where the database is reached over a network, also: ALTER USER 'reconciled'@'%' REQUIRE SSL;
 
 CREATE USER 'reconciled'@'%'
-    -- [source] max_connections and as many again for commands run by hand.
-    WITH MAX_USER_CONNECTIONS 8
+    -- (daemons + 1) × [source] max_connections, the one more being the new daemon beside the old one while a deployment goes on, and
+    -- [source] max_connections for each command that runs at the same time. For 4 daemons, 2 commands and the default of 4:
+    -- 5 × 4 + 2 × 4 = 28.
+    WITH MAX_USER_CONNECTIONS 30
     ACCOUNT LOCK;
 
 GRANT SELECT ON provider.installations TO 'reconciled'@'%';

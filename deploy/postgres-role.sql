@@ -8,8 +8,11 @@
 CREATE ROLE reconciled
     LOGIN
     NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION
-    -- [source] max_connections, as many again for commands run by hand, one that listens, and one for a moment when that connects.
-    CONNECTION LIMIT 10;
+    -- (daemons + 1) × ([source] max_connections + 2), the one more being the new daemon beside the old one while a deployment goes
+    -- on and the 2 being what [source] listen takes (one, and another for a moment when that connects), and [source] max_connections
+    -- for each command that runs at the same time. For 4 daemons, 2 commands and the default of 4: 5 × (4 + 2) + 2 × 4 = 38. One
+    -- daemon alone, with its successor and one command, needs 16.
+    CONNECTION LIMIT 40;
 
 -- Guard rails for a query that goes wrong. The daemon sets its own, shorter ones, and reads in READ ONLY transactions.
 ALTER ROLE reconciled SET default_transaction_read_only = on;

@@ -12,8 +12,10 @@
 CREATE ROLE reconciled_state
     LOGIN
     NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION
-    -- [state] max_connections for each daemon, and one for each command run by hand.
-    CONNECTION LIMIT 20;
+    -- (daemons + 1) × [state] max_connections, the one more being the new daemon beside the old one while a deployment goes on, and
+    -- [state] max_connections for each command that runs at the same time. For 4 daemons, 2 commands and the default of 4:
+    -- 5 × 4 + 2 × 4 = 28.
+    CONNECTION LIMIT 30;
 
 -- Daemons make their tables themselves, at the first start and after an update.
 CREATE SCHEMA reconciled AUTHORIZATION reconciled_state;
