@@ -442,11 +442,16 @@ pub async fn open_state(config: &Config, access: Access) -> Result<Arc<dyn Conso
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateProbe {
     /// The server answers; there is no schema yet, and the role may make it.
-    Absent,
+    Absent {
+        /// Whether a pooler stands between.
+        pooled: bool,
+    },
     /// It is there.
     Ready {
         /// The version of its schema.
         schema: i64,
+        /// Whether a pooler stands between.
+        pooled: bool,
         /// Whether the role may write to it.
         writable: bool,
         /// How many resources it has.
@@ -462,12 +467,15 @@ pub enum StateProbe {
 /// The server cannot be reached, or what is there cannot be used.
 pub async fn probe_state(config: &Config) -> Result<StateProbe, AppError> {
     let settings = state_settings(config);
-    if !PostgresStore::exists(&settings).await? {
-        return Ok(StateProbe::Absent);
+    let look = PostgresStore::look(&settings).await?;
+    let pooled = look.is_pooled;
+    if !look.exists {
+        return Ok(StateProbe::Absent { pooled });
     }
     let store = PostgresStore::open(&settings, Access::Beside).await?;
     Ok(StateProbe::Ready {
         schema: PostgresStore::SCHEMA_VERSION,
+        pooled,
         writable: store.can_write().await?,
         resources: store.resources().await?,
         daemons: store.daemon().await?.replicas.len(),

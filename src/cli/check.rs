@@ -303,21 +303,31 @@ async fn sample(
 
 /// Connects to a state on PostgreSQL; its schema may not be there yet.
 async fn postgres_state(config: &Config) -> Result<Line, Fault> {
+    let way = |pooled| match pooled {
+        true => ", through a pooler",
+        false => "",
+    };
     match app::probe_state(config).await? {
-        StateProbe::Absent => Ok(Line::new(
+        StateProbe::Absent { pooled } => Ok(Line::new(
             Level::Ok,
             "state",
-            format!("{}, created by the first run", config.state.url),
+            format!(
+                "{}{}, created by the first run",
+                config.state.url,
+                way(pooled)
+            ),
         )),
         StateProbe::Ready {
             schema,
+            pooled,
             writable: true,
             resources,
             daemons,
         } => {
             let text = format!(
-                "{}, schema {schema}, writable, {}, {}",
+                "{}{}, schema {schema}, writable, {}, {}",
                 config.state.url,
+                way(pooled),
                 counted(resources, "resource"),
                 match daemons {
                     0 => "no daemon works on it".to_owned(),

@@ -85,6 +85,15 @@ impl std::fmt::Debug for PostgresStore {
     }
 }
 
+/// What a look at a server found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Whether there is a schema.
+    pub exists: bool,
+    /// Whether a pooler stands between: a setting of the connection's own was dropped or refused.
+    pub is_pooled: bool,
+}
+
 impl PostgresStore {
     /// Opens the state; as [`Access::Daemon`] makes its schema if there is none.
     ///
@@ -138,11 +147,11 @@ impl PostgresStore {
     /// The version of the schema that this version of the program works on.
     pub const SCHEMA_VERSION: i64 = super::migrate::newest(super::migrate::POSTGRES);
 
-    /// Whether there is a schema. If there is none, an error when the role may not make it.
+    /// Looks what is there. If there is no schema, an error when the role may not make it.
     ///
     /// # Errors
     /// The server cannot be reached, or the role could not make the schema.
-    pub async fn exists(settings: &Settings) -> Result<bool, StoreError> {
+    pub async fn look(settings: &Settings) -> Result<Look, StoreError> {
         let cannot_open = |fault: Fault| StoreError::Open {
             target: settings.target.clone(),
             problem: fault.problem(),
@@ -153,12 +162,13 @@ impl PostgresStore {
             let work = async {
                 let mut transaction = pool.begin(Purpose::Read).await?;
                 let found = migrate::look(&mut transaction).await;
+                let is_pooled = !transaction.is_direct();
                 transaction.roll_back().await;
-                found
+                found.map(|(version, may_make)| (version, may_make, is_pooled))
             };
             Purpose::Read.within_limit(work).await
         });
-        let (version, may_make) = looking.await.map_err(cannot_open)?;
+        let (version, may_make, is_pooled) = looking.await.map_err(cannot_open)?;
         if version == 0 && !may_make {
             return Err(StoreError::Open {
                 target: settings.target.clone(),
@@ -167,7 +177,10 @@ impl PostgresStore {
                         .to_owned(),
             });
         }
-        Ok(version > 0)
+        Ok(Look {
+            exists: version > 0,
+            is_pooled,
+        })
     }
 
     /// Closes the connections; those in use as soon as their transactions have ended.

@@ -4,6 +4,7 @@
 
 mod limits;
 mod load;
+mod pooler;
 mod role;
 mod sweep;
 

@@ -97,11 +97,13 @@ impl Purpose {
             _ => LOCK_TIMEOUT,
         };
         // All of it ends with the transaction. The plans of the daemon's own statements are known: by index, a page at a time.
-        // Statistics that are missing or old must not turn one into a scan of the table. What is switched off only costs more in
-        // the planner's eyes, which must not make it compile the statement.
+        // Statistics that are missing or old must not turn one into a scan of the table, nor into a bitmap of rows where the index
+        // alone would do, nor into a list of all quarantined rows that is gone through for each row of a page. What is switched off
+        // only costs more in the planner's eyes, which must not make it compile the statement.
         let plans = match self {
             Self::Write | Self::Read => {
-                "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off;"
+                "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off;
+                 SET LOCAL enable_mergejoin = off; SET LOCAL enable_material = off; SET LOCAL jit = off;"
             }
             Self::Survey | Self::Migrate => "",
         };
@@ -265,6 +267,11 @@ impl Transaction {
     /// A statement for this connection: kept prepared only where that is safe.
     pub(super) fn query(&self, sql: &'static str) -> Query<'static, Postgres, PgArguments> {
         sqlx::query(sql).persistent(self.connection.is_direct)
+    }
+
+    /// Whether its connection reaches the server itself.
+    pub(super) fn is_direct(&self) -> bool {
+        self.connection.is_direct
     }
 
     /// The connection.

@@ -17,11 +17,24 @@ pub(crate) struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts a pooler in transaction mode in front of `postgres`, for `roles`.
+    /// Starts a pooler in transaction mode in front of `postgres`, for `roles`. What else clients set as they connect it passes over.
     pub(crate) fn in_front_of(postgres: &Postgres, roles: &[&str]) -> Self {
+        Self::launched(
+            postgres,
+            roles,
+            "ignore_startup_parameters = extra_float_digits,options",
+        )
+    }
+
+    /// The same as it comes out of the package: it refuses a client that sets what it does not know.
+    pub(crate) fn stock_in_front_of(postgres: &Postgres, roles: &[&str]) -> Self {
+        Self::launched(postgres, roles, "")
+    }
+
+    fn launched(postgres: &Postgres, roles: &[&str], further: &str) -> Self {
         let directory = Directory::new(user());
         let (server, port) = server::start_on_free_port(|port| {
-            launch(directory.path(), postgres.port(), roles, port)
+            launch(directory.path(), postgres.port(), roles, further, port)
         });
         Self {
             server: Some(server),
@@ -44,7 +57,13 @@ impl Drop for PgBouncer {
     }
 }
 
-fn launch(directory: &Path, upstream: u16, roles: &[&str], port: u16) -> Result<Server, String> {
+fn launch(
+    directory: &Path,
+    upstream: u16,
+    roles: &[&str],
+    further: &str,
+    port: u16,
+) -> Result<Server, String> {
     let mut users = String::new();
     for role in roles {
         writeln!(users, "\"{role}\" \"\"").expect("writing to a string");
@@ -63,7 +82,7 @@ auth_file = {}
 pool_mode = transaction
 default_pool_size = 10
 max_client_conn = 200
-ignore_startup_parameters = extra_float_digits,options
+{further}
 ",
         users_file.display()
     );
