@@ -5,6 +5,7 @@ mod console;
 mod fixture;
 mod guard;
 mod laws;
+mod plans;
 mod postgres;
 mod sqlite;
 mod watch;

@@ -3,7 +3,8 @@
 /// Installations with something to claim, from $1 (excluded) to $2 (included).
 ///
 /// Steps from one installation to the next by index, whatever their backlogs, and stops at the limit: the steps are computed as they
-/// are asked for, in byte order, and an ORDER BY would make it visit all of them first.
+/// are asked for, in byte order, and an ORDER BY would make it visit all of them first. Whether one has something due is asked of its
+/// first and its last entry, not with EXISTS: that the server may answer from a list of everything that is due, which it makes first.
 pub(super) const DUE_INSTALLATIONS: &str = "
     WITH RECURSIVE turn (installation_id) AS (
         SELECT (SELECT entry.installation_id
@@ -40,19 +41,17 @@ pub(super) const DUE_INSTALLATIONS: &str = "
     FROM turn
     WHERE turn.installation_id IS NOT NULL
       AND ($2::text IS NULL OR turn.installation_id <= $2 COLLATE \"C\")
-      AND (EXISTS (SELECT 1
-                   FROM entry
-                   WHERE entry.state = 'waiting'
-                     AND entry.lease_token IS NULL
-                     AND entry.installation_id = turn.installation_id
-                     AND entry.due_at <= $3)
+      AND ((SELECT min(entry.due_at)
+            FROM entry
+            WHERE entry.state = 'waiting'
+              AND entry.lease_token IS NULL
+              AND entry.installation_id = turn.installation_id) <= $3
            -- Too far ahead: the clock was set back.
-           OR EXISTS (SELECT 1
-                      FROM entry
-                      WHERE entry.state = 'waiting'
-                        AND entry.lease_token IS NULL
-                        AND entry.installation_id = turn.installation_id
-                        AND entry.due_at > $4))
+           OR (SELECT max(entry.due_at)
+               FROM entry
+               WHERE entry.state = 'waiting'
+                 AND entry.lease_token IS NULL
+                 AND entry.installation_id = turn.installation_id) > $4)
       -- A manual pause may have ended by itself.
       AND NOT EXISTS (SELECT 1
                       FROM pause
