@@ -3,6 +3,7 @@
 //! Printing never fails for the caller: a closed pipe swallows the rest quietly, any other failure is kept and reported at the
 //! end. Colour goes to terminals only; a pipe gets tabs, exact times and nothing cut.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
@@ -141,9 +142,12 @@ pub(crate) fn complain(text: &str) {
 /// Colour is for a terminal that can show it and a person who has not refused it (no-color.org).
 fn colour(terminal: bool) -> ColorChoice {
     let variable = |name| std::env::var_os(name).unwrap_or_default();
-    let refused = ColorChoice::global() == ColorChoice::Never
-        || !variable("NO_COLOR").is_empty()
-        || variable("TERM") == "dumb";
+    let never = ColorChoice::global() == ColorChoice::Never;
+    choice(terminal, never, &variable("NO_COLOR"), &variable("TERM"))
+}
+
+fn choice(terminal: bool, never: bool, no_color: &OsStr, term: &OsStr) -> ColorChoice {
+    let refused = never || !no_color.is_empty() || term == "dumb";
     if terminal && !refused {
         ColorChoice::Always
     } else {
@@ -208,6 +212,21 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colour_is_for_a_terminal_that_can_and_a_person_who_has_not_refused() {
+        for (terminal, never, no_color, term, expected) in [
+            (true, false, "", "xterm", ColorChoice::Always),
+            (true, false, "", "", ColorChoice::Always),
+            (true, false, "", "dumb", ColorChoice::Never),
+            (true, false, "1", "xterm", ColorChoice::Never),
+            (true, true, "", "xterm", ColorChoice::Never),
+            (false, false, "", "xterm", ColorChoice::Never),
+        ] {
+            let found = choice(terminal, never, no_color.as_ref(), term.as_ref());
+            assert_eq!(found, expected, "{terminal} {never} {no_color} {term}");
+        }
+    }
 
     fn look(terminal: bool) -> Look {
         Look {
