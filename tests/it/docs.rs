@@ -289,9 +289,8 @@ fn parts_of(page: &str) -> Vec<String> {
     while let Some(line) = lines.next() {
         let is_row = line.starts_with('|');
         let heads_a_table = |next: &&str| next.starts_with("|---");
-        if line.is_empty() || line.starts_with('#') || line.starts_with("|---") {
-            goes_on = false;
-        } else if is_row && lines.peek().is_some_and(heads_a_table) {
+        let is_heading = line.starts_with('#') || line.starts_with("|---");
+        if line.is_empty() || is_heading || is_row && lines.peek().is_some_and(heads_a_table) {
             goes_on = false;
         } else if goes_on && !is_row && !line.starts_with("- ") {
             let part = parts.last_mut().expect("one goes on");
