@@ -25,9 +25,11 @@ const CHANGED: usize = 40;
 const CHANGES_EVERY: Duration = Duration::from_millis(40);
 /// Rounds with the same secrets: one that changes faster than it can be read and sent is never sent.
 const ROUNDS_PER_SECRET: usize = 5;
-/// Vercel answers after at most this, and half of it in the mean: much longer than a claim takes, much shorter than a request may. The
-/// 32 places of all installations are good for a thousand requests a second.
-const ANSWER_WITHIN: Duration = Duration::from_millis(60);
+/// Vercel answers after at most this, and half of it in the mean: longer than it takes another daemon to claim and send, much shorter than
+/// a request may take.
+const ANSWER_WITHIN: Duration = Duration::from_millis(600);
+/// All places of three daemons, 384, may be taken, which is good for a thousand requests a second.
+const PLACES: &str = "max_in_flight = 128\nmax_in_flight_per_installation = 48";
 
 /// The provider, changing all its rows again and again until it is told to stop.
 struct Stream {
@@ -86,7 +88,7 @@ impl Stream {
 }
 
 async fn world(state: &str) -> World {
-    let world = World::of(state, RESOURCES, INSTALLATIONS, "").await;
+    let world = World::of(state, RESOURCES, INSTALLATIONS, PLACES).await;
     // The weather is what strikes where no fault on command does.
     let slow = Weather {
         p_delay: 1.0,
