@@ -9,16 +9,18 @@ use super::model::Protocol;
 use super::world::{AtVercel, Claim, Sent, State, Worker};
 
 /// Law 2: what a request may change is in doubt in the state before it leaves and for as long as it may be applied.
-const DOUBT_FIRST: &str =
+pub(super) const DOUBT_FIRST: &str =
     "what a request may change is in doubt before it leaves and while it may be applied";
 /// Law 2: acknowledged is never wrong, doubt apart.
-const ACKNOWLEDGED_IS_HELD: &str = "Vercel holds what was acknowledged, or it is in doubt";
+pub(super) const ACKNOWLEDGED_IS_HELD: &str =
+    "Vercel holds what was acknowledged, or it is in doubt";
 /// Law 2: what is settled stays settled.
 const SETTLED_STAYS: &str = "no request that may still be applied changes what is not in doubt";
 /// Law 4.
-const ONE_AT_A_TIME: &str = "under leases that have not expired at most one request is out";
+pub(super) const ONE_AT_A_TIME: &str =
+    "under leases that have not expired at most one request is out";
 /// Section 9.
-const STALE_TOKEN: &str = "an outcome whose token does not match changes nothing";
+pub(super) const STALE_TOKEN: &str = "an outcome whose token does not match changes nothing";
 /// Law 2.
 const NO_WITHDRAWAL_IN_DOUBT: &str = "what is in doubt has an open entry";
 /// Law 1, at rest.
