@@ -18,6 +18,8 @@ pub(crate) enum Bug {
     LostNotLate,
     /// A lease that ended by itself, or with its holder, is not taken to be applicable late.
     ExpiredLeaseNotLate,
+    /// What may be applied late is taken to be so for ten minutes longer.
+    LateForTooLong,
     /// A second lost answer leaves the item confirmed.
     ConfirmationOutlivesLoss,
     /// A 502 or 504 is not taken to be applicable late.
@@ -82,18 +84,23 @@ pub(crate) enum Bug {
     AllowanceTakenForGranted,
     /// A claim does not count what is in flight for an installation already.
     InFlightForgotten,
+    /// A 429 of one installation holds back all.
+    LimitStopsAll,
+    /// A pause of one installation holds back all.
+    PauseStopsAll,
 }
 
 #[cfg(test)]
 impl Bug {
     /// All bugs.
-    pub(crate) const ALL: [Self; 38] = [
+    pub(crate) const ALL: [Self; 41] = [
         Self::NoDoubtMark,
         Self::DoubtMarkedAfterSending,
         Self::DoubtClearedBy4xx,
         Self::UncertaintyJudgedAtAnswer,
         Self::LostNotLate,
         Self::ExpiredLeaseNotLate,
+        Self::LateForTooLong,
         Self::ConfirmationOutlivesLoss,
         Self::GatewayTakenForServer,
         Self::ServerErrorProvesNothing,
@@ -126,6 +133,8 @@ impl Bug {
         Self::RequestsNotCounted,
         Self::AllowanceTakenForGranted,
         Self::InFlightForgotten,
+        Self::LimitStopsAll,
+        Self::PauseStopsAll,
     ];
 }
 

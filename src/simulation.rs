@@ -15,6 +15,7 @@ mod log;
 mod marketplace;
 mod planted;
 mod process;
+mod prompt;
 mod provider;
 mod remote;
 mod scenarios;

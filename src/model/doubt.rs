@@ -65,6 +65,10 @@ impl Doubt {
 
     /// Records that the answer to a request was lost: what was in its patch may still be applied until `until`.
     pub fn extend(&mut self, patch: &Patch, until: Timestamp) {
+        let until = match is_planted(Bug::LateForTooLong) {
+            true => until.plus(std::time::Duration::from_secs(600)),
+            false => until,
+        };
         self.touched(patch).for_each(|mark| {
             if is_planted(Bug::ConfirmationOutlivesLoss) && mark.uncertain_until.is_some() {
                 mark.confirmed = true;

@@ -1,11 +1,12 @@
 //! The two states that are tried: in memory, and in a real SQLite file.
 
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use tokio::runtime::Runtime;
 
 use crate::model::{
@@ -19,11 +20,18 @@ use crate::store::{
     SqliteStore, Store, StoreError,
 };
 
+/// Where a trial's state is to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Memory,
+    File,
+}
+
 /// Where a trial's state is kept.
 pub(super) enum Backend {
     /// In memory: what was committed survives the process.
     Memory(Arc<MemoryStore>),
-    /// In a file: opened again whenever a process starts.
+    /// In a file: opened again whenever a process starts alone.
     Sqlite(Box<File>),
 }
 
@@ -55,16 +63,27 @@ impl Deref for Committed {
 /// A SQLite file and how it is open.
 pub(super) struct File {
     directory: tempfile::TempDir,
+    /// How often the state was moved, which is in its name.
+    moved: u32,
     runtime: Arc<Runtime>,
     open: Arc<Blocking>,
 }
 
+impl Place {
+    pub(super) fn open(self) -> Backend {
+        match self {
+            Self::Memory => Backend::memory(),
+            Self::File => Backend::sqlite(),
+        }
+    }
+}
+
 impl Backend {
-    pub(super) fn memory() -> Self {
+    fn memory() -> Self {
         Self::Memory(Arc::new(MemoryStore::new(FingerprintKey::new([7; 32]))))
     }
 
-    pub(super) fn sqlite() -> Self {
+    fn sqlite() -> Self {
         // Memory-backed where there is such a place: what a disk keeps is not what is tried here.
         let shared = PathBuf::from("/dev/shm");
         let parent = if shared.is_dir() {
@@ -78,9 +97,10 @@ impl Backend {
             .build()
             .expect("a runtime can be built");
         let runtime = Arc::new(runtime);
-        let open = Arc::new(open(&runtime, &directory));
+        let open = Arc::new(open(&runtime, &path(&directory, 0)));
         Self::Sqlite(Box::new(File {
             directory,
+            moved: 0,
             runtime,
             open,
         }))
@@ -110,20 +130,42 @@ impl Backend {
     }
 
     /// Opens the state again, as a process that starts does; not while another has it open.
-    pub(super) fn reopen(&mut self, alone: bool) {
-        if let Self::Sqlite(file) = self
-            && alone
-        {
+    ///
+    /// After one that was `killed` it is opened as that left it: nobody has closed the file, and what was committed is in its journal.
+    pub(super) fn reopen(&mut self, killed: bool) {
+        if let Self::Sqlite(file) = self {
+            if killed {
+                file.leave();
+            }
             file.runtime.block_on(file.open.store.close());
-            file.open = Arc::new(open(&file.runtime, &file.directory));
+            file.open = Arc::new(open(&file.runtime, &path(&file.directory, file.moved)));
         }
     }
 }
 
-fn open(runtime: &Arc<Runtime>, directory: &tempfile::TempDir) -> Blocking {
-    let path = directory.path().join("state.db");
+impl File {
+    /// Copies the file and its journal as they are now to where the next process looks for them. The index of the journal (`-shm`) stays
+    /// behind, so that it is made anew from the journal.
+    fn leave(&mut self) {
+        let old = path(&self.directory, self.moved);
+        self.moved += 1;
+        let new = path(&self.directory, self.moved);
+        std::fs::copy(&old, &new).expect("the file can be copied");
+        std::fs::copy(journal(&old), journal(&new)).expect("the journal can be copied");
+    }
+}
+
+fn journal(path: &Path) -> PathBuf {
+    path.with_extension("db-wal")
+}
+
+fn path(directory: &tempfile::TempDir, moved: u32) -> PathBuf {
+    directory.path().join(format!("state-{moved}.db"))
+}
+
+fn open(runtime: &Arc<Runtime>, path: &Path) -> Blocking {
     let store = runtime
-        .block_on(SqliteStore::open(&path, Access::Daemon))
+        .block_on(SqliteStore::open(path, Access::Daemon))
         .expect("the state can be opened");
     Blocking {
         store,
@@ -284,4 +326,49 @@ impl Store for Blocking {
     async fn prune(&self, cutoffs: Cutoffs, limit: u32) -> Result<u64, StoreError> {
         self.runtime.block_on(self.store.prune(cutoffs, limit))
     }
+}
+
+/// What the trials over a file rely on: that a process which starts after a killed one finds what is in the journal alone.
+#[test]
+fn what_was_committed_before_a_kill_is_found_in_a_journal_that_nobody_closed() {
+    let mut backend = Backend::sqlite();
+    let id = InstallationId::new("i0").expect("an id");
+    let now = Timestamp::from_millis(1_000_000);
+    let pause = Pause {
+        installation_id: id.clone(),
+        kind: PauseKind::Gone,
+        by: "reconciled".to_owned(),
+        reason: "it is gone".to_owned(),
+        since: now,
+        until: None,
+        probe_at: Some(now),
+        probes_failed: 0,
+    };
+    let is_paused = |backend: &Backend| {
+        let paused = backend.committed();
+        let paused = paused.is_blocked(&id, now).now_or_never();
+        paused.expect("it ends at once").expect("it can be read")
+    };
+    // Nothing is in the journal of a state that was closed.
+    backend.reopen(false);
+    let committed = backend.committed();
+    let done = committed.pause(&pause).now_or_never();
+    done.expect("it ends at once").expect("it can be committed");
+    drop(committed);
+    let Backend::Sqlite(file) = &backend else {
+        unreachable!("it was made so")
+    };
+    let alone = file.directory.path().join("alone.db");
+    std::fs::copy(path(&file.directory, 0), &alone).expect("the file can be copied");
+    let alone = open(&file.runtime, &alone)
+        .is_blocked(&id, now)
+        .now_or_never();
+    let in_file = alone.expect("it ends at once").expect("it can be read");
+    assert!(!in_file, "the journal was written back already");
+    backend.reopen(true);
+    assert!(is_paused(&backend));
+    backend.reopen(true);
+    assert!(is_paused(&backend), "and again, though it was not touched");
+    backend.reopen(false);
+    assert!(is_paused(&backend));
 }

@@ -59,7 +59,7 @@ pub(super) enum Latency {
 }
 
 /// How often what goes wrong, in so many of a thousand cases.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Rates {
     pub(super) unsent: u64,
     pub(super) dropped: u64,

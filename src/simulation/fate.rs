@@ -23,6 +23,8 @@ pub(super) enum Fate {
     /// 500 or 503; never late.
     ServerError(Effect),
     RateLimited,
+    /// 429 that asks for so long a wait.
+    RateLimitedFor(Duration),
     Conflict,
     Rejected,
     Refused,
@@ -37,6 +39,8 @@ pub(super) enum Effect {
     InTime,
     /// After that, at the last instant possible or somewhere before it.
     Late,
+    /// At the last instant possible.
+    Latest,
 }
 
 /// The answer to come.
@@ -162,10 +166,9 @@ impl World {
                 self.lost(kind, after, effect, deserved)
             }
             Fate::ServerError(effect) => {
-                let effect = if effect == Effect::Late {
-                    Effect::InTime
-                } else {
-                    effect
+                let effect = match effect {
+                    Effect::Late | Effect::Latest => Effect::InTime,
+                    effect => effect,
                 };
                 let kind = http(*self.chance.pick(&[500, 503, 599]));
                 let mut reply = self.lost(kind, after, effect, deserved);
@@ -174,14 +177,11 @@ impl World {
             }
             Fate::RateLimited => {
                 let (retry_after, reset) = self.waits();
-                let kind = AnswerKind::Http {
-                    status: 429,
-                    code: None,
-                    message: None,
-                    retry_after,
-                    rate_limit_reset: reset,
-                };
-                plain(kind, Truth::Harmless)
+                plain(self::http(429, retry_after, reset), Truth::Harmless)
+            }
+            Fate::RateLimitedFor(wait) => {
+                let until = self.now().plus(wait);
+                plain(self::http(429, Some(until), None), Truth::Harmless)
             }
             Fate::Conflict => plain(http(409), Truth::Harmless),
             Fate::Rejected => plain(http(*self.chance.pick(&[400, 422])), Truth::Harmless),
@@ -198,6 +198,7 @@ impl World {
             Effect::Never => None,
             Effect::InTime => Some(self.chance.duration(Duration::ZERO, after)),
             // The last instant is the one that a careless bound forgets.
+            Effect::Latest => Some(last),
             Effect::Late if self.chance.one_in(3) => Some(last),
             Effect::Late => Some(self.chance.duration(after, last)),
         };

@@ -18,10 +18,12 @@ use super::provider::{Item, Version, secrets_of};
 pub(super) enum Law {
     Convergence,
     DoubtIsRemembered,
+    LateApplicationHeals,
     Minimal,
     OneAtATime,
     NothingLost,
     NothingSecretAstray,
+    FailureStays,
     RetryWhatMaySucceed,
     DeletionNeverInferred,
     OwnLimits,
@@ -32,10 +34,12 @@ impl fmt::Display for Law {
         f.write_str(match self {
             Self::Convergence => "law 1, convergence",
             Self::DoubtIsRemembered => "law 2, doubt is remembered before it is created",
+            Self::LateApplicationHeals => "law 2, a late application heals",
             Self::Minimal => "law 3, minimal",
             Self::OneAtATime => "law 4, one at a time, newest wins",
             Self::NothingLost => "law 5, nothing is lost",
             Self::NothingSecretAstray => "law 6, nothing secret at rest or astray",
+            Self::FailureStays => "law 7, a failure stays where it happened",
             Self::RetryWhatMaySucceed => "law 8, retry what may succeed",
             Self::DeletionNeverInferred => "law 9, deletion is never inferred",
             Self::OwnLimits => "the limits that the client sets itself",
@@ -150,7 +154,7 @@ impl Laws {
         now: Timestamp,
     ) {
         if late {
-            // It may take back anything; what counts is that it heals.
+            // It may take back anything; what counts is that it heals, and how soon (`prompt`).
             return;
         }
         for (item, version) in written(patch, key, histories) {

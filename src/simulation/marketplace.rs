@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use crate::model::{
     AccessToken, Field, InstallationId, LeaseToken, Observed, Patch, Record, ResourceKey, SecretSet,
 };
+use crate::plan::classify::{RATE_LIMIT_WAIT_DEFAULT, RATE_LIMIT_WAIT_MAX};
 use crate::plan::{Answer, AnswerKind};
 use crate::vercel::Marketplace;
 
@@ -147,6 +148,7 @@ impl World {
             told(fate, &reply),
         ));
         self.remember_answer(key, patch, &reply);
+        self.remember_obstacle(&key.installation_id, &reply);
         let until = now.plus(reply.after);
         self.remote.in_flight.insert(key.clone(), (number, until));
         let unsettled = self.remote.unsettled.entry(key.clone()).or_default();
@@ -203,6 +205,34 @@ impl World {
         if let ([field], 400 | 422) = (&fields[..], status) {
             let value = shown(patch, None);
             self.remote.rejected.insert((key.clone(), *field), value);
+        }
+    }
+
+    /// What may keep an installation from being delivered to for a while, whether or not the client reads of it.
+    fn remember_obstacle(&mut self, id: &InstallationId, reply: &Reply) {
+        let now = self.now();
+        self.remote.sent_at.insert(id.clone(), now);
+        let AnswerKind::Http {
+            status,
+            retry_after,
+            rate_limit_reset,
+            ..
+        } = reply.kind
+        else {
+            return;
+        };
+        match status {
+            401 | 403 | 404 | 410 => drop(self.remote.refused.insert(id.clone())),
+            429 => {
+                let shortest = now.plus(reply.after + RATE_LIMIT_WAIT_DEFAULT);
+                let longest = now.plus(reply.after + RATE_LIMIT_WAIT_MAX);
+                let asked = retry_after.or(rate_limit_reset).unwrap_or(shortest);
+                let until = asked.clamp(shortest, longest);
+                let limits = &mut self.remote.limited_until;
+                let limit = limits.entry(id.clone()).or_insert(until);
+                *limit = until.max(*limit);
+            }
+            _ => {}
         }
     }
 
@@ -263,6 +293,11 @@ impl World {
         let observed = held
             .filter(|_| status_of(&reply.kind) == Some(200))
             .map(super::remote::Held::observed);
+        self.remember_obstacle(&key.installation_id, &reply);
+        if status_of(&reply.kind) != Some(200) {
+            let failed_at = now.plus(reply.after);
+            self.remote.failed_at.insert(key.clone(), failed_at);
+        }
         let what = status(&reply.kind);
         if let Some(404 | 410) = status_of(&reply.kind) {
             self.remote.not_shown.insert(key.clone());
@@ -282,6 +317,7 @@ impl World {
             None => 404,
         };
         let reply = self.question(deserved);
+        self.remember_obstacle(installation_id, &reply);
         let what = status(&reply.kind);
         self.say(format_args!("probe of {installation_id}: {what}"));
         reply

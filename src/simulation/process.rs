@@ -32,7 +32,7 @@ use super::world::{Points, Shared};
 /// The most rows that are read again at once.
 const RECHECKS_MAX: u32 = 200;
 /// Waits while the source cannot be read.
-const SOURCE_BACKOFF: Backoff = Backoff {
+pub(super) const SOURCE_BACKOFF: Backoff = Backoff {
     initial: Duration::from_millis(500),
     multiplier: 2.0,
     max: Duration::from_secs(15),

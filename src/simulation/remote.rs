@@ -127,6 +127,16 @@ pub(super) struct Remote {
     /// Until when each installation must wait after a 429 that was recorded.
     pub(super) waits: BTreeMap<InstallationId, Timestamp>,
     pub(super) down_until: Timestamp,
+    /// What Vercel holds since a late application put it there.
+    pub(super) taken_back: BTreeSet<(ResourceKey, Field)>,
+    /// When Vercel last failed each resource, or refused it, by whatever answer or silence.
+    pub(super) failed_at: BTreeMap<ResourceKey, Timestamp>,
+    /// When the last request of any kind was sent for each installation.
+    pub(super) sent_at: BTreeMap<InstallationId, Timestamp>,
+    /// Until when the 429s that each installation was answered may hold it back.
+    pub(super) limited_until: BTreeMap<InstallationId, Timestamp>,
+    /// The installations of which a request was answered in a way that may pause them.
+    pub(super) refused: BTreeSet<InstallationId>,
 }
 
 impl Remote {
@@ -134,8 +144,20 @@ impl Remote {
     pub(super) fn apply(&mut self, number: usize) {
         let request = &mut self.requests[number];
         request.applied = true;
+        let is_late = request.ended_at.is_some();
         let held = self.resources.entry(request.key.clone()).or_default();
+        let before = held.clone();
         held.apply(request);
+        for field in request.patch.fields().iter() {
+            let id = (request.key.clone(), field);
+            if !is_late {
+                self.taken_back.remove(&id);
+            } else if before.values.get(&field) != held.values.get(&field)
+                || (field == Field::Secrets && before.secrets != held.secrets)
+            {
+                self.taken_back.insert(id);
+            }
+        }
     }
 
     /// The client is done with a request, at `now`.
@@ -150,6 +172,9 @@ impl Remote {
             request.doubtful.clear();
         }
         let key = request.key.clone();
+        if truth != Truth::Acknowledged {
+            self.failed_at.insert(key.clone(), now);
+        }
         if self
             .in_flight
             .get(&key)

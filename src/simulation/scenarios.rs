@@ -3,6 +3,7 @@
 //! Chance decides nothing here but the first rows: what happens, and when, is written down, and so is what must be seen to happen
 //! when nothing is killed, so that a scenario which no longer reaches its point is noticed.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::dispatch;
@@ -12,18 +13,25 @@ use crate::plan::decide::FirstSight;
 use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
 use crate::reconcile::{self, OnMissing};
 
-use super::backend::Backend;
+use super::backend::Place;
 use super::climate::{Climate, Latency, Rates};
 use super::fate::{Effect, Fate};
 use super::laws::Law;
 use super::seeds::{failing, note};
-use super::trial::{Happening, Options, Scene, Trial, Verdict};
+use super::trial::{Happening, Kills, Options, Scene, Trial, Verdict};
 use super::turns::installation;
 use super::world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What chance decides of a scenario is decided by this seed.
 const SEED: u64 = 1;
+
+/// Of how many points one is tried over a file.
+const FILE_EVERY: usize = 37;
+/// Of how many points one is tried of which the next run is killed, too.
+const AGAIN_EVERY: usize = 11;
+/// How far apart the points of the next run are.
+const AGAIN_STEP: u64 = 7;
 
 /// What happens in a step of a scenario.
 type Act = fn(&mut World);
@@ -39,7 +47,7 @@ struct Scenario {
     says: &'static [&'static str],
 }
 
-const SCENARIOS: [Scenario; 16] = [
+const SCENARIOS: [Scenario; 18] = [
     Scenario {
         name: "a rotation whose answer is lost and which is applied late",
         settings: |_| {},
@@ -55,6 +63,48 @@ const SCENARIOS: [Scenario; 16] = [
             "acknowledged; waiting (LateApply)",
             "takes effect late",
             "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "an older value that is applied late",
+        settings: |_| {},
+        scenes: &[
+            (3000, |world| fates(world, &[Fate::Dropped(Effect::Latest)])),
+            (3001, |world| world.put(0, Field::Status, "suspended")),
+            (4500, |world| world.put(0, Field::Status, "resumed")),
+        ],
+        says: &[
+            "fate: Dropped(Latest)",
+            r#"PATCH i0/r0 status="resumed""#,
+            "acknowledged; waiting (LateApply)",
+            "takes effect late",
+            r#"PATCH i0/r0 status="resumed""#,
+            "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "an installation beside one that is limited and one that is gone",
+        settings: |climate| {
+            (climate.installations, climate.resources) = (3, 6);
+            (climate.storm, climate.poll_every) = (SECOND * 22, SECOND * 2);
+        },
+        scenes: &[
+            (3000, |world| {
+                fates(world, &[Fate::RateLimitedFor(20 * SECOND)])
+            }),
+            (3001, |world| put_all(world, 0, "limited")),
+            (5000, |world| world.set_gone(&installation(1), true)),
+            (5001, |world| put_all(world, 1, "gone")),
+            (7001, |world| put_all(world, 2, "well")),
+        ],
+        says: &[
+            "rate_limited; waiting (RateLimited)",
+            "paused i1 (Gone)",
+            r#"name="well""#,
+            "acknowledged; delivered",
+            "the weather clears",
+            "resumed i1 (Gone)",
+            "everything has converged",
         ],
     },
     Scenario {
@@ -410,6 +460,18 @@ fn begin(world: &mut World, row: usize, field: Field, text: &str, wait: Duration
     world.open(row, columns, cursor, wait);
 }
 
+/// Names all resources of an installation so.
+fn put_all(world: &mut World, number: u64, name: &str) {
+    let rows = world.provider.rows.iter().enumerate();
+    let of_it: Vec<usize> = rows
+        .filter(|(_, row)| row.key.installation_id == installation(number))
+        .map(|(row, _)| row)
+        .collect();
+    of_it
+        .into_iter()
+        .for_each(|row| world.put(row, Field::Name, name));
+}
+
 /// The first process does nothing for a while.
 fn stand_still(world: &mut World, wait: Duration) {
     world
@@ -425,20 +487,64 @@ fn rotate(world: &mut World) {
 }
 
 impl Scenario {
-    fn run(&self, backend: Backend, kill_at: Option<u64>, tell: bool) -> Verdict {
+    fn climate(&self) -> Climate {
         let mut climate = calm();
         (self.settings)(&mut climate);
+        climate
+    }
+
+    fn run(&self, place: Place, kills: Kills, tell: bool) -> Verdict {
         let scene =
             |(millis, act): &(u64, Act)| -> Scene { (Duration::from_millis(*millis), *act) };
         let options = Options {
             seed: SEED,
-            climate,
+            climate: self.climate(),
             tell,
-            kill_at,
+            kills,
             scenes: self.scenes.iter().map(scene).collect(),
         };
-        Trial::new(options, backend).run()
+        Trial::new(options, place.open()).run()
     }
+
+    /// What happens in words when nothing is killed.
+    fn told(&self) -> Verdict {
+        self.run(Place::Memory, Kills::default(), true)
+    }
+
+    /// Runs it once for each of these kills; panics with the timeline of the first that breaks a law.
+    fn obeys_killed_at(&self, place: Place, all: &[Kills]) {
+        let count = u64::try_from(all.len()).expect("there are few");
+        let broken = failing(0..count, 1, |index| {
+            let kills = &all[usize::try_from(index).ok()?];
+            let violation = self.run(place, kills.clone(), false).violation?;
+            let lines = self.run(place, kills.clone(), true).lines.join("\n");
+            let (name, law, what) = (self.name, violation.law, violation.what);
+            Some(format!(
+                "{lines}\n{name}, over {place:?}, {kills:?}, broke {law}: {what}"
+            ))
+        });
+        if let Some((_, what)) = broken.first() {
+            panic!("{what}");
+        }
+    }
+
+    /// How many await points the first run of a process passes until everything has converged.
+    fn points(&self, process: usize) -> u64 {
+        let points = VecDeque::new();
+        let verdict = self.run(Place::Memory, Kills { process, points }, false);
+        let points = verdict.points;
+        let name = self.name;
+        // The second process does less, and what it does is what counts: it takes over.
+        let least = if process == 0 { 100 } else { 50 };
+        assert!(points > least, "{name} passes {points} await points");
+        points
+    }
+}
+
+/// This process is killed at these points of its first runs.
+fn killed_at(process: usize, points: impl IntoIterator<Item = u64>) -> Kills {
+    let points = points.into_iter().collect();
+    Kills { process, points }
 }
 
 /// Which part of what must be said is not, or not in its place.
@@ -452,7 +558,7 @@ fn unsaid<'a>(says: &[&'a str], lines: &[String]) -> Option<&'a str> {
 /// The law that a scenario breaks when nothing is killed.
 pub(super) fn broken_by(name: &str) -> Option<Law> {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
-    let verdict = scenario?.run(Backend::memory(), None, false);
+    let verdict = scenario?.run(Place::Memory, Kills::default(), false);
     verdict.violation.map(|violation| violation.law)
 }
 
@@ -461,7 +567,7 @@ fn every_scenario_reaches_its_point_over_both_states() {
     let mut problems = Vec::new();
     for scenario in &SCENARIOS {
         let name = scenario.name;
-        let memory = scenario.run(Backend::memory(), None, true);
+        let memory = scenario.told();
         let told = memory.lines.join("\n");
         if let Some(violation) = &memory.violation {
             note(&told);
@@ -470,7 +576,7 @@ fn every_scenario_reaches_its_point_over_both_states() {
             note(&told);
             problems.push(format!("{name}: nothing says {part:?}"));
         }
-        let file = scenario.run(Backend::sqlite(), None, false);
+        let file = scenario.run(Place::File, Kills::default(), false);
         if memory.hash != file.hash {
             problems.push(format!("{name}: the two states differ"));
         }
@@ -478,33 +584,58 @@ fn every_scenario_reaches_its_point_over_both_states() {
     assert_eq!(problems, [""; 0]);
 }
 
+/// Every process of it, at every point of its first run.
 #[test]
 fn every_scenario_killed_at_each_of_its_await_points_obeys_the_laws() {
     for scenario in &SCENARIOS {
-        let name = scenario.name;
-        let points = scenario.run(Backend::memory(), None, false).points;
-        note(&format!("{name}: killed at each of {points} await points"));
-        assert!(points > 100, "{name} passes {points} await points");
-        let broken = failing(1..points + 1, 1, |point| {
-            let verdict = scenario.run(Backend::memory(), Some(point), false);
-            let violation = verdict.violation?;
-            let lines = scenario.run(Backend::memory(), Some(point), true).lines;
-            let (law, what) = (violation.law, violation.what);
-            Some(format!(
-                "{}\n{name}, killed at {point}, broke {law}: {what}",
-                lines.join("\n")
-            ))
-        });
-        if let Some((_, what)) = broken.first() {
-            panic!("{what}");
+        for process in 0..scenario.climate().processes {
+            let (name, points) = (scenario.name, scenario.points(process));
+            note(&format!(
+                "{name}: process {process} killed at each of {points} await points"
+            ));
+            let all: Vec<Kills> = (1..=points)
+                .map(|point| killed_at(process, [point]))
+                .collect();
+            scenario.obeys_killed_at(Place::Memory, &all);
         }
     }
+}
+
+/// The run after a killed one is killed, too: somewhere, another place for each.
+#[test]
+fn every_scenario_killed_twice_obeys_the_laws() {
+    for scenario in &SCENARIOS {
+        let points = scenario.points(0);
+        let again = |point: u64| 1 + point * AGAIN_STEP % points;
+        let first = (1..=points).step_by(AGAIN_EVERY);
+        let all: Vec<Kills> = first
+            .map(|point| killed_at(0, [point, again(point)]))
+            .collect();
+        scenario.obeys_killed_at(Place::Memory, &all);
+    }
+}
+
+/// The same over a file, which nobody has closed when the next process opens it; at some of the points, since each run takes longer.
+#[test]
+fn every_scenario_killed_over_a_file_that_nobody_closed_obeys_the_laws() {
+    let mut tried = 0;
+    for (number, scenario) in (1..).zip(&SCENARIOS) {
+        for process in 0..scenario.climate().processes {
+            let points = scenario.points(process);
+            // Each scenario begins at another point.
+            let first = (number..=points).step_by(FILE_EVERY);
+            let all: Vec<Kills> = first.map(|point| killed_at(process, [point])).collect();
+            scenario.obeys_killed_at(Place::File, &all);
+            tried += all.len();
+        }
+    }
+    note(&format!("killed at {tried} await points over a file"));
 }
 
 #[test]
 fn a_secret_in_doubt_whose_row_vanished_is_a_dead_letter_that_says_so() {
     let scenario = SCENARIOS.last().expect("there are scenarios");
-    let lines = scenario.run(Backend::memory(), None, true).lines;
+    let lines = scenario.told().lines;
     // In the end nothing is sent any more, and the value that Vercel may hold is known to be in doubt.
     let gone = lines.iter().position(|line| line.contains("vanishes"));
     let after = &lines[gone.expect("the row vanishes")..];
@@ -536,7 +667,7 @@ fn no_more_is_claimed_than_the_limit_of_requests_a_minute_lets_leave() {
             "everything has converged",
         ],
     };
-    let verdict = scenario.run(Backend::memory(), None, true);
+    let verdict = scenario.told();
     let told = verdict.lines.join("\n");
     assert!(verdict.violation.is_none(), "{told}");
     assert_eq!(unsaid(scenario.says, &verdict.lines), None, "{told}");
@@ -570,8 +701,33 @@ fn a_fleet_has_not_converged_while_a_row_that_changed_is_still_to_be_read() {
             "everything has converged",
         ],
     };
-    let verdict = scenario.run(Backend::memory(), None, true);
+    let verdict = scenario.told();
     let told = verdict.lines.join("\n");
     assert!(verdict.violation.is_none(), "{told}");
     assert_eq!(unsaid(scenario.says, &verdict.lines), None, "{told}");
+}
+
+/// It is at the last instant possible that the older value comes back, so that only what follows at once has waited for no longer than it
+/// must: a look at what is due, and the request.
+#[test]
+fn an_older_value_that_is_applied_at_the_last_instant_is_put_right_within_a_poll() {
+    let name = "an older value that is applied late";
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+    let scenario = scenario.expect("it is one of the scenarios");
+    let lines = scenario.told().lines;
+    let told = lines.join("\n");
+    let late = lines
+        .iter()
+        .position(|line| line.contains("takes effect late"));
+    let late = late.expect("it takes effect late");
+    let next = lines[late + 1..]
+        .iter()
+        .find(|line| line.contains("takes effect"));
+    let seconds = |line: &str| -> f64 {
+        let text = line.split_whitespace().next().expect("a time");
+        text.parse().expect("seconds")
+    };
+    let lasted = seconds(next.expect("another follows it")) - seconds(&lines[late]);
+    let bound = scenario.climate().poll_every.as_secs_f64();
+    assert!(lasted <= bound, "it lasted {lasted} s\n{told}");
 }

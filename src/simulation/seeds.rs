@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use super::backend::Backend;
+use super::backend::Place;
 use super::climate::Climate;
 use super::laws::Violation;
-use super::trial::{Options, Trial, Verdict};
+use super::trial::{Kills, Options, Trial, Verdict};
 
 /// How many seeds are tried when nobody says.
 const SEEDS_DEFAULT: u64 = 2000;
@@ -23,33 +23,53 @@ fn options(seed: u64, tell: bool) -> Options {
         seed,
         climate: Climate::of(seed),
         tell,
-        kill_at: None,
+        kills: Kills::default(),
         scenes: Vec::new(),
     }
 }
 
-pub(super) fn try_seed(seed: u64, backend: fn() -> Backend, tell: bool) -> Verdict {
-    Trial::new(options(seed, tell), backend()).run()
+pub(super) fn try_seed(seed: u64, place: Place, tell: bool) -> Verdict {
+    Trial::new(options(seed, tell), place.open()).run()
 }
 
 fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// What a failing seed says: its timeline in words, and how to see it again.
+/// What a seed did, in words.
 fn told(seed: u64, verdict: &Verdict) -> String {
     let mut text = String::new();
     for line in &verdict.lines {
         let _ = writeln!(text, "{line}");
     }
     if let Some(violation) = &verdict.violation {
-        let _ = writeln!(
-            text,
-            "seed {seed} broke {} at {}: {}\nreplay: RECONCILED_SEED={seed} cargo test --lib simulation::seeds::replay -- --nocapture",
-            violation.law, violation.at, violation.what
-        );
+        let Violation { law, what, at } = violation;
+        let _ = writeln!(text, "seed {seed} broke {law} at {at}: {what}");
     }
     text
+}
+
+/// How to see a seed again.
+fn replay_command(seed: u64, place: Place) -> String {
+    let place = match place {
+        Place::Memory => "",
+        Place::File => "RECONCILED_SQLITE=1 ",
+    };
+    format!(
+        "{place}RECONCILED_SEED={seed} cargo test --lib simulation::seeds::replay -- --nocapture"
+    )
+}
+
+/// Where two runs of a seed first differ, in words.
+fn first_difference(seed: u64, places: [Place; 2]) -> String {
+    let [one, other] = places.map(|place| try_seed(seed, place, true).lines);
+    let mut lines = one.iter().zip(&other);
+    match lines.find(|(one, other)| one != other) {
+        Some((one, other)) => {
+            format!("\n{:?} {one}\n{:?} {other}", places[0], places[1])
+        }
+        None => String::new(),
+    }
 }
 
 /// Tries seeds on all cores until some have failed; those, in order.
@@ -82,12 +102,9 @@ pub(super) fn failing<T: Ord + Send>(
     found
 }
 
-/// Tries so many seeds with `judge`, which says what is wrong with one; panics with the timeline of the first that it complains of.
-fn try_all(
-    count: u64,
-    backend: fn() -> Backend,
-    judge: impl Fn(u64) -> Result<Verdict, String> + Sync,
-) {
+/// Tries so many seeds with `judge`, which says what is wrong with one; panics with the timeline of the first that it complains of, and with
+/// the command that shows it again.
+fn try_all(count: u64, place: Place, judge: impl Fn(u64) -> Result<Verdict, String> + Sync) {
     let first = env("RECONCILED_SEED_FIRST").unwrap_or(0);
     let enough = env("RECONCILED_FAILURES").and_then(|n| usize::try_from(n).ok());
     let started = Instant::now();
@@ -101,7 +118,7 @@ fn try_all(
                 );
                 return None;
             }
-            Err(what) => what,
+            Err(what) => format!("{what}\nreplay: {}", replay_command(seed, place)),
         };
         // At once: a long run is watched.
         note(&what);
@@ -117,7 +134,7 @@ fn try_all(
     let Some((seed, what)) = failing.first() else {
         return;
     };
-    note(&told(*seed, &try_seed(*seed, backend, true)));
+    note(&told(*seed, &try_seed(*seed, place, true)));
     panic!("{what}");
 }
 
@@ -138,16 +155,17 @@ fn unbroken(seed: u64, verdict: Verdict) -> Result<Verdict, String> {
 #[test]
 fn the_laws_hold_for_every_seed() {
     let count = env("RECONCILED_SEEDS").unwrap_or(SEEDS_DEFAULT);
-    try_all(count, Backend::memory, |seed| {
-        let once = unbroken(seed, try_seed(seed, Backend::memory, false))?;
+    try_all(count, Place::Memory, |seed| {
+        let once = unbroken(seed, try_seed(seed, Place::Memory, false))?;
         if seed >= TWICE {
             return Ok(once);
         }
-        let twice = try_seed(seed, Backend::memory, false);
-        match once.hash == twice.hash && once.events == twice.events {
-            true => Ok(once),
-            false => Err(format!("seed {seed} ran in two ways")),
+        let twice = try_seed(seed, Place::Memory, false);
+        if once.hash == twice.hash && once.events == twice.events {
+            return Ok(once);
         }
+        let shown = first_difference(seed, [Place::Memory; 2]);
+        Err(format!("seed {seed} ran in two ways{shown}"))
     });
 }
 
@@ -155,22 +173,39 @@ fn the_laws_hold_for_every_seed() {
 #[test]
 fn the_laws_hold_for_every_seed_over_sqlite() {
     let count = env("RECONCILED_SQLITE_SEEDS").unwrap_or(SQLITE_SEEDS_DEFAULT);
-    try_all(count, Backend::sqlite, |seed| {
-        let file = unbroken(seed, try_seed(seed, Backend::sqlite, false))?;
-        if file.hash == try_seed(seed, Backend::memory, false).hash {
+    try_all(count, Place::File, |seed| {
+        let file = unbroken(seed, try_seed(seed, Place::File, false))?;
+        if file.hash == try_seed(seed, Place::Memory, false).hash {
             return Ok(file);
         }
-        let [memory, file] = [Backend::memory, Backend::sqlite].map(|b| try_seed(seed, b, true));
-        let mut lines = memory.lines.iter().zip(&file.lines);
-        let differing = lines.find(|(memory, file)| memory != file);
-        let shown = differing.map(|(memory, file)| format!("\nmemory {memory}\nfile   {file}"));
-        let shown = shown.unwrap_or_default();
+        let shown = first_difference(seed, [Place::Memory, Place::File]);
         Err(format!("the two states differ on seed {seed}{shown}"))
     });
 }
 
+/// Whatever is wrong with a seed, what is said ends with the command that shows it, over the state that it was found with.
+#[test]
+fn every_complaint_of_a_seed_ends_with_the_command_that_replays_it() {
+    let command = "RECONCILED_SEED=7 cargo test --lib simulation::seeds::replay -- --nocapture";
+    assert_eq!(replay_command(7, Place::Memory), command);
+    for place in [Place::Memory, Place::File] {
+        let seed = env("RECONCILED_SEED_FIRST").unwrap_or(0);
+        let panicked = std::panic::catch_unwind(|| {
+            try_all(1, place, |_| Err("the two states differ".to_owned()));
+        });
+        let panic = panicked.expect_err("the judge complains of every seed");
+        let said = panic.downcast_ref::<String>().expect("a text");
+        let command = replay_command(seed, place);
+        assert_eq!(*said, format!("the two states differ\nreplay: {command}"));
+        assert_eq!(
+            command.contains("RECONCILED_SQLITE=1 "),
+            place == Place::File
+        );
+    }
+}
+
 fn obeys(seed: u64) {
-    let verdict = try_seed(seed, Backend::memory, false);
+    let verdict = try_seed(seed, Place::Memory, false);
     assert!(verdict.violation.is_none(), "{:?}", verdict.violation);
 }
 
@@ -260,15 +295,17 @@ fn seeds_151_195_and_331_keep_the_limit_of_requests_a_minute() {
     }
 }
 
+/// The seed as its complaint says: `RECONCILED_SQLITE=1` keeps the state in a file.
+///
 /// `RECONCILED_SEED=123 cargo test --lib simulation::seeds::replay -- --nocapture`
 #[test]
 fn replay() {
     let seed = env("RECONCILED_SEED").unwrap_or(0);
-    let backend = match std::env::var_os("RECONCILED_SQLITE") {
-        Some(_) => Backend::sqlite,
-        None => Backend::memory,
+    let place = match std::env::var_os("RECONCILED_SQLITE") {
+        Some(_) => Place::File,
+        None => Place::Memory,
     };
-    let verdict = try_seed(seed, backend, true);
+    let verdict = try_seed(seed, place, true);
     let lasted = verdict.lasted();
     note(&told(seed, &verdict));
     note(&format!(

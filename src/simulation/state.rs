@@ -150,7 +150,11 @@ impl Store for SimStore {
             settlement.token,
             settlement.outcome.clone(),
         );
+        let limit = settlement.limit_installation_until;
         let advanced = self.committed.advance(settlement).await?;
+        if let Some(until) = limit {
+            self.world.lock().limited(&key.installation_id, until);
+        }
         let mut record = None;
         if let Outcome::Conflict { observed: Some(_) } = &outcome {
             let records = self.committed.records(std::slice::from_ref(&key)).await?;
@@ -422,6 +426,14 @@ impl World {
         self.laws.acknowledged(key, &patch, &self.provider.history);
         self.remote
             .settle(key, Some(number), sent_at, |item| writes(&patch, item));
+    }
+
+    /// A 429 was recorded, perhaps by a process that had stood still before it read of it: it holds back for as long as it may from then on.
+    fn limited(&mut self, id: &InstallationId, until: Timestamp) {
+        let longest = self.now().plus(RATE_LIMIT_WAIT_MAX);
+        if let Some(limit) = self.remote.limited_until.get_mut(id) {
+            *limit = until.min(longest).max(*limit);
+        }
     }
 
     /// A 429 was recorded: nothing may be claimed before what it asked for, within reason.

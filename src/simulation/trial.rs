@@ -1,6 +1,6 @@
 //! One trial: a storm that a seed decides, the calm after it, and the verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -13,6 +13,7 @@ use crate::model::{
 use crate::plan::classify::RATE_LIMIT_WAIT_MAX;
 use crate::plan::decide::is_uninstallation;
 use crate::reconcile::OnMissing;
+use crate::store::StoreError;
 
 use super::backend::Backend;
 use super::chance::Chance;
@@ -21,6 +22,7 @@ use super::executor::{BEGINNING, Executor, Step, TaskId};
 use super::laws::{Law, Laws, Violation};
 use super::log::Log;
 use super::process::{Boot, run};
+use super::prompt::Prompt;
 use super::provider::{Columns, Provider};
 use super::remote::Remote;
 use super::world::{Points, Shared, World};
@@ -60,7 +62,7 @@ pub(super) enum Happening {
 }
 
 /// How often the calm is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long nothing may be sent after everything converged.
 const QUIET: Duration = Duration::from_secs(10);
 /// More steps than any trial takes: a daemon that never rests is a bug.
@@ -72,10 +74,18 @@ pub(super) struct Options {
     pub(super) climate: Climate,
     /// Keep the timeline in words.
     pub(super) tell: bool,
-    /// Kill the first process at this await point of its first run.
-    pub(super) kill_at: Option<u64>,
+    pub(super) kills: Kills,
     /// What happens instead of chance.
     pub(super) scenes: Vec<Scene>,
+}
+
+/// At which await points a process is killed, besides by chance.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kills {
+    /// Which process.
+    pub(super) process: usize,
+    /// The point of its first run, of its second, and so on.
+    pub(super) points: VecDeque<u64>,
 }
 
 /// A step of a scenario: when it happens, and what.
@@ -87,7 +97,7 @@ pub(super) struct Verdict {
     pub(super) events: u64,
     pub(super) violation: Option<Violation>,
     pub(super) lines: Vec<String>,
-    /// The await points that the first run of the first process passed until everything had converged.
+    /// The await points that the first run of the process to be killed passed until everything had converged.
     pub(super) points: u64,
     pub(super) requests: usize,
     pub(super) ended_at: Timestamp,
@@ -102,16 +112,21 @@ pub(super) struct Trial {
     climate: Climate,
     scenes: Vec<Scene>,
     processes: Vec<Process>,
-    kill_at: Option<u64>,
+    kills: Kills,
     /// Draws when processes are killed; apart from the worlds' chance.
     chance: Chance,
     stage: Stage,
+    prompt: Prompt,
     first_points: u64,
     runs: u64,
 }
 
 struct Process {
     task: Option<TaskId>,
+    /// Whether it stands still.
+    suspended: bool,
+    /// Whether its last run was killed.
+    killed: bool,
     points: Points,
     stop: CancellationToken,
     runs: u64,
@@ -138,7 +153,7 @@ impl Trial {
             seed,
             climate,
             tell,
-            kill_at,
+            kills,
             scenes,
         } = options;
         let executor = Executor::new();
@@ -169,13 +184,18 @@ impl Trial {
         for (index, (at, _)) in scenes.iter().enumerate() {
             handle.after(*at, Happening::Scene(index));
         }
-        if !scripted {
+        if scripted {
+            // Nothing but what is written down goes wrong, so that all of it can be judged.
+            handle.after(LOOK_EVERY, Happening::Look);
+        } else {
             handle.after(climate.turn_every, Happening::Turn);
         }
         handle.after(climate.storm, Happening::Clear);
         let processes = (0..climate.processes)
             .map(|_| Process {
                 task: None,
+                suspended: false,
+                killed: false,
                 points: Points::new(&world, &handle, 0),
                 stop: CancellationToken::new(),
                 runs: 0,
@@ -189,9 +209,10 @@ impl Trial {
             climate,
             scenes,
             processes,
-            kill_at,
+            kills,
             chance: Chance::new(seed ^ 0x99),
             stage: Stage::Storm,
+            prompt: Prompt::default(),
             first_points: 0,
             runs: 0,
         }
@@ -233,7 +254,7 @@ impl Trial {
         };
         let process = &mut self.processes[number];
         let is_settling = matches!(self.stage, Stage::Storm | Stage::Calm { .. });
-        if process.runs == 1 && number == 0 && is_settling {
+        if process.runs == 1 && number == self.kills.process && is_settling {
             self.first_points = process.points.passed();
         }
         let killed = process.points.is_stopped();
@@ -241,6 +262,7 @@ impl Trial {
             return;
         }
         process.task = None;
+        (process.suspended, process.killed) = (false, killed);
         self.executor.kill(task);
         let how = if killed { "is killed" } else { "has stopped" };
         let points = process.points.passed();
@@ -263,15 +285,20 @@ impl Trial {
             return;
         }
         self.runs += 1;
+        self.prompt.disturbed();
         let handle = self.executor.handle();
-        let stop_at = match self.kill_at.take() {
+        let to_be_killed = number == self.kills.process;
+        let kill_at = to_be_killed.then(|| self.kills.points.pop_front());
+        let stop_at = match kill_at.flatten() {
             Some(at) => at,
             None if matches!(self.stage, Stage::Storm) && self.climate.crash_after > 0 => {
                 self.chance.between(1, self.climate.crash_after * 2)
             }
             None => 0,
         };
-        self.backend.reopen(self.climate.processes == 1);
+        if self.climate.processes == 1 {
+            self.backend.reopen(self.processes[number].killed);
+        }
         let points = Points::new(&self.world, &handle, stop_at);
         let stop = CancellationToken::new();
         self.world
@@ -314,10 +341,18 @@ impl Trial {
                     world.laws.stood_still_max = world.laws.stood_still_max.max(wait);
                     drop(world);
                     self.executor.suspend(task, true);
+                    self.processes[number].suspended = true;
                     handle.after(wait, Happening::Resume(task));
                 }
             }
-            Happening::Resume(task) => self.executor.suspend(task, false),
+            Happening::Resume(task) => {
+                let stands = self.processes.iter_mut().find(|p| p.task == Some(task));
+                if let Some(process) = stands {
+                    process.suspended = false;
+                }
+                self.prompt.disturbed();
+                self.executor.suspend(task, false);
+            }
             Happening::Clear => self.clear(),
             Happening::Look => self.look(),
             Happening::Scene(index) => {
@@ -362,13 +397,16 @@ impl Trial {
             + Duration::from_secs(120);
         let deadline = handle.now().plus(bound);
         self.stage = Stage::Calm { deadline };
-        handle.after(LOOK_EVERY, Happening::Look);
+        if self.scenes.is_empty() {
+            handle.after(LOOK_EVERY, Happening::Look);
+        }
     }
 
     fn look(&mut self) {
         let handle = self.executor.handle();
         let now = handle.now();
         handle.after(LOOK_EVERY, Happening::Look);
+        self.look_how_soon();
         match self.stage {
             Stage::Storm | Stage::Over => {}
             Stage::Calm { deadline } => match self.unconverged() {
@@ -401,6 +439,32 @@ impl Trial {
                     self.stage = Stage::Over;
                 }
             }
+        }
+    }
+
+    /// Whether what differs is put right as soon as it can be.
+    fn look_how_soon(&mut self) {
+        if self
+            .processes
+            .iter()
+            .any(|p| p.task.is_none() || p.suspended)
+        {
+            return self.prompt.disturbed();
+        }
+        let mut world = self.world.lock();
+        let store = self.backend.committed();
+        let keys: Vec<ResourceKey> = world.provider.rows.iter().map(|r| r.key.clone()).collect();
+        let ever = world.now().plus(Duration::from_secs(365 * 24 * 3600));
+        let read = async {
+            let records = store.records(&keys).await?;
+            Ok::<_, StoreError>((records, store.probes_due(ever, u32::MAX).await?))
+        };
+        let read = read.now_or_never().and_then(Result::ok);
+        let (records, pauses) = read.expect("the committed state can be read beside the daemon");
+        let records = keys.into_iter().zip(records).collect();
+        let paused: Vec<InstallationId> = pauses.into_iter().map(|p| p.installation_id).collect();
+        if let Some((law, what)) = self.prompt.look(&world, &records, &paused) {
+            world.broken(law, what);
         }
     }
 
@@ -456,12 +520,17 @@ impl World {
         if !stored.present && self.must_be_uninstalled(record) {
             return Some("it should be uninstalled".to_owned());
         }
-        let row = usable?;
+        self.unequal(row, record).map(|(_, problem)| problem)
+    }
+
+    /// What of a usable row is not so at Vercel, but for what is parked.
+    pub(super) fn unequal(&self, row: usize, record: &Record) -> Option<(Field, String)> {
+        let stored = &self.provider.rows[row];
+        let row = self.provider.usable(row)?;
         let parked = record.entry.is_some();
-        let whole = record
-            .entry
-            .as_ref()
-            .is_some_and(|entry| entry.reason != Reason::Rejected);
+        let whole = record.entry.as_ref().is_some_and(|entry| {
+            entry.state == EntryState::Dead && entry.reason != Reason::Rejected
+        });
         if whole {
             // Parked for an answer to the resource as a whole.
             return None;
@@ -480,7 +549,8 @@ impl World {
         });
         if let Some((field, value)) = empty.next() {
             let there = held.values.get(field);
-            return Some(format!("{field} should be {value} and is {there:?}"));
+            let problem = format!("{field} should be {value} and is {there:?}");
+            return Some((*field, problem));
         }
         if let Some(secrets) = &row.secrets
             && !rejected(Field::Secrets)
@@ -494,10 +564,8 @@ impl World {
                 })
                 .collect();
             if wanted != held.secrets {
-                return Some(format!(
-                    "secrets should be {wanted:?} and are {:?}",
-                    held.secrets
-                ));
+                let problem = format!("secrets should be {wanted:?} and are {:?}", held.secrets);
+                return Some((Field::Secrets, problem));
             }
         }
         None

@@ -205,6 +205,11 @@ impl State {
     }
 
     fn is_blocked(&self, installation_id: &InstallationId, now: Timestamp) -> bool {
+        if is_planted(Bug::LimitStopsAll) && self.limits.values().any(|u| limit_holds(*u, now))
+            || is_planted(Bug::PauseStopsAll) && !self.pauses.is_empty()
+        {
+            return true;
+        }
         let limited = self.limits.get(installation_id);
         limited.is_some_and(|until| limit_holds(*until, now))
             || self
