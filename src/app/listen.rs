@@ -114,7 +114,7 @@ fn tell_works(standing: &mut Standing, channel: &str, now: Timestamp) {
 
 impl Standing {
     /// Takes note that there is no connection; returns whether that is to be said.
-    fn is_lost(&mut self, refused: bool, now: Timestamp) -> bool {
+    fn lost(&mut self, refused: bool, now: Timestamp) -> bool {
         let since = match *self {
             // An outage that turns out to be a refusal is said again: waiting alone does not end it.
             Self::Lost { refused: said, .. } if said || !refused => return false,
@@ -127,7 +127,7 @@ impl Standing {
 }
 
 fn tell_lost(standing: &mut Standing, channel: &str, problem: &ListenError, now: Timestamp) {
-    if !standing.is_lost(is_refusal(problem), now) {
+    if !standing.lost(is_refusal(problem), now) {
         return;
     }
     warn!(
@@ -300,13 +300,13 @@ mod tests {
                     Standing::Lost { .. } => later,
                     Standing::New | Standing::Works => began,
                 };
-                standing.is_lost(refused, now)
+                standing.lost(refused, now)
             });
             assert_eq!(said, [true, false, true, false, false]);
             assert!(matches!(standing, Standing::Lost { since, refused: true } if since == began));
             tell_works(&mut standing, "c", later);
             assert!(matches!(standing, Standing::Works));
-            assert!(standing.is_lost(lost, later), "a further one");
+            assert!(standing.lost(lost, later), "a further one");
         }
     }
 }

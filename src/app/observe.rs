@@ -4,7 +4,7 @@
 //! of the source or of Vercel makes it neither dead nor unready: nothing that restarts it or waits for it would help.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -35,8 +35,48 @@ pub(super) struct Observer {
     pub(super) started_at: Timestamp,
     /// Set when the daemon stops.
     pub(super) stop: CancellationToken,
-    /// What was last read of the state, and when; held while it is read.
-    pub(super) standing: Arc<Mutex<Option<(std::time::Instant, Standing)>>>,
+    pub(super) standing: Lately<Standing>,
+    /// That the state can be read.
+    pub(super) readable: Lately<()>,
+}
+
+/// What was last read of the state: it serves whoever asks within a moment, so that scrapes and probes cannot press the state.
+pub(super) struct Lately<T> {
+    fresh: Duration,
+    /// With the instant at which it was read; held while it is read.
+    last: Arc<Mutex<Option<(Instant, T)>>>,
+}
+
+impl<T> Default for Lately<T> {
+    fn default() -> Self {
+        Self {
+            fresh: STATE_FRESH,
+            last: Arc::default(),
+        }
+    }
+}
+
+impl<T: Copy + Send + 'static> Lately<T> {
+    /// What was read a moment ago, or what `read` gives; `None` when that is nothing, or takes too long.
+    async fn get(&self, read: impl Future<Output = Option<T>> + Send + 'static) -> Option<T> {
+        let last = Arc::clone(&self.last).lock_owned();
+        let mut last = tokio::time::timeout(STATE_PATIENCE, last).await.ok()?;
+        if let Some((read_at, value)) = *last
+            && read_at.elapsed() < self.fresh
+        {
+            return Some(value);
+        }
+        // A task of its own goes on when nobody waits any more: calls of a database must not be dropped half-way.
+        let reading = tokio::spawn(async move {
+            let value = read.await?;
+            *last = Some((Instant::now(), value));
+            Some(value)
+        });
+        tokio::time::timeout(STATE_PATIENCE, reading)
+            .await
+            .ok()?
+            .ok()?
+    }
 }
 
 /// What the state says.
@@ -76,32 +116,18 @@ impl Observer {
         Ok(format!("ready: the state is open, {contact}"))
     }
 
-    /// Whether the state can be read: one row of it, since whoever asks may ask every second.
+    /// Whether the state can be read now, or could a moment ago: one row of it, since others want to be answered however much it holds.
     async fn state_answers(&self) -> bool {
         let store = Arc::clone(&self.store);
-        // A task of its own goes on when nobody waits any more: calls of a database must not be dropped half-way.
-        let reading = tokio::spawn(async move { store.progress().await.is_ok() });
-        matches!(
-            tokio::time::timeout(STATE_PATIENCE, reading).await,
-            Ok(Ok(true))
-        )
+        let reading = async move { store.progress().await.ok().map(drop) };
+        self.readable.get(reading).await.is_some()
     }
 
     /// What the state says now, or a moment ago; `None` when it cannot be read in time.
     async fn standing(&self) -> Option<Standing> {
-        let cache = Arc::clone(&self.standing);
-        let mut cache = tokio::time::timeout(STATE_PATIENCE, cache.lock_owned())
-            .await
-            .ok()?;
-        if let Some((read_at, standing)) = *cache
-            && read_at.elapsed() < STATE_FRESH
-        {
-            return Some(standing);
-        }
-        // A task of its own goes on when nobody waits any more: calls of a database must not be dropped half-way.
         let (store, now) = (Arc::clone(&self.store), self.clock.now());
-        let reading = tokio::spawn(async move {
-            let standing = Standing {
+        let reading = async move {
+            Some(Standing {
                 counts: store.counts(now).await.ok()?,
                 sweep: store
                     .progress()
@@ -109,14 +135,9 @@ impl Observer {
                     .ok()?
                     .sweep
                     .and_then(|sweep| sweep.last),
-            };
-            *cache = Some((std::time::Instant::now(), standing));
-            Some(standing)
-        });
-        tokio::time::timeout(STATE_PATIENCE, reading)
-            .await
-            .ok()?
-            .ok()?
+            })
+        };
+        self.standing.get(reading).await
     }
 
     /// The page of metrics.
@@ -257,4 +278,40 @@ fn account_by_standing(account: SweepAccount) -> [(&'static str, i128); 7] {
         ("unaccounted", i128::from(rows) - i128::from(explained)),
         ("waiting", waiting.into()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// How often is read when so many ask, one after another, and what the last one is given.
+    async fn asked(
+        fresh: Duration,
+        times: u32,
+        answers: fn(u32) -> Option<u32>,
+    ) -> (u32, Option<u32>) {
+        let lately = Lately {
+            fresh,
+            ..Lately::default()
+        };
+        let reads = Arc::new(AtomicU32::new(0));
+        let mut given = None;
+        for _ in 0..times {
+            let reads = Arc::clone(&reads);
+            let read = async move { answers(reads.fetch_add(1, Ordering::Relaxed)) };
+            given = lately.get(read).await;
+        }
+        (reads.load(Ordering::Relaxed), given)
+    }
+
+    #[tokio::test]
+    async fn what_was_read_a_moment_ago_serves_whoever_asks_and_a_failure_nobody() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(asked(hour, 5, Some).await, (1, Some(0)));
+        assert_eq!(asked(Duration::ZERO, 5, Some).await, (5, Some(4)));
+        let second = |number| (number > 0).then_some(number);
+        assert_eq!(asked(hour, 5, second).await, (2, Some(1)));
+    }
 }

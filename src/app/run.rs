@@ -28,7 +28,7 @@ use super::health::{Health, Loop, Pulse};
 use super::http;
 use super::lead::{Leadership, Leading};
 use super::listen::{Hearing, hear};
-use super::observe::Observer;
+use super::observe::{Lately, Observer};
 use super::reload::{Followed, spread};
 use super::schedule::{Bells, Jobs};
 use super::summary::summarize;
@@ -204,7 +204,8 @@ pub async fn run(mut parts: Parts, controls: Controls) -> Result<(), AppError> {
             log,
             started_at: now,
             stop: stop.clone(),
-            standing: Arc::default(),
+            standing: Lately::default(),
+            readable: Lately::default(),
         };
         tell_listening(&endpoint);
         answering.spawn(http::serve(endpoint, Arc::new(observer)));

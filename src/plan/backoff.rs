@@ -31,9 +31,10 @@ impl Backoff {
             randomization_factor: 0.0,
             multiplier: self.multiplier,
             max_interval: self.max,
-            // It gives up after 15 minutes, which begin here: what is taken from it is taken at once.
             ..ExponentialBackoff::default()
         };
+        // It would give up after 15 minutes by a clock of its own.
+        intervals.max_elapsed_time = None;
         let mut interval = self.initial;
         for _ in 0..failures.clamp(1, STEPS_MAX) {
             interval = intervals.next_backoff().unwrap_or(self.max);

@@ -7,7 +7,6 @@ use crate::model::{
     Doubt, Entry, EntryState, Field, Json, Lease, LeaseToken, Mark, Mode, Observed, Origin, Reason,
     Record, Snapshot, Timestamp,
 };
-
 use crate::planted::{Bug, with_planted};
 
 use super::advance::Outcome;

@@ -1,6 +1,9 @@
 //! One test's own database, the same to use whichever engine holds it.
 
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection};
+use sqlx::mysql::MySqlRow;
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Connection, FromRow, MySqlConnection, PgConnection, SqliteConnection};
 
 use super::directory::Directory;
 
@@ -41,29 +44,21 @@ impl TestDatabase {
 
     /// The one integer that `sql` yields.
     pub(crate) async fn integer(&self, sql: &str) -> i64 {
-        let sql = AssertSqlSafe(sql.to_owned());
-        let outcome = match self.engine {
-            Engine::Postgres => {
-                sqlx::query_scalar(sql)
-                    .fetch_one(&mut self.postgres().await)
-                    .await
-            }
-            Engine::MariaDb => {
-                sqlx::query_scalar(sql)
-                    .fetch_one(&mut self.mariadb().await)
-                    .await
-            }
-            Engine::Sqlite => {
-                sqlx::query_scalar(sql)
-                    .fetch_one(&mut self.sqlite().await)
-                    .await
-            }
-        };
-        outcome.unwrap_or_else(|error| panic!("{:?} refused a test's query: {error}", self.engine))
+        self.one(sql).await
     }
 
     /// The one text that `sql` yields.
     pub(crate) async fn text(&self, sql: &str) -> String {
+        self.one(sql).await
+    }
+
+    async fn one<T>(&self, sql: &str) -> T
+    where
+        (T,): for<'r> FromRow<'r, PgRow>
+            + for<'r> FromRow<'r, MySqlRow>
+            + for<'r> FromRow<'r, SqliteRow>,
+        T: Send + Unpin,
+    {
         let sql = AssertSqlSafe(sql.to_owned());
         let outcome = match self.engine {
             Engine::Postgres => {
