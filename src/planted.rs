@@ -42,6 +42,8 @@ pub(crate) enum Bug {
     CursorCommittedFirst,
     /// The poll starts after its cursor, not the overlap before it.
     OverlapIgnored,
+    /// What a poll found unchanged counts as unchanged also after something else was decided on it.
+    KnownForGood,
     /// The poll forgets that open transactions hold its cursor back.
     HorizonIgnored,
     /// A change found while a request was in flight makes no next entry.
@@ -93,7 +95,7 @@ pub(crate) enum Bug {
 #[cfg(test)]
 impl Bug {
     /// All bugs.
-    pub(crate) const ALL: [Self; 41] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::NoDoubtMark,
         Self::DoubtMarkedAfterSending,
         Self::DoubtClearedBy4xx,
@@ -112,6 +114,7 @@ impl Bug {
         Self::TwoInFlight,
         Self::CursorCommittedFirst,
         Self::OverlapIgnored,
+        Self::KnownForGood,
         Self::HorizonIgnored,
         Self::FollowupForgotten,
         Self::NewerTargetAcknowledged,

@@ -6,23 +6,27 @@
 
 mod baseline;
 mod feed;
+mod known;
 mod page;
 mod poll;
 mod skim;
 mod sweep;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Clock;
 use crate::handover::Handover;
 use crate::metrics::Commits;
 use crate::model::{Field, FieldSet, FingerprintKey, LeaseToken, Origin, RowHash};
 use crate::plan::{Policy, guard};
+use crate::planted::{Bug, is_planted};
 use crate::progress::Mark;
 use crate::reread::Reread;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
+
+use known::Known;
 
 pub use baseline::BaselineReport;
 pub use page::{PageCounts, QuarantineNotice};
@@ -99,6 +103,7 @@ pub struct Reconciler {
     left_at: Mutex<Option<String>>,
     /// The hashes of the last page that was small.
     last_small: Mutex<Vec<RowHash>>,
+    known: Mutex<Known>,
     mark: Mark,
     reread: Reread,
     handover: Handover,
@@ -128,6 +133,7 @@ impl Reconciler {
             overtakes: AtomicU64::new(0),
             left_at: Mutex::default(),
             last_small: Mutex::default(),
+            known: Mutex::default(),
             mark: Mark::default(),
             reread: Reread::default(),
             handover: Handover::default(),
@@ -152,6 +158,7 @@ impl Reconciler {
         if batch.origin != Origin::Sweep {
             self.overtakes.fetch_add(1, Ordering::Relaxed);
         }
+        self.forget(&batch);
         let claiming = match batch.observations.is_empty() {
             true => None,
             false => self.handover.take_up(batch.now),
@@ -175,10 +182,28 @@ impl Reconciler {
         Ok(reconciled)
     }
 
+    /// What the state says of these resources is known no more, whether the batch is committed or not.
+    fn forget(&self, batch: &Batch) {
+        if is_planted(Bug::KnownForGood) {
+            return;
+        }
+        let observed = batch.observations.iter().map(|observed| &observed.key);
+        let unusable = batch.quarantined.iter().filter_map(|row| row.key.as_ref());
+        let mut known = self.known();
+        for key in observed.chain(unusable).chain(&batch.missing) {
+            known.forget(key);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads under this watch from now on: what it reads is committed only while the state has the watch's token.
     pub fn hold_watch(&mut self, token: LeaseToken) {
         self.watch = Some(token);
         self.overtakes.fetch_add(1, Ordering::Relaxed);
+        self.known().forget_all();
         // Another process may have left a poll half done.
         self.poll_undecided.store(true, Ordering::Relaxed);
     }

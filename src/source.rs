@@ -159,8 +159,8 @@ pub struct RawKey {
 /// One page of a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollPage {
-    /// The rows, in order. Rows whose cursor is NULL are not among them: only sweeps see those.
-    pub rows: Vec<RawRow>,
+    /// The rows, in order, each with its cursor. Rows whose cursor is NULL are not among them: only sweeps see those.
+    pub rows: RawRows,
     /// Where the next page starts; `None`: this was the last.
     pub next: Option<Position>,
     /// The cursor to keep with this page instead of its last row's: a transaction that was open when the pass began may still

@@ -1,7 +1,7 @@
 //! A page of rows in one piece of memory, each row as the bytes that its hash is taken of.
 //!
-//! A sweep reads millions of rows to find that nearly all of them are as they were. A row that is unchanged is hashed where it lies and
-//! never becomes a [`RawRow`]; one that is not becomes exactly the [`RawRow`] that was pushed, but for the cursor, which no hash sees.
+//! Passes read millions of rows to find that nearly all of them are as they were. A row that is unchanged is hashed where it lies and
+//! never becomes a [`RawRow`]; one that is not becomes exactly the [`RawRow`] that was pushed. The cursor, which no hash sees, lies behind it.
 
 use std::fmt;
 
@@ -20,12 +20,26 @@ pub const TOO_LONG: &str = "is longer than 1 MiB";
 /// The problem of a value that is no text.
 pub const NO_UTF8: &str = "is no UTF-8";
 
-/// Rows without their cursors, zeroed when dropped.
+/// Rows, zeroed when dropped.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RawRows {
     bytes: Zeroizing<Vec<u8>>,
-    /// Where each row ends.
-    ends: Vec<usize>,
+    ends: Vec<End>,
+}
+
+/// Where a row ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    row: usize,
+    /// Where its cursor ends, which begins there; `None` for a row without one.
+    cursor: Option<usize>,
+}
+
+impl End {
+    /// Where the next row begins.
+    fn all(self) -> usize {
+        self.cursor.unwrap_or(self.row)
+    }
 }
 
 /// Says how many there are and nothing of what is in them.
@@ -63,7 +77,7 @@ impl RawRows {
         self.bytes.len()
     }
 
-    /// Begins a row with one of its two ids; the other, the fields and [`RawRows::end_row`] follow.
+    /// Begins a row with one of its two ids; the other, the fields and its end ([`RawRows::end_row`]) follow.
     pub fn push_id(&mut self, text: CellText<'_>) {
         self.push_cell(ID_TAG, text);
     }
@@ -73,9 +87,15 @@ impl RawRows {
         self.push_cell(field as u8, text);
     }
 
-    /// Ends a row.
-    pub fn end_row(&mut self) {
-        self.ends.push(self.bytes.len());
+    /// Ends a row, with its cursor if it has one.
+    pub fn end_row(&mut self, cursor: Option<&str>) {
+        let row = self.bytes.len();
+        if let Some(cursor) = cursor {
+            self.reserve(cursor.len());
+            self.bytes.extend_from_slice(cursor.as_bytes());
+        }
+        let cursor = cursor.map(|_| self.bytes.len());
+        self.ends.push(End { row, cursor });
     }
 
     /// Appends a row.
@@ -83,7 +103,7 @@ impl RawRows {
         let RawRow {
             installation_id,
             resource_id,
-            cursor: _,
+            cursor,
             columns,
         } = row;
         self.push_id(installation_id.into());
@@ -91,7 +111,14 @@ impl RawRows {
         for (field, text) in columns {
             self.push_field(*field, text.into());
         }
-        self.end_row();
+        self.end_row(cursor.as_deref());
+    }
+
+    /// Keeps the first rows alone.
+    pub fn truncate(&mut self, rows: usize) {
+        self.ends.truncate(rows);
+        let end = self.ends.last().map_or(0, |end| end.all());
+        self.bytes.truncate(end);
     }
 
     /// Appends other rows.
@@ -99,23 +126,38 @@ impl RawRows {
         let base = self.bytes.len();
         self.reserve(others.bytes.len());
         self.bytes.extend_from_slice(&others.bytes);
-        self.ends.extend(others.ends.iter().map(|end| base + end));
+        self.ends.extend(others.ends.iter().map(|end| End {
+            row: base + end.row,
+            cursor: end.cursor.map(|cursor| base + cursor),
+        }));
     }
 
     /// The rows in order.
     pub fn iter(&self) -> impl Iterator<Item = RawRowRef<'_>> {
-        self.ends.iter().enumerate().map(|(index, end)| {
-            let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-            RawRowRef(&self.bytes[start..*end])
-        })
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
+
+    /// The rows, each by itself.
+    #[must_use]
+    pub fn to_rows(&self) -> Vec<RawRow> {
+        self.iter().map(RawRowRef::to_row).collect()
     }
 
     /// The last row.
     #[must_use]
     pub fn last(&self) -> Option<RawRowRef<'_>> {
-        let end = *self.ends.last()?;
-        let start = self.ends.len().checked_sub(2).map_or(0, |at| self.ends[at]);
-        Some(RawRowRef(&self.bytes[start..end]))
+        self.get(self.len().checked_sub(1)?)
+    }
+
+    fn get(&self, index: usize) -> Option<RawRowRef<'_>> {
+        let end = self.ends.get(index)?;
+        let start = index.checked_sub(1).map_or(0, |at| self.ends[at].all());
+        let cursor = end.cursor.map(|cursor| &self.bytes[end.row..cursor]);
+        Some(RawRowRef {
+            cells: &self.bytes[start..end.row],
+            // What was pushed as text is text.
+            cursor: cursor.and_then(|cursor| std::str::from_utf8(cursor).ok()),
+        })
     }
 
     fn push_cell(&mut self, tag: u8, text: CellText<'_>) {
@@ -201,19 +243,28 @@ fn cell(tag: u8, text: CellText<'_>) -> ([u8; HEAD_BYTES], &[u8]) {
 
 /// One of the rows.
 #[derive(Clone, Copy)]
-pub struct RawRowRef<'a>(&'a [u8]);
+pub struct RawRowRef<'a> {
+    cells: &'a [u8],
+    cursor: Option<&'a str>,
+}
 
 impl<'a> RawRowRef<'a> {
     /// The row's hash, the same as [`RawRow::hash`].
     #[must_use]
     pub fn hash(self, hasher: &RowHasher) -> RowHash {
-        hasher.hash(self.0)
+        hasher.hash(self.cells)
+    }
+
+    /// The column `cursor`.
+    #[must_use]
+    pub const fn cursor(self) -> Option<&'a str> {
+        self.cursor
     }
 
     /// Both ids, if they are texts.
     #[must_use]
     pub fn ids(self) -> Option<(&'a str, &'a str)> {
-        let mut cells = cells(self.0);
+        let mut cells = cells(self.cells);
         let mut id = || match cells.next() {
             Some((ID_TAG, CellText::Text(text))) => Some(text),
             _ => None,
@@ -221,10 +272,10 @@ impl<'a> RawRowRef<'a> {
         Some((id()?, id()?))
     }
 
-    /// The row as it was read, without its cursor.
+    /// The row as it was read.
     #[must_use]
     pub fn to_row(self) -> RawRow {
-        let mut cells = cells(self.0);
+        let mut cells = cells(self.cells);
         let mut id = || {
             cells
                 .next()
@@ -234,7 +285,7 @@ impl<'a> RawRowRef<'a> {
         RawRow {
             installation_id,
             resource_id,
-            cursor: None,
+            cursor: self.cursor.map(str::to_owned),
             columns: cells
                 .filter_map(|(tag, text)| {
                     let field = Field::ALL.into_iter().find(|field| *field as u8 == tag)?;
@@ -319,16 +370,17 @@ mod tests {
     use super::*;
 
     fn some_rows() -> Vec<RawRow> {
-        let row = |id: RawText, columns: Vec<(Field, RawText)>| RawRow {
+        let row = |id: RawText, cursor: Option<&str>, columns: Vec<(Field, RawText)>| RawRow {
             installation_id: RawText::text("icfg_1"),
             resource_id: id,
-            cursor: None,
+            cursor: cursor.map(str::to_owned),
             columns,
         };
         vec![
-            row(RawText::Null, vec![]),
+            row(RawText::Null, Some("2026-01-02"), vec![]),
             row(
                 RawText::text("res_1"),
+                None,
                 vec![
                     (Field::Name, RawText::text("")),
                     (Field::Status, RawText::Null),
@@ -336,10 +388,12 @@ mod tests {
             ),
             row(
                 RawText::Unreadable(NO_UTF8),
+                Some(""),
                 vec![(Field::Secrets, RawText::Unreadable(TOO_LONG))],
             ),
             row(
                 RawText::text("réseau"),
+                Some("7"),
                 vec![(Field::Name, RawText::text("x".repeat(10_000)))],
             ),
         ]
@@ -349,7 +403,7 @@ mod tests {
     fn a_row_comes_out_of_a_page_as_it_went_in() {
         let rows = some_rows();
         let mut page: RawRows = rows.iter().cloned().collect();
-        let out: Vec<RawRow> = page.iter().map(RawRowRef::to_row).collect();
+        let out = page.to_rows();
         assert_eq!(out, rows);
         let again = page.clone();
         page.append(&again);
@@ -360,6 +414,13 @@ mod tests {
             Some(("icfg_1", "res_1"))
         );
         assert_eq!(page.iter().next().and_then(RawRowRef::ids), None);
+        assert_eq!(page.last().and_then(RawRowRef::cursor), Some("7"));
+        page.truncate(rows.len() + 1);
+        let out = page.to_rows();
+        assert_eq!(out[..rows.len()], rows);
+        assert_eq!(out[rows.len()..], rows[..1]);
+        page.truncate(0);
+        assert!(page.is_empty() && page.size() == 0);
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub struct PageCounts {
     pub withdrawn: u64,
     /// Rows taken as acknowledged.
     pub adopted: u64,
-    /// Equal on both sides after the page.
+    /// Equal on both sides after the page. Here and in the next three a poll counts only what it looked up, and not what is as the poll
+    /// before it had found it.
     pub equal: u64,
     /// With an entry that waits.
     pub waiting: u64,
@@ -136,6 +137,10 @@ pub(super) struct Sorted {
     pub(super) counts: PageCounts,
 }
 
+fn identified(observation: &Observation) -> (ResourceKey, RowHash) {
+    (observation.key.clone(), observation.row_hash)
+}
+
 impl Reconciler {
     /// Commits what a page of rows means.
     pub(super) async fn commit_page(
@@ -171,6 +176,10 @@ impl Reconciler {
             });
         }
         let (observations, states): (Vec<_>, Vec<_>) = observations.into_iter().unzip();
+        let decided: Vec<(ResourceKey, RowHash)> = match duplicates {
+            Duplicates::Anywhere => observations.iter().map(identified).collect(),
+            Duplicates::InThisPage => Vec::new(),
+        };
         let batch = Batch {
             now: self.clock.now(),
             origin,
@@ -196,6 +205,9 @@ impl Reconciler {
             self.store.reconcile(position).await?;
         }
         let reconciled = self.commit(batch).await?;
+        for (key, hash) in &decided {
+            self.known().note(key, *hash);
+        }
         for (decision, before) in reconciled.decisions.iter().zip(states) {
             tally(&mut counts, *decision, before);
         }
@@ -238,6 +250,9 @@ impl Reconciler {
         for (((key, rows), glance), hash) in by_key.into_iter().zip(glances).zip(hashes) {
             sorted.counts.known += u64::from(glance.row_hash.is_some()) * rows.len() as u64;
             if glance.is_settled(hash) && rows.len() == 1 {
+                if duplicates == Duplicates::Anywhere {
+                    self.known().note(&key, hash);
+                }
                 sorted.counts.stands(glance.entry);
             } else if glance.quarantined == Some(hash) {
                 sorted.counts.quarantined += rows.len() as u64;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::model::{Origin, Timestamp};
+use crate::model::{Origin, RawRow, RawRows, RowHasher, Timestamp};
 use crate::planted::{Bug, is_planted};
 use crate::source::{PollFrom, PollPage, RawKey, SourceError};
 use crate::store::PollProgress;
@@ -77,6 +77,8 @@ impl Reconciler {
         let first = match ahead.filter(|(read_from, _)| *read_from == from) {
             Some((_, page)) => page,
             None => {
+                // Whoever moved the cursor may have done more.
+                self.known().forget_all();
                 let limit = self.settings.page_rows;
                 self.source.poll_page(&from, limit).await
             }
@@ -127,6 +129,23 @@ impl Reconciler {
         Some((from, page))
     }
 
+    /// Takes out of a page what was looked up by the pass before and has not changed since.
+    fn pass_over(&self, rows: &RawRows) -> (Vec<RawRow>, PageCounts) {
+        let hasher = RowHasher::new(&self.key, self.settings.epoch());
+        let again = self
+            .known()
+            .again(rows.iter().map(|row| (row.ids(), row.hash(&hasher))));
+        let rest = rows.iter().zip(&again).filter(|(_, again)| !**again);
+        let rest: Vec<RawRow> = rest.map(|(row, _)| row.to_row()).collect();
+        let known = (rows.len() - rest.len()) as u64;
+        let counts = PageCounts {
+            rows: known,
+            known,
+            ..PageCounts::default()
+        };
+        (rest, counts)
+    }
+
     fn left_at(&self) -> MutexGuard<'_, Option<String>> {
         self.left_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,6 +163,7 @@ impl Reconciler {
             started_at,
             report,
         } = pass;
+        self.known().begin_pass();
         let restart = cursor.is_none() && from == PollFrom::Beginning;
         let mut from = from;
         let mut first = first;
@@ -167,7 +187,8 @@ impl Reconciler {
             if !is_planted(Bug::HorizonIgnored) {
                 horizon = horizon.or(page.horizon);
             }
-            let last = page.rows.last().and_then(|row| row.cursor.clone());
+            let last = page.rows.last().and_then(|row| row.cursor());
+            let last = last.map(str::to_owned);
             let next_cursor = horizon.clone().or(last).or_else(|| reached.clone());
             rows += page.rows.len() as u64;
             let is_last = page.next.is_none();
@@ -187,8 +208,10 @@ impl Reconciler {
                 keep,
                 ends_pass: is_last,
             };
+            let (rest, known) = self.pass_over(&page.rows);
+            report.counts.add(&known);
             let done = self
-                .commit_page(page.rows, Origin::Poll, Duplicates::Anywhere, position)
+                .commit_page(rest, Origin::Poll, Duplicates::Anywhere, position)
                 .await?;
             if keep {
                 committed.clone_from(&next_cursor);

@@ -36,7 +36,7 @@ impl Reconciler {
             None => None,
         };
         let Some(glances) = glances else {
-            skimmed.rest = rows.iter().map(|row| row.to_row()).collect();
+            skimmed.rest = rows.to_rows();
             return Ok(skimmed);
         };
         let hasher = RowHasher::new(&self.key, self.settings.epoch());

@@ -70,6 +70,7 @@ const fn laws_of(bug: Bug) -> &'static [Law] {
         | Bug::TwoInFlight => &[Law::OneAtATime],
         Bug::CursorCommittedFirst
         | Bug::OverlapIgnored
+        | Bug::KnownForGood
         | Bug::HorizonIgnored
         | Bug::PoisonTakesPage => &[Law::NothingLost],
         Bug::MovedSecretsSent | Bug::ForeignToken => &[Law::NothingSecretAstray],

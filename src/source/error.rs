@@ -137,6 +137,14 @@ pub(super) fn mysql(number: u16, message: &str) -> Failure {
     }
 }
 
+/// Whether an extended result code of SQLite says that the file or its journal has to be recovered, which a reader may not do:
+/// `SQLITE_READONLY_RECOVERY`, `…_CANTLOCK`, `…_ROLLBACK` and `…_CANTINIT`.
+///
+/// Codes: <https://www.sqlite.org/rescode.html>.
+pub(super) const fn needs_recovery(extended: i32) -> bool {
+    matches!(extended, 264 | 520 | 776 | 1288)
+}
+
 /// What an SQLite result code means.
 ///
 /// Codes: <https://www.sqlite.org/rescode.html>.
@@ -152,6 +160,9 @@ pub(super) fn sqlite(code: Option<&str>, message: &str) -> Failure {
     match extended & 0xff {
         9 => Failure::Timeout,
         5 | 6 => Failure::Unreachable("the file is locked".into()),
+        8 if needs_recovery(extended) => Failure::Unreachable(
+            "a transaction was cut off in the file, and a program that may write it has to open it first".into(),
+        ),
         8 => Failure::Query("it would write, and the file is open for reading only".into()),
         10 => Failure::Unreachable("the file cannot be read".into()),
         11 | 26 => Failure::Unreachable("the file is damaged or no SQLite database".into()),
@@ -327,5 +338,11 @@ mod tests {
         assert_eq!(sqlite(Some("9"), ""), Failure::Timeout);
         assert!(matches!(sqlite(Some("261"), ""), Failure::Unreachable(_)));
         assert!(matches!(sqlite(Some("1032"), ""), Failure::Query(_)));
+        for recovery in ["264", "520", "776", "1288"] {
+            assert!(matches!(
+                sqlite(Some(recovery), ""),
+                Failure::Unreachable(_)
+            ));
+        }
     }
 }

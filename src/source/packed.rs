@@ -52,7 +52,7 @@ pub(super) fn unpack(layout: &Layout, page: &[u8]) -> Option<(RawRows, Option<Ra
         for (field, _) in &layout.fields {
             rows.push_field(*field, CellText::of(take(&mut rest)?));
         }
-        rows.end_row();
+        rows.end_row(None);
         place = Some([(kinds[0], installation), (kinds[1], resource)]);
     }
     if !rest.is_empty() {

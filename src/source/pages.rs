@@ -13,7 +13,7 @@ use super::dialect::{Cell, Dialect, Key, Rows, text};
 use super::query::Query;
 use super::statement::{Comparison, Param, Statement};
 use super::{Position, RawKey};
-use crate::model::{CellText, RawRow, RawText, ResourceKey};
+use crate::model::{CellText, RawRow, RawRows, RawText, ResourceKey};
 
 /// The most rows that are read of one group of equal ids; further ones could only repeat that the id is not unique.
 pub(super) const MAX_GROUP_ROWS: u32 = 1_000;
@@ -443,19 +443,6 @@ pub(super) fn token<D: Dialect>(
 pub(super) struct PlacedRow {
     pub(super) row: RawRow,
     pub(super) key: RawKey,
-    /// Whether no open transaction can commit rows before this one's cursor.
-    pub(super) is_settled: bool,
-}
-
-impl PlacedRow {
-    /// The place in a poll; `None` for a row without cursor, which no poll reads.
-    pub(super) fn position(&self, horizon: Option<String>) -> Option<Position> {
-        Some(Position {
-            cursor: self.row.cursor.clone()?,
-            key: self.key.clone(),
-            horizon,
-        })
-    }
 }
 
 /// Decodes what [`Pages`] selects.
@@ -469,7 +456,8 @@ pub(super) fn decode(layout: &Layout, rows: Rows) -> Vec<PlacedRow> {
 fn decode_row(layout: &Layout, cells: Vec<Cell>) -> PlacedRow {
     let mut cells = cells.into_iter();
     let mut next = || cells.next().flatten();
-    let is_settled = next().is_some();
+    // Whether it is settled, which polls alone ask.
+    next();
     let key = RawKey {
         installation_id: text(next()).unwrap_or_default(),
         resource_id: text(next()).unwrap_or_default(),
@@ -491,8 +479,24 @@ fn decode_row(layout: &Layout, cells: Vec<Cell>) -> PlacedRow {
             columns,
         },
         key,
-        is_settled,
     }
+}
+
+/// Appends a row to a page in one piece: the cells of both ids and of the fields.
+pub(super) fn push_row(
+    rows: &mut RawRows,
+    layout: &Layout,
+    cells: &[Option<&[u8]>],
+    cursor: Option<&str>,
+) {
+    let mut cells = cells.iter().map(|cell| CellText::of(*cell));
+    let mut next = || cells.next().expect("every statement selects all columns");
+    rows.push_id(next());
+    rows.push_id(next());
+    for (field, _) in &layout.fields {
+        rows.push_field(*field, next());
+    }
+    rows.end_row(cursor);
 }
 
 /// A column's text from its value.
@@ -509,27 +513,12 @@ pub(super) fn raw_text(value: Cell) -> RawText {
     }
 }
 
-/// Puts the whole group of a poll's last row at the end of a full page.
-pub(super) fn with_poll_group(page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
-    with_group(page, group, |placed| {
-        (placed.row.cursor.clone(), placed.key.clone())
-    })
-}
-
 /// Puts the whole group of a sweep's last row at the end of a full page.
 ///
 /// The group is a later reading: a row that changed in between is not to appear as it was, too.
-pub(super) fn with_sweep_group(page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
-    with_group(page, group, |placed| placed.key.clone())
-}
-
-fn with_group<P: Eq + std::hash::Hash>(
-    mut page: Vec<PlacedRow>,
-    group: Vec<PlacedRow>,
-    place: impl Fn(&PlacedRow) -> P,
-) -> Vec<PlacedRow> {
-    let places: HashSet<_> = group.iter().map(&place).collect();
-    page.retain(|placed| !places.contains(&place(placed)));
+pub(super) fn with_sweep_group(mut page: Vec<PlacedRow>, group: Vec<PlacedRow>) -> Vec<PlacedRow> {
+    let places: HashSet<_> = group.iter().map(|placed| placed.key.clone()).collect();
+    page.retain(|placed| !places.contains(&placed.key));
     page.extend(group);
     page
 }
@@ -574,7 +563,6 @@ mod tests {
                 installation_id: "icfg_1".to_owned(),
                 resource_id: id.to_owned(),
             },
-            is_settled: true,
         }
     }
 

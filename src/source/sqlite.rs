@@ -30,6 +30,11 @@ use crate::model::value::MAX_COLUMN_BYTES;
 /// After how many of SQLite's own instructions the deadline is looked at.
 const INSTRUCTIONS_BETWEEN_CHECKS: i32 = 1_000;
 
+/// Begins a transaction and takes its place in the file: what its later statements read is there, and nobody has to be waited for.
+const BEGIN: &str = "BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1";
+/// After how long a reader that has to wait for a writer looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// One SQLite file.
 pub(super) struct SqliteDialect {
     options: SqliteConnectOptions,
@@ -46,16 +51,39 @@ impl SqliteDialect {
         let options = options
             .read_only(true)
             .create_if_missing(false)
-            .busy_timeout(statement_timeout.min(CONNECT_TIMEOUT))
             .pragma("query_only", "ON")
             .pragma("trusted_schema", "OFF")
             .statement_cache_capacity(0)
             .disable_statement_logging();
-        Self {
+        let dialect = Self {
             options,
             target,
             statement_timeout,
+        };
+        let patience = dialect.patience();
+        Self {
+            options: dialect.options.busy_timeout(patience),
+            ..dialect
         }
+    }
+}
+
+impl SqliteDialect {
+    /// How long whoever writes the file is waited for.
+    fn patience(&self) -> Duration {
+        self.statement_timeout.min(CONNECT_TIMEOUT)
+    }
+
+    /// Whether a reader has to wait for a writer, which SQLite does by itself only for a lock.
+    ///
+    /// Beside several writers this happens without any of them having been cut off: a reader that sees the journal of one and then not its
+    /// lock takes the journal of the next for one that was left behind (`hasHotJournal` in SQLite's pager.c), which it must not roll back.
+    fn awaits_writer(&self, error: &sqlx::Error, waited: Duration) -> bool {
+        let code = error.as_database_error().and_then(|error| error.code());
+        let needs_recovery = code
+            .and_then(|code| code.parse().ok())
+            .is_some_and(error::needs_recovery);
+        needs_recovery && waited < self.patience()
     }
 }
 
@@ -218,9 +246,20 @@ impl Dialect for SqliteDialect {
     }
 
     async fn begin(&self, connection: &mut SqliteConnection) -> Result<Began, sqlx::Error> {
+        let begun = Instant::now();
         set_deadline(connection, self.statement_timeout).await?;
-        sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
-        Ok(Began { is_replica: false })
+        loop {
+            match sqlx::raw_sql(BEGIN).execute(&mut *connection).await {
+                Err(error) if self.awaits_writer(&error, begun.elapsed()) => {
+                    sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                begun => {
+                    begun?;
+                    return Ok(Began { is_replica: false });
+                }
+            }
+        }
     }
 
     async fn end(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {

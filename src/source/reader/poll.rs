@@ -4,10 +4,11 @@ use tokio::time::timeout;
 
 use super::super::columns::{CursorColumn, Layout, SOURCE_QUERY};
 use super::super::connections::Session;
-use super::super::dialect::Dialect;
+use super::super::dialect::{Dialect, Sink};
 use super::super::pages::{self, PollStart, poll_params};
-use super::super::{PollFrom, PollPage, SourceError};
+use super::super::{PollFrom, PollPage, Position, RawKey, SourceError};
 use super::{Inner, size};
+use crate::model::RawRows;
 
 impl<D: Dialect> Inner<D> {
     /// One page of a poll.
@@ -95,30 +96,104 @@ impl<D: Dialect> Inner<D> {
             .as_deref()
             .and_then(|horizon| dialect.cursor_param(cursor, horizon));
         let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
-        let found = session.rows(&statement).await?;
-        let is_full = found.is_cut || found.rows.len() >= size(limit) || upper.is_some();
-        let is_cut = found.is_cut;
-        let mut rows = pages::decode(layout, found);
+        let mut sheet = Sheet::new(layout);
+        let is_cut = session.read(&statement, &mut sheet).await?;
+        let is_full = is_cut || sheet.rows.len() >= size(limit) || upper.is_some();
         // Rows are in the order of their cursors: the last one tells whether all are settled.
-        let is_settled = rows.last().is_none_or(|last| last.is_settled);
-        let next = match rows.last() {
-            Some(last) if is_full => last.position(horizon.clone()),
-            _ => None,
+        let is_settled = sheet.is_settled;
+        let next = match is_full {
+            true => sheet.position(horizon.clone()),
+            false => None,
         };
         if let Some(next) = &next
             && !is_cut
             && let Some(at) = poll_params(dialect, cursor, &keys, next)
         {
-            let group = session.rows(&pages.poll_group(cursor, &at)).await?;
-            rows = pages::with_poll_group(rows, pages::decode(layout, group));
+            let mut group = Sheet::new(layout);
+            session
+                .read(&pages.poll_group(cursor, &at), &mut group)
+                .await?;
+            sheet.end_with(&group);
         }
         Ok(PollPage {
-            rows: rows.into_iter().map(|placed| placed.row).collect(),
+            rows: sheet.rows,
             next,
             horizon: horizon.filter(|_| !is_settled),
             identity: None,
         })
     }
+}
+
+/// Takes the rows of a poll's page, and where the last of them lies.
+struct Sheet<'l> {
+    layout: &'l Layout,
+    rows: RawRows,
+    /// The cursor and the ids of the last row as the database's order has them, each empty where it is no text.
+    place: [String; 3],
+    /// How many rows at the end have that place.
+    at_place: usize,
+    /// Whether no open transaction can commit rows before the last one's cursor.
+    is_settled: bool,
+}
+
+impl<'l> Sheet<'l> {
+    fn new(layout: &'l Layout) -> Self {
+        Self {
+            layout,
+            rows: RawRows::default(),
+            place: Default::default(),
+            at_place: 0,
+            is_settled: true,
+        }
+    }
+
+    /// The place of the last row; `None` without rows, and for a row without cursor, which no poll reads.
+    fn position(&self, horizon: Option<String>) -> Option<Position> {
+        let [_, installation_id, resource_id] = &self.place;
+        Some(Position {
+            cursor: self.rows.last()?.cursor()?.to_owned(),
+            key: RawKey {
+                installation_id: installation_id.clone(),
+                resource_id: resource_id.clone(),
+            },
+            horizon,
+        })
+    }
+
+    /// Puts the whole group of the last row at the end of a full page.
+    ///
+    /// The group is a later reading: a row that changed in between is not to appear as it was, too.
+    fn end_with(&mut self, group: &Self) {
+        if !group.rows.is_empty() {
+            self.rows.truncate(self.rows.len() - self.at_place);
+            self.rows.append(&group.rows);
+        }
+    }
+}
+
+impl Sink for Sheet<'_> {
+    fn row(&mut self, cells: &[Option<&[u8]>]) {
+        let [settled, installation, resource, cursor, cells @ ..] = cells else {
+            unreachable!("every statement selects all columns");
+        };
+        let cursor = as_text(*cursor);
+        let place = [cursor, as_text(*installation), as_text(*resource)];
+        let place = place.map(Option::unwrap_or_default);
+        if self.place.iter().zip(place).any(|(old, new)| old != new) {
+            self.at_place = 0;
+            for (old, new) in self.place.iter_mut().zip(place) {
+                old.clear();
+                old.push_str(new);
+            }
+        }
+        self.at_place += 1;
+        self.is_settled = settled.is_some();
+        pages::push_row(&mut self.rows, self.layout, cells, cursor);
+    }
+}
+
+fn as_text(cell: Option<&[u8]>) -> Option<&str> {
+    std::str::from_utf8(cell?).ok()
 }
 
 async fn horizon<D: Dialect>(

@@ -9,7 +9,7 @@ use super::super::pages::{self, Keys, Pages, PlacedRow, sweep_params};
 use super::super::statement::Param;
 use super::super::{RawKey, SourceError, SweepPage, SweepRows, packed};
 use super::{Inner, size};
-use crate::model::{CellText, RawRows};
+use crate::model::{RawRow, RawRows};
 
 /// How many pages are read row by row after one that could not be read as one text.
 const PAGES_UNPACKED: u32 = 64;
@@ -24,14 +24,7 @@ struct Sheet<'l> {
 
 impl Sink for Sheet<'_> {
     fn row(&mut self, cells: &[Option<&[u8]>]) {
-        let mut cells = cells.iter().map(|cell| CellText::of(*cell));
-        let mut next = || cells.next().expect("every statement selects all columns");
-        self.rows.push_id(next());
-        self.rows.push_id(next());
-        for (field, _) in &self.layout.fields {
-            self.rows.push_field(*field, next());
-        }
-        self.rows.end_row();
+        pages::push_row(&mut self.rows, self.layout, cells, None);
     }
 }
 
@@ -65,7 +58,13 @@ impl<D: Dialect> Inner<D> {
         }
         let SweepPage { rows, next } = self.sweep(session, after, limit).await?;
         Ok(SweepRows {
-            rows: rows.into_iter().collect(),
+            rows: rows
+                .into_iter()
+                .map(|row| RawRow {
+                    cursor: None,
+                    ..row
+                })
+                .collect(),
             next,
         })
     }

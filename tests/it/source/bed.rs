@@ -183,7 +183,7 @@ pub(crate) async fn poll_all(
             .poll_page(&from, limit)
             .await
             .expect("a page is read");
-        rows.extend(page.rows);
+        rows.extend(page.rows.to_rows());
         match page.next {
             Some(position) => from = PollFrom::After(position),
             None => return (rows, pages),
@@ -212,7 +212,7 @@ pub(crate) async fn sweep_all(source: &dyn Inspect, limit: u32) -> Vec<Vec<RawRo
             cursor: None,
             ..row
         });
-        let whole: Vec<RawRow> = whole.rows.iter().map(|row| row.to_row()).collect();
+        let whole = whole.rows.to_rows();
         assert!(whole.iter().cloned().eq(bare), "{}", pages.len());
         pages.push(page.rows);
         match page.next {

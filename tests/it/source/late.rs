@@ -48,9 +48,12 @@ impl Reader {
     async fn page(&mut self, from: &PollFrom) -> Option<PollFrom> {
         let page = self.source.poll_page(from, 2).await.expect("a page");
         self.seen
-            .extend(ids(&page.rows).into_iter().map(str::to_owned));
+            .extend(ids(&page.rows.to_rows()).into_iter().map(str::to_owned));
         if !page.rows.is_empty() {
-            self.cursor = Some(page.horizon.unwrap_or_else(|| last_cursor(&page.rows)));
+            self.cursor = Some(
+                page.horizon
+                    .unwrap_or_else(|| last_cursor(&page.rows.to_rows())),
+            );
         }
         page.next.map(PollFrom::After)
     }

@@ -86,8 +86,12 @@ async fn cursors_keep_every_microsecond(bed: Bed) {
             .poll_page(&PollFrom::Beginning, 4)
             .await
             .expect("a page");
-        assert_eq!(ids(&page.rows), ["r0", "r1", "r2", "r3"], "{cursor_type}");
-        let cursor = last_cursor(&page.rows);
+        assert_eq!(
+            ids(&page.rows.to_rows()),
+            ["r0", "r1", "r2", "r3"],
+            "{cursor_type}"
+        );
+        let cursor = last_cursor(&page.rows.to_rows());
         assert!(cursor.contains("12:00:00.123453"), "{cursor_type} {cursor}");
         // From the cursor on, itself included; after the position, itself excluded.
         let (again, _) = poll_all(&*source, PollFrom::Cursor(cursor), 2).await;
@@ -328,7 +332,7 @@ async fn what_commits_behind_a_page_already_read_is_in_the_next_pass(bed: Bed) {
     });
     let first = source.poll_page(&PollFrom::Beginning, 2).await;
     let first = first.expect("a page");
-    assert_eq!(ids(&first.rows), ["r100", "r101"]);
+    assert_eq!(ids(&first.rows.to_rows()), ["r100", "r101"]);
     // Behind the page, but not further behind the newest row than the overlap; and then so much that the pass goes far.
     insert_many(&bed, 1, |_| row(95)).await;
     insert_many(&bed, 5, |index| row(200 + index)).await;
@@ -337,9 +341,12 @@ async fn what_commits_behind_a_page_already_read_is_in_the_next_pass(bed: Bed) {
     let mut kept = None;
     loop {
         // As a poll does: what holds the cursor back counts, then the last row.
-        let last = page.rows.last().and_then(|row| row.cursor.clone());
+        let last = page
+            .rows
+            .last()
+            .and_then(|row| row.cursor().map(str::to_owned));
         kept = page.horizon.clone().or(last).or(kept);
-        seen.extend(ids(&page.rows).into_iter().map(str::to_owned));
+        seen.extend(ids(&page.rows.to_rows()).into_iter().map(str::to_owned));
         let Some(next) = page.next else { break };
         let next = source.poll_page(&PollFrom::After(next), 2).await;
         page = next.expect("a page");

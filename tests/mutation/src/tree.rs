@@ -213,7 +213,8 @@ fn messages(output: &[u8]) -> impl Iterator<Item = Value> {
         .filter_map(|line| serde_json::from_slice(line).ok())
 }
 
-/// The mutants that an error lies in: by its primary places, else by all that it names.
+/// The mutants that an error lies in: by its primary places, else by all that it names, else the last one that these enclose. So it is with an
+/// arm that others need: the compiler names the `match` and where a further arm would stand.
 fn blame(error: &Value, places: &BTreeMap<String, Vec<(Range<usize>, usize)>>) -> BTreeSet<usize> {
     let mut spans: Vec<&Value> = Vec::new();
     collect(error, &mut spans);
@@ -232,10 +233,23 @@ fn blame(error: &Value, places: &BTreeMap<String, Vec<(Range<usize>, usize)>>) -
             })
             .collect::<BTreeSet<usize>>()
     };
-    [within(true), within(false)]
-        .into_iter()
-        .find(|blamed| !blamed.is_empty())
-        .unwrap_or_default()
+    let enclosed = || {
+        let ends: Vec<_> = spans.iter().filter_map(|span| place(span)).collect();
+        let (from, places) = *ends.iter().min_by_key(|(at, _)| at)?;
+        let (to, _) = *ends.iter().max_by_key(|(at, _)| at)?;
+        let (_, id) = places
+            .iter()
+            .rfind(|(place, _)| (from..to).contains(&place.start))?;
+        Some(*id)
+    };
+    [
+        within(true),
+        within(false),
+        enclosed().into_iter().collect(),
+    ]
+    .into_iter()
+    .find(|blamed| !blamed.is_empty())
+    .unwrap_or_default()
 }
 
 /// The places of a message and of what explains it.
