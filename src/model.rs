@@ -29,7 +29,7 @@ pub use observed::Observed;
 pub use patch::{Patch, SecretsPatch};
 pub use record::{Record, RowHash};
 pub use row::{RawRow, RawText, Row, Unusable};
-pub use rows::{CellText, RawRows, RowHasher};
+pub use rows::{CellText, RawRowRef, RawRows, RowHasher};
 pub use secret::{AccessToken, Fingerprint, FingerprintKey, Secret, SecretName, SecretSet};
 pub use snapshot::Snapshot;
 pub use time::Timestamp;

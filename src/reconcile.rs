@@ -101,9 +101,9 @@ pub struct Reconciler {
     overtakes: AtomicU64,
     /// The cursor that the last poll left in the state, once one has ended.
     left_at: Mutex<Option<String>>,
-    /// The hashes of the last page that was small.
-    last_small: Mutex<Vec<RowHash>>,
-    known: Mutex<Known>,
+    known: Arc<Mutex<Known>>,
+    /// The hashes of what was not known of the last page that had few such rows.
+    last_news: Arc<Mutex<Vec<RowHash>>>,
     mark: Mark,
     reread: Reread,
     handover: Handover,
@@ -132,8 +132,8 @@ impl Reconciler {
             poll_undecided: AtomicBool::new(true),
             overtakes: AtomicU64::new(0),
             left_at: Mutex::default(),
-            last_small: Mutex::default(),
-            known: Mutex::default(),
+            known: Arc::default(),
+            last_news: Arc::default(),
             mark: Mark::default(),
             reread: Reread::default(),
             handover: Handover::default(),

@@ -24,6 +24,9 @@ mod reader;
 mod sqlite;
 mod statement;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 pub use columns::{DEFAULT_OVERLAP, Overlap};
@@ -40,7 +43,12 @@ pub trait Source: Send + Sync {
     async fn shape(&self) -> Result<Shape, SourceError>;
 
     /// The rows at and after `from` in the order of (cursor, installation_id, resource_id), at most `limit` of them.
-    async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError>;
+    async fn poll_page(
+        &self,
+        from: &PollFrom,
+        limit: u32,
+        suspects: Option<Suspects>,
+    ) -> Result<PollPage, SourceError>;
 
     /// What was added to the change feed after `from`, the place that the last page gave, at most `limit` entries; `None`: nothing
     /// was ever read. Only where [`Shape::feed`] says that there is one.
@@ -156,6 +164,9 @@ pub struct RawKey {
     pub resource_id: String,
 }
 
+/// Says of a page that was just read which resources are to be looked up by key in the same transaction.
+pub type Suspects = Arc<dyn Fn(&RawRows) -> Vec<ResourceKey> + Send + Sync>;
+
 /// One page of a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollPage {
@@ -171,6 +182,19 @@ pub struct PollPage {
     pub horizon: Option<String>,
     /// Who the database says it is, with the first page of a pass.
     pub identity: Option<Identity>,
+    /// How many rows each of the suspects has, found by key after the page was read; 0 for one that has none any more.
+    pub found: BTreeMap<ResourceKey, usize>,
+}
+
+/// How many rows each of these resources has, by the ids of all of them.
+pub(crate) fn rows_of(keys: Vec<ResourceKey>, ids: &[ResourceKey]) -> BTreeMap<ResourceKey, usize> {
+    let mut rows: BTreeMap<ResourceKey, usize> = keys.into_iter().map(|key| (key, 0)).collect();
+    for id in ids {
+        if let Some(count) = rows.get_mut(id) {
+            *count += 1;
+        }
+    }
+    rows
 }
 
 /// One page of a change feed.

@@ -21,7 +21,9 @@ use crate::model::{
 };
 use crate::plan::backoff::Backoff;
 use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
-use crate::source::{Identity, PollFrom, PollPage, RawKey, Shape, Source, SourceError, SweepPage};
+use crate::source::{
+    Identity, PollFrom, PollPage, RawKey, Shape, Source, SourceError, Suspects, SweepPage,
+};
 use crate::store::{Batch, Observation, Store as _};
 
 use super::deliver::Worker;
@@ -280,7 +282,12 @@ impl Source for TestSource {
         unreachable!("dispatch sends what was claimed, whatever the columns")
     }
 
-    async fn poll_page(&self, _: &PollFrom, _: u32) -> Result<PollPage, SourceError> {
+    async fn poll_page(
+        &self,
+        _: &PollFrom,
+        _: u32,
+        _: Option<Suspects>,
+    ) -> Result<PollPage, SourceError> {
         unreachable!("dispatch never polls")
     }
 

@@ -8,7 +8,7 @@ use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
 
-use crate::model::{ResourceKey, RowHash};
+use crate::model::{RawRowRef, RawRows, ResourceKey, RowHash, RowHasher};
 
 /// The most rows that are known, of each of two passes: 3.3 MB each. Further ones are looked up by every poll.
 const KNOWN_MAX: usize = 100_000;
@@ -27,36 +27,36 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// A pass begins: what it does not see again is forgotten with its end.
-    pub(super) fn begin_pass(&mut self) {
+    /// A pass has ended: what it did not see is known no more.
+    pub(super) fn end_pass(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }
 
-    /// Which rows of a page were seen and known before, each resource once in the page; these stay known.
-    pub(super) fn again<'a>(
-        &mut self,
-        rows: impl Iterator<Item = (Option<(&'a str, &'a str)>, RowHash)>,
-    ) -> Vec<bool> {
+    /// Which rows of a page were seen and known before, each resource once in the page.
+    pub(super) fn is_again(&self, rows: &RawRows, hasher: &RowHasher) -> Vec<bool> {
+        let found = self.find(rows, hasher);
+        found.into_iter().map(|known| known.is_some()).collect()
+    }
+
+    /// The same; what was known stays so for the next pass.
+    pub(super) fn again(&mut self, rows: &RawRows, hasher: &RowHasher) -> Vec<bool> {
+        let found = self.find(rows, hasher);
+        self.now.extend(found.iter().flatten().copied());
+        found.into_iter().map(|known| known.is_some()).collect()
+    }
+
+    fn find(&self, rows: &RawRows, hasher: &RowHasher) -> Vec<Option<(Slot, RowHash)>> {
+        let slot = |row: RawRowRef<'_>| row.ids().map(|ids| self.slots.hash_one(ids));
+        let slots: Vec<Option<Slot>> = rows.iter().map(slot).collect();
         let mut seen = HashSet::new();
-        let mut repeated = HashSet::new();
-        let rows: Vec<(Option<Slot>, RowHash)> = rows
-            .map(|(ids, hash)| {
-                let slot = ids.map(|ids| self.slots.hash_one(ids));
-                repeated.extend(slot.filter(|slot| !seen.insert(*slot)));
-                (slot, hash)
-            })
-            .collect();
-        let mut is_again = |(slot, hash): (Option<Slot>, RowHash)| {
-            let Some(slot) = slot.filter(|slot| !repeated.contains(slot)) else {
-                return false;
-            };
-            let is_known = self.before.get(&slot) == Some(&hash);
-            if is_known {
-                self.now.insert(slot, hash);
-            }
-            is_known
+        let once_more = |slot: &&Slot| !seen.insert(**slot);
+        let repeated: HashSet<Slot> = slots.iter().flatten().filter(once_more).copied().collect();
+        let known = |(row, slot): (RawRowRef<'_>, Option<Slot>)| {
+            let slot = slot.filter(|slot| !repeated.contains(slot))?;
+            let before = *self.before.get(&slot)?;
+            (row.hash(hasher) == before).then_some((slot, before))
         };
-        rows.into_iter().map(&mut is_again).collect()
+        rows.iter().zip(slots).map(known).collect()
     }
 
     /// A row was looked up, or has been decided on: the state has it as it is.
@@ -88,31 +88,45 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Field, FingerprintKey, RawRow, RawText};
 
-    /// A page of resources of one installation, each with what its row says.
-    fn seen(known: &mut Known, page: &[(&str, u8)]) -> Vec<bool> {
-        known.again(
-            page.iter()
-                .map(|(id, says)| (Some(("icfg_1", *id)), hash(*says))),
-        )
+    /// A row of one installation's resource, and what it says.
+    fn row(id: &str, says: u8) -> RawRow {
+        RawRow {
+            installation_id: RawText::text("icfg_1"),
+            resource_id: RawText::text(id),
+            cursor: None,
+            columns: vec![(Field::Name, RawText::text(says.to_string()))],
+        }
     }
 
-    fn hash(says: u8) -> RowHash {
-        RowHash::from_bytes([says; 16])
+    fn hasher() -> RowHasher {
+        RowHasher::new(&FingerprintKey::new([5; 32]), 0)
+    }
+
+    fn seen(known: &mut Known, page: &[(&str, u8)]) -> Vec<bool> {
+        let page: RawRows = page.iter().map(|(id, says)| row(id, *says)).collect();
+        let looked_at = known.is_again(&page, &hasher());
+        let again = known.again(&page, &hasher());
+        assert_eq!(looked_at, again);
+        again
+    }
+
+    fn hash(id: &str, says: u8) -> RowHash {
+        row(id, says).hash(&FingerprintKey::new([5; 32]), 0)
     }
 
     fn key(id: &str) -> ResourceKey {
         ResourceKey::new("icfg_1", id).expect("ids")
     }
 
-    /// What a pass has looked up, and the next one begun.
+    /// What a pass has looked up.
     fn after_a_pass(rows: &[(&str, u8)]) -> Known {
         let mut known = Known::default();
-        known.begin_pass();
         for (id, says) in rows {
-            known.note(&key(id), hash(*says));
+            known.note(&key(id), hash(id, *says));
         }
-        known.begin_pass();
+        known.end_pass();
         known
     }
 
@@ -121,11 +135,11 @@ mod tests {
         let mut known = after_a_pass(&[("a", 1), ("b", 2)]);
         let page = [("a", 1), ("b", 3), ("c", 4)];
         assert_eq!(seen(&mut known, &page), [true, false, false]);
-        known.begin_pass();
+        known.end_pass();
         assert_eq!(seen(&mut known, &page), [true, false, false]);
-        known.begin_pass();
+        known.end_pass();
         assert_eq!(seen(&mut known, &[("c", 4)]), [false]);
-        known.begin_pass();
+        known.end_pass();
         assert_eq!(seen(&mut known, &page), [false, false, false]);
     }
 
@@ -135,7 +149,7 @@ mod tests {
         known.forget(&key("a"));
         assert_eq!(seen(&mut known, &[("a", 1), ("b", 2)]), [false, true]);
         known.forget(&key("b"));
-        known.begin_pass();
+        known.end_pass();
         assert_eq!(seen(&mut known, &[("b", 2)]), [false]);
         let mut known = after_a_pass(&[("a", 1)]);
         known.forget_all();
@@ -153,18 +167,23 @@ mod tests {
 
     #[test]
     fn a_row_without_ids_is_looked_up() {
-        let mut known = after_a_pass(&[]);
-        assert_eq!(known.again([(None, hash(1))].into_iter()), [false]);
+        let mut known = after_a_pass(&[("a", 1)]);
+        let nameless = RawRow {
+            resource_id: RawText::Null,
+            ..row("a", 1)
+        };
+        let page: RawRows = [nameless, row("a", 1)].into_iter().collect();
+        assert_eq!(known.again(&page, &hasher()), [false, true]);
     }
 
     #[test]
     fn no_more_rows_are_known_than_memory_is_kept_for() {
         let mut known = Known::default();
-        known.begin_pass();
         for number in 0..=KNOWN_MAX {
-            known.note(&key(&number.to_string()), hash(1));
+            let id = number.to_string();
+            known.note(&key(&id), hash(&id, 1));
         }
-        known.begin_pass();
+        known.end_pass();
         let last = KNOWN_MAX.to_string();
         assert_eq!(seen(&mut known, &[("0", 1), (&last, 1)]), [true, false]);
     }

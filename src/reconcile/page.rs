@@ -1,21 +1,17 @@
 //! One page of rows: drop what is unchanged, decode the rest, have it decided and committed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::PoisonError;
 
 use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Timestamp, Unusable};
 use crate::plan::Decision;
 use crate::planted::{Bug, is_planted};
-use crate::source::SourceError;
+use crate::source::{SourceError, rows_of};
 use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
 
 use super::{PassError, Reconciler};
 
 /// How many rows are read to find one with a usable key.
 const WITNESSES_MAX: u32 = 10;
-
-/// Of a page with so few keys, if it is not the one before, the ids are asked for while the state is asked what has changed.
-const KEYS_ASKED_AT_ONCE_MAX: usize = 8;
 
 /// What a page held, by what became of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,12 +114,12 @@ pub(super) struct PageReport {
 }
 
 /// How sure the reader is that no key of the page stands in another row too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Duplicates {
     /// Rows with equal keys are all in this page.
     InThisPage,
-    /// They may be anywhere: changed rows are read again by key.
-    Anywhere,
+    /// They may be anywhere: resources with changed rows are looked up by key. How many rows those have that were already.
+    Anywhere(BTreeMap<ResourceKey, usize>),
 }
 
 /// The rows of a page, sorted by what they need.
@@ -151,6 +147,7 @@ impl Reconciler {
         position: Position,
     ) -> Result<PageReport, PassError> {
         self.mark.leave();
+        let is_poll = matches!(duplicates, Duplicates::Anywhere(_));
         let mut sorted = self.sort(rows, duplicates).await?;
         if is_planted(Bug::PoisonTakesPage) && !sorted.quarantined.is_empty() {
             sorted.observations.clear();
@@ -176,9 +173,9 @@ impl Reconciler {
             });
         }
         let (observations, states): (Vec<_>, Vec<_>) = observations.into_iter().unzip();
-        let decided: Vec<(ResourceKey, RowHash)> = match duplicates {
-            Duplicates::Anywhere => observations.iter().map(identified).collect(),
-            Duplicates::InThisPage => Vec::new(),
+        let decided: Vec<(ResourceKey, RowHash)> = match is_poll {
+            true => observations.iter().map(identified).collect(),
+            false => Vec::new(),
         };
         let batch = Batch {
             now: self.clock.now(),
@@ -237,85 +234,70 @@ impl Reconciler {
         }
         let keys: Vec<ResourceKey> = by_key.keys().cloned().collect();
         let hashes: Vec<RowHash> = by_key.values().map(|rows| self.hash(rows)).collect();
-        let asks_at_once = duplicates == Duplicates::Anywhere && self.is_small_news(&hashes);
-        let (glances, ids) = futures_util::future::join(self.store.glance(&keys), async {
-            match asks_at_once {
-                true => Some(self.source.fetch_ids(&keys).await),
-                false => None,
-            }
-        })
-        .await;
-        let glances = glances?;
+        let glances = self.store.glance(&keys).await?;
+        let (may_repeat, found) = match duplicates {
+            Duplicates::Anywhere(found) => (true, found),
+            Duplicates::InThisPage => (false, BTreeMap::new()),
+        };
         let mut suspects = Vec::new();
         for (((key, rows), glance), hash) in by_key.into_iter().zip(glances).zip(hashes) {
             sorted.counts.known += u64::from(glance.row_hash.is_some()) * rows.len() as u64;
             if glance.is_settled(hash) && rows.len() == 1 {
-                if duplicates == Duplicates::Anywhere {
+                if may_repeat {
                     self.known().note(&key, hash);
                 }
                 sorted.counts.stands(glance.entry);
             } else if glance.quarantined == Some(hash) {
                 sorted.counts.quarantined += rows.len() as u64;
-            } else if duplicates == Duplicates::Anywhere || glance.quarantined.is_some() {
+            } else if may_repeat || glance.quarantined.is_some() {
                 // A row that looks usable may be one of two: its key alone tells.
                 suspects.push((key, rows, glance));
             } else {
                 self.take(&mut sorted, &key, &rows, glance);
             }
         }
-        self.take_suspects(&mut sorted, suspects, ids).await?;
+        self.take_suspects(&mut sorted, suspects, found).await?;
         Ok(sorted)
     }
 
-    /// Whether a page is small and not the one that the last small page was: then some of its rows have most likely changed.
-    fn is_small_news(&self, hashes: &[RowHash]) -> bool {
-        if hashes.len() > KEYS_ASKED_AT_ONCE_MAX {
-            return false;
-        }
-        let mut last = self
-            .last_small
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let is_news = *last != hashes;
-        *last = hashes.to_vec();
-        is_news
-    }
-
-    /// Asks for the suspects' ids by key, unless that was done for the whole page, which shows rows that name the same resource; those
-    /// rows are read again together.
+    /// Looks up the suspects by key, those that were not with the page, which shows rows that name the same resource; those rows are read
+    /// again together.
     async fn take_suspects(
         &self,
         sorted: &mut Sorted,
         suspects: Vec<(ResourceKey, Vec<RawRow>, Glance)>,
-        ids: Option<Result<Vec<ResourceKey>, SourceError>>,
+        mut found: BTreeMap<ResourceKey, usize>,
     ) -> Result<(), PassError> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let keys: Vec<ResourceKey> = suspects.iter().map(|(key, ..)| key.clone()).collect();
-        let mut found: BTreeMap<ResourceKey, usize> = BTreeMap::new();
-        let mut ids = match ids {
-            Some(ids) => ids?,
-            None => self.source.fetch_ids(&keys).await?,
-        };
-        if ids.is_empty() {
+        let keys = suspects.iter().map(|(key, ..)| key);
+        let unknown: Vec<ResourceKey> = keys
+            .filter(|key| !found.contains_key(key))
+            .cloned()
+            .collect();
+        if !unknown.is_empty() {
+            let ids = self.source.fetch_ids(&unknown).await?;
+            found.extend(rows_of(unknown, &ids));
+        }
+        if found.values().all(|rows| *rows == 0) {
             // Law 5: the cursor must not pass rows that are neither decided on nor known to be gone.
+            let keys: Vec<ResourceKey> = found.into_keys().collect();
             let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
                 return Err(PassError::Source(SourceError::Query {
                     statement: "source query",
                     problem: "it shows no rows, though it did a moment ago".to_owned(),
                 }));
             };
-            ids = rows.iter().filter_map(|row| row.key().ok()).collect();
-        }
-        for key in ids {
-            *found.entry(key).or_default() += 1;
+            let ids: Vec<ResourceKey> = rows.iter().filter_map(|row| row.key().ok()).collect();
+            found = rows_of(keys, &ids);
         }
         // One row in the page and one in all are the same row, perhaps changed meanwhile, which the next poll finds.
-        let is_one = |key: &ResourceKey, rows: &[RawRow]| rows.len() == 1 && found[key] == 1;
+        let count = |key: &ResourceKey| found.get(key).copied().unwrap_or(0);
+        let is_one = |key: &ResourceKey, rows: &[RawRow]| rows.len() == 1 && count(key) == 1;
         let several: Vec<ResourceKey> = suspects
             .iter()
-            .filter(|(key, rows, _)| found.contains_key(key) && !is_one(key, rows))
+            .filter(|(key, rows, _)| count(key) > 0 && !is_one(key, rows))
             .map(|(key, ..)| key.clone())
             .collect();
         let mut fetched: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
@@ -328,10 +310,10 @@ impl Reconciler {
         }
         for (key, rows, glance) in suspects {
             // A row that is gone meanwhile is for the sweep to find missing.
-            let rows = match found.get(&key) {
-                None => None,
-                Some(_) if is_one(&key, &rows) => Some(rows),
-                Some(_) => fetched.remove(&key),
+            let rows = match count(&key) {
+                0 => None,
+                _ if is_one(&key, &rows) => Some(rows),
+                _ => fetched.remove(&key),
             };
             let Some(rows) = rows else {
                 continue;

@@ -1,12 +1,12 @@
 //! The poll: what changed since the cursor.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::model::{Origin, RawRow, RawRows, RowHasher, Timestamp};
 use crate::planted::{Bug, is_planted};
-use crate::source::{PollFrom, PollPage, RawKey, SourceError};
+use crate::source::{PollFrom, PollPage, RawKey, SourceError, Suspects};
 use crate::store::PollProgress;
 
 use super::page::{Duplicates, Position};
@@ -15,6 +15,9 @@ use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
 /// How often a pass that finds nothing new notes how far it is: each time is a commit, and a pass that is cut off reads anew what came
 /// after the last.
 const NOTED_EVERY: Duration = Duration::from_secs(1);
+
+/// Of a page with so few rows that are not known the ids are asked for with the page.
+const NEWS_MAX: usize = 8;
 
 /// What a poll found.
 #[derive(Debug, Default)]
@@ -79,8 +82,7 @@ impl Reconciler {
             None => {
                 // Whoever moved the cursor may have done more.
                 self.known().forget_all();
-                let limit = self.settings.page_rows;
-                self.source.poll_page(&from, limit).await
+                self.poll_page(&from).await
             }
         };
         let told = match &first {
@@ -125,16 +127,47 @@ impl Reconciler {
     /// The first page of a pass from where the last one left the state, if there was one, and where it was read from.
     async fn read_ahead(&self) -> Option<(PollFrom, Result<PollPage, SourceError>)> {
         let from = PollFrom::Cursor(self.left_at().take()?);
-        let page = self.source.poll_page(&from, self.settings.page_rows).await;
+        let page = self.poll_page(&from).await;
         Some((from, page))
+    }
+
+    /// A page, and the ids of its rows by key if it has some news.
+    async fn poll_page(&self, from: &PollFrom) -> Result<PollPage, SourceError> {
+        let suspects = self.suspects();
+        self.source
+            .poll_page(from, self.settings.page_rows, Some(suspects))
+            .await
+    }
+
+    /// Of a page with a few rows that are not known, unless they are those of the page before: these resources.
+    fn suspects(&self) -> Suspects {
+        let hasher = RowHasher::new(&self.key, self.settings.epoch());
+        let (known, last_news) = (Arc::clone(&self.known), Arc::clone(&self.last_news));
+        Arc::new(move |rows| {
+            let lock = PoisonError::into_inner;
+            let again = known.lock().unwrap_or_else(lock).is_again(rows, &hasher);
+            let news: Vec<_> = rows.iter().zip(again).filter(|(_, again)| !again).collect();
+            if news.len() > NEWS_MAX {
+                return Vec::new();
+            }
+            let hashes = news.iter().map(|(row, _)| row.hash(&hasher)).collect();
+            let mut last = last_news.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_news = *last != hashes;
+            *last = hashes;
+            if is_news {
+                news.iter()
+                    .filter_map(|(row, _)| row.to_row().key().ok())
+                    .collect()
+            } else {
+                Vec::new()
+            }
+        })
     }
 
     /// Takes out of a page what was looked up by the pass before and has not changed since.
     fn pass_over(&self, rows: &RawRows) -> (Vec<RawRow>, PageCounts) {
         let hasher = RowHasher::new(&self.key, self.settings.epoch());
-        let again = self
-            .known()
-            .again(rows.iter().map(|row| (row.ids(), row.hash(&hasher))));
+        let again = self.known().again(rows, &hasher);
         let rest = rows.iter().zip(&again).filter(|(_, again)| !**again);
         let rest: Vec<RawRow> = rest.map(|(row, _)| row.to_row()).collect();
         let known = (rows.len() - rest.len()) as u64;
@@ -163,7 +196,6 @@ impl Reconciler {
             started_at,
             report,
         } = pass;
-        self.known().begin_pass();
         let restart = cursor.is_none() && from == PollFrom::Beginning;
         let mut from = from;
         let mut first = first;
@@ -176,10 +208,7 @@ impl Reconciler {
         loop {
             let page = match first.take() {
                 Some(page) => page,
-                None => {
-                    let limit = self.settings.page_rows;
-                    self.source.poll_page(&from, limit).await?
-                }
+                None => self.poll_page(&from).await?,
             };
             if let Some(told) = page.identity {
                 *identity = told.id;
@@ -211,7 +240,12 @@ impl Reconciler {
             let (rest, known) = self.pass_over(&page.rows);
             report.counts.add(&known);
             let done = self
-                .commit_page(rest, Origin::Poll, Duplicates::Anywhere, position)
+                .commit_page(
+                    rest,
+                    Origin::Poll,
+                    Duplicates::Anywhere(page.found),
+                    position,
+                )
                 .await?;
             if keep {
                 committed.clone_from(&next_cursor);
@@ -222,7 +256,10 @@ impl Reconciler {
             report.notices.extend(done.notices);
             match page.next {
                 Some(position) => from = PollFrom::After(position),
-                None => return Ok(committed),
+                None => {
+                    self.known().end_pass();
+                    return Ok(committed);
+                }
             }
         }
     }

@@ -332,6 +332,7 @@ impl Provider {
             next,
             horizon: horizon.filter(|horizon| !settled(horizon)),
             identity: (!matches!(from, PollFrom::After(_))).then(|| self.identity()),
+            found: BTreeMap::new(),
         }
     }
 

@@ -4,7 +4,8 @@ use async_trait::async_trait;
 
 use crate::model::{AccessToken, Field, FieldSet, InstallationId, RawRow, ResourceKey};
 use crate::source::{
-    CursorKind, Identity, PollFrom, PollPage, RawKey, Shape, Source, SourceError, SweepPage,
+    CursorKind, Identity, PollFrom, PollPage, RawKey, Shape, Source, SourceError, Suspects,
+    SweepPage, rows_of,
 };
 
 use super::world::{Points, Shared, World};
@@ -71,18 +72,31 @@ impl Source for SimSource {
         })
     }
 
-    async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError> {
-        self.read(|world| {
-            let now = world.now();
-            let page = world.provider.poll_page(from, limit, now);
-            let (rows, horizon) = (page.rows.len(), &page.horizon);
-            world.log.say(
-                now,
-                format_args!("poll from {from:?}: {rows} rows, horizon {horizon:?}"),
-            );
-            page
-        })
-        .await
+    async fn poll_page(
+        &self,
+        from: &PollFrom,
+        limit: u32,
+        suspects: Option<Suspects>,
+    ) -> Result<PollPage, SourceError> {
+        let mut page = self
+            .read(|world| {
+                let now = world.now();
+                let page = world.provider.poll_page(from, limit, now);
+                let (rows, horizon) = (page.rows.len(), &page.horizon);
+                world.log.say(
+                    now,
+                    format_args!("poll from {from:?}: {rows} rows, horizon {horizon:?}"),
+                );
+                page
+            })
+            .await?;
+        let suspects = suspects.map_or_else(Vec::new, |suspects| suspects(&page.rows));
+        if !suspects.is_empty() {
+            // Each statement sees what was committed when it began.
+            let ids = self.fetch_ids(&suspects).await?;
+            page.found = rows_of(suspects, &ids);
+        }
+        Ok(page)
     }
 
     async fn sweep_page(

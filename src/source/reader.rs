@@ -25,8 +25,8 @@ use super::inspect::Description;
 use super::pages::Pages;
 use super::query::Query;
 use super::{
-    FeedPage, Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Source, SourceError, SweepPage,
-    SweepRows,
+    FeedPage, Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Source, SourceError, Suspects,
+    SweepPage, SweepRows,
 };
 use crate::model::{AccessToken, InstallationId, RawRow, ResourceKey};
 
@@ -105,12 +105,19 @@ impl<D: Dialect> Source for Reader<D> {
         .await
     }
 
-    async fn poll_page(&self, from: &PollFrom, limit: u32) -> Result<PollPage, SourceError> {
+    async fn poll_page(
+        &self,
+        from: &PollFrom,
+        limit: u32,
+        suspects: Option<Suspects>,
+    ) -> Result<PollPage, SourceError> {
         let from = from.clone();
         self.detached(move |inner| async move {
             let opening = inner.opening(&from);
             let mut session = inner.begin_with(SOURCE_QUERY, opening).await?;
-            let page = inner.poll(&mut session, &from, limit.max(1)).await;
+            let page = inner
+                .poll(&mut session, &from, limit.max(1), suspects.as_ref())
+                .await;
             inner.finish(session, page)
         })
         .await

@@ -1,18 +1,36 @@
 //! Pages of a poll, and how far the pass may take the next one's start.
 
+use std::collections::BTreeMap;
+
 use tokio::time::timeout;
 
 use super::super::columns::{CursorColumn, Layout, SOURCE_QUERY};
 use super::super::connections::Session;
 use super::super::dialect::{Dialect, Sink};
 use super::super::pages::{self, PollStart, poll_params};
-use super::super::{PollFrom, PollPage, Position, RawKey, SourceError};
+use super::super::{PollFrom, PollPage, Position, RawKey, SourceError, Suspects, rows_of};
 use super::{Inner, size};
 use crate::model::RawRows;
 
 impl<D: Dialect> Inner<D> {
-    /// One page of a poll.
+    /// One page of a poll, and the ids of the rows of its suspects.
     pub(super) async fn poll(
+        &self,
+        session: &mut Session<D>,
+        from: &PollFrom,
+        limit: u32,
+        suspects: Option<&Suspects>,
+    ) -> Result<PollPage, SourceError> {
+        let mut page = self.poll_rows(session, from, limit).await?;
+        let suspects = suspects.map_or_else(Vec::new, |suspects| suspects(&page.rows));
+        if !suspects.is_empty() {
+            let ids = self.fetch_ids(session, &suspects).await?;
+            page.found = rows_of(suspects, &ids);
+        }
+        Ok(page)
+    }
+
+    async fn poll_rows(
         &self,
         session: &mut Session<D>,
         from: &PollFrom,
@@ -120,6 +138,7 @@ impl<D: Dialect> Inner<D> {
             next,
             horizon: horizon.filter(|_| !is_settled),
             identity: None,
+            found: BTreeMap::new(),
         })
     }
 }

@@ -180,7 +180,7 @@ pub(crate) async fn poll_all(
     for pages in 1.. {
         assert!(pages < 2_000, "a pass does not end");
         let page = source
-            .poll_page(&from, limit)
+            .poll_page(&from, limit, None)
             .await
             .expect("a page is read");
         rows.extend(page.rows.to_rows());
@@ -255,7 +255,7 @@ pub(crate) async fn first_error(source: &dyn Source) -> SourceError {
         Err(error) => error,
         Ok(shape) => match shape.cursor {
             Some(_) => source
-                .poll_page(&PollFrom::Beginning, 10)
+                .poll_page(&PollFrom::Beginning, 10, None)
                 .await
                 .map(drop)
                 .expect_err("the poll must fail"),

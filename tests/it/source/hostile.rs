@@ -358,7 +358,10 @@ async fn every_kind_of_read_is_cut_in_time(bed: Bed) {
     for kind in ["poll", "sweep", "fetch", "token"] {
         let started = Instant::now();
         let error = match kind {
-            "poll" => source.poll_page(&PollFrom::Beginning, 10).await.map(drop),
+            "poll" => source
+                .poll_page(&PollFrom::Beginning, 10, None)
+                .await
+                .map(drop),
             "sweep" => source.sweep_page(None, 10).await.map(drop),
             "fetch" => source.fetch(std::slice::from_ref(&key)).await.map(drop),
             _ => source.token(&key.installation_id).await.map(drop),

@@ -46,7 +46,7 @@ impl Reader {
 
     /// One page; where the next one starts.
     async fn page(&mut self, from: &PollFrom) -> Option<PollFrom> {
-        let page = self.source.poll_page(from, 2).await.expect("a page");
+        let page = self.source.poll_page(from, 2, None).await.expect("a page");
         self.seen
             .extend(ids(&page.rows.to_rows()).into_iter().map(str::to_owned));
         if !page.rows.is_empty() {
@@ -246,7 +246,7 @@ async fn without_open_transactions_the_cursor_is_the_last_rows() {
         .await;
     let source = bed.source(&bed.query());
     let page = source
-        .poll_page(&PollFrom::Beginning, 10)
+        .poll_page(&PollFrom::Beginning, 10, None)
         .await
         .expect("a page");
     assert_eq!(page.rows.len(), 5);
@@ -265,7 +265,7 @@ async fn a_role_that_cannot_see_the_sessions_has_no_horizon() {
     settings.url = bed.database.reader().await.into();
     let blind = reconciled::source::connect(&settings).expect("settings");
     let page = blind
-        .poll_page(&PollFrom::Beginning, 10)
+        .poll_page(&PollFrom::Beginning, 10, None)
         .await
         .expect("a page");
     assert_eq!(page.horizon, None);
@@ -274,7 +274,7 @@ async fn a_role_that_cannot_see_the_sessions_has_no_horizon() {
         .execute(&format!("GRANT pg_read_all_stats TO {reader}"))
         .await;
     let page = blind
-        .poll_page(&PollFrom::Beginning, 10)
+        .poll_page(&PollFrom::Beginning, 10, None)
         .await
         .expect("a page");
     assert!(page.horizon.is_some());

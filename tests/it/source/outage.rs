@@ -36,7 +36,7 @@ async fn postgres_that_was_killed_is_read_again_after_its_restart() {
     }
     server.start();
     let page = source
-        .poll_page(&PollFrom::Beginning, 10)
+        .poll_page(&PollFrom::Beginning, 10, None)
         .await
         .expect("a page");
     assert_eq!(ids(&page.rows.to_rows()), ["r"]);
@@ -56,7 +56,7 @@ async fn mariadb_that_was_killed_is_read_again_after_its_restart() {
     }
     server.start();
     let page = source
-        .poll_page(&PollFrom::Beginning, 10)
+        .poll_page(&PollFrom::Beginning, 10, None)
         .await
         .expect("a page");
     assert_eq!(ids(&page.rows.to_rows()), ["r"]);
@@ -146,7 +146,10 @@ async fn a_file_that_has_to_be_recovered_first_is_said_to_be_so_and_read_afterwa
         settings.statement_timeout = Duration::from_millis(50);
     });
     let from = PollFrom::Beginning;
-    let error = source.poll_page(&from, 10).await.expect_err("half written");
+    let error = source
+        .poll_page(&from, 10, None)
+        .await
+        .expect_err("half written");
     assert_eq!(error.code(), "unreachable", "{error}");
     assert!(error.to_string().contains("may write it"), "{error}");
 
@@ -159,7 +162,7 @@ async fn a_file_that_has_to_be_recovered_first_is_said_to_be_so_and_read_afterwa
         .execute("SELECT * FROM resource")
         .await
         .expect("recovered");
-    let page = source.poll_page(&from, 10).await.expect("a page");
+    let page = source.poll_page(&from, 10, None).await.expect("a page");
     assert_eq!(page.rows.last().and_then(|row| row.cursor()), Some("1"));
 }
 
@@ -211,7 +214,7 @@ async fn a_transaction_pooler_in_between_changes_nothing() {
     for _ in 0..5 {
         for source in [&one, &two] {
             let page = source
-                .poll_page(&PollFrom::Beginning, 10)
+                .poll_page(&PollFrom::Beginning, 10, None)
                 .await
                 .expect("a page");
             assert_eq!(ids(&page.rows.to_rows()), ["r"]);

@@ -83,7 +83,7 @@ async fn cursors_keep_every_microsecond(bed: Bed) {
             settings.overlap = Overlap::Duration(Duration::ZERO);
         });
         let page = source
-            .poll_page(&PollFrom::Beginning, 4)
+            .poll_page(&PollFrom::Beginning, 4, None)
             .await
             .expect("a page");
         assert_eq!(
@@ -330,7 +330,7 @@ async fn what_commits_behind_a_page_already_read_is_in_the_next_pass(bed: Bed) {
     let source = bed.source_with(&bed.query(), |settings| {
         settings.overlap = Overlap::Units(10);
     });
-    let first = source.poll_page(&PollFrom::Beginning, 2).await;
+    let first = source.poll_page(&PollFrom::Beginning, 2, None).await;
     let first = first.expect("a page");
     assert_eq!(ids(&first.rows.to_rows()), ["r100", "r101"]);
     // Behind the page, but not further behind the newest row than the overlap; and then so much that the pass goes far.
@@ -348,7 +348,7 @@ async fn what_commits_behind_a_page_already_read_is_in_the_next_pass(bed: Bed) {
         kept = page.horizon.clone().or(last).or(kept);
         seen.extend(ids(&page.rows.to_rows()).into_iter().map(str::to_owned));
         let Some(next) = page.next else { break };
-        let next = source.poll_page(&PollFrom::After(next), 2).await;
+        let next = source.poll_page(&PollFrom::After(next), 2, None).await;
         page = next.expect("a page");
     }
     let kept = kept.expect("rows were read");
@@ -358,7 +358,7 @@ async fn what_commits_behind_a_page_already_read_is_in_the_next_pass(bed: Bed) {
     assert!(ids(&rows).contains(&"r95"), "{:?}", ids(&rows));
     // A pass of one page was read at one instant: its last row is where the next one starts.
     let from = PollFrom::Cursor("204".to_owned());
-    let page = source.poll_page(&from, 100).await.expect("a page");
+    let page = source.poll_page(&from, 100, None).await.expect("a page");
     assert_eq!((page.next, page.horizon), (None, None));
 }
 
@@ -409,7 +409,7 @@ async fn pages_one_after_another_take_one_connection() {
     let source = bed.source(&bed.query());
     for _ in 0..20 {
         source.sweep_page(None, 2).await.expect("a page");
-        let poll = source.poll_page(&PollFrom::Beginning, 2).await;
+        let poll = source.poll_page(&PollFrom::Beginning, 2, None).await;
         poll.expect("a page");
         assert_eq!(bed.database.integer(sessions).await, 1);
     }
@@ -433,7 +433,7 @@ async fn no_page_leaves_a_transaction_open() {
             let page = source.sweep_page(after.as_ref(), 2).await.expect("a page");
             // A sweep of hours holds back no vacuum and no purge; the transaction ends beside what comes next.
             while sessions(&bed).await.1 > 0 {}
-            let poll = source.poll_page(&PollFrom::Beginning, 2).await;
+            let poll = source.poll_page(&PollFrom::Beginning, 2, None).await;
             assert!(poll.is_ok_and(|page| page.next.is_some()));
             while sessions(&bed).await.1 > 0 {}
             // PostgreSQL would end a session that stays in its transaction: the session is still there.

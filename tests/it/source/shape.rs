@@ -197,7 +197,7 @@ async fn a_right_to_the_identity_that_is_taken_away_ends_no_poll() {
     settings.url = bed.database.reader().await.into();
     let source = reconciled::source::connect(&settings).expect("settings");
     let poll = async || {
-        let page = source.poll_page(&PollFrom::Beginning, 10).await;
+        let page = source.poll_page(&PollFrom::Beginning, 10, None).await;
         let page = page.expect("a page");
         page.identity.expect("with the first page of a pass").id
     };
