@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt as _;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection};
 
+use crate::client::{client, patch};
 use crate::process::Usage;
 use crate::provider;
 
@@ -35,17 +35,7 @@ fn report(items: u64, elapsed: Duration) -> Report {
 
 /// Sends `count` PATCHes, `in_flight` at a time, and reads each answer to its end.
 pub(crate) async fn send(base: &str, in_flight: u64, count: u64) -> Report {
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .expect("nothing else did");
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .pool_max_idle_per_host(usize::try_from(in_flight).expect("a small number"))
-        .tcp_nodelay(true)
-        .build()
-        .expect("a client without files");
+    let client = client(in_flight);
     let next = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     let senders = (0..in_flight).map(|_| {
@@ -57,18 +47,7 @@ pub(crate) async fn send(base: &str, in_flight: u64, count: u64) -> Report {
                     return;
                 }
                 let (installation, resource) = provider::ids(n, provider::INSTALLATIONS);
-                let answer = client
-                    .patch(format!(
-                        "{base}/v1/installations/{installation}/resources/{resource}"
-                    ))
-                    .header(AUTHORIZATION, format!("Bearer token-of-{installation}"))
-                    .header(CONTENT_TYPE, "application/json")
-                    .body(provider::body(n))
-                    .send()
-                    .await
-                    .expect("the mock answers");
-                assert!(answer.status().is_success());
-                answer.bytes().await.expect("a whole answer");
+                patch(&client, &base, &installation, &resource, provider::body(n)).await;
             }
         })
     });

@@ -10,6 +10,8 @@
 )]
 
 mod bare;
+mod client;
+mod deliver;
 mod figure;
 mod mock;
 mod process;
@@ -42,6 +44,12 @@ const GROUPS: &[&str] = &[
     "backlog",
     "size",
 ];
+
+/// The program as this run built it, or the one that `BARS_PROGRAM` names, to compare two versions.
+fn program() -> PathBuf {
+    std::env::var_os("BARS_PROGRAM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_reconciled").into(), PathBuf::from)
+}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -126,7 +134,7 @@ fn keep(figures: &[Figure]) -> PathBuf {
     std::fs::create_dir_all(&directory).expect("the target directory is writable");
     let path = directory.join(format!("{}.json", std::process::id()));
     let report = json!({
-        "program": process::program(),
+        "program": program(),
         "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         "figures": figures,
     });

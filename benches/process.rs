@@ -10,11 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The program as this run built it, or the one that `BARS_PROGRAM` names, to compare two versions.
-pub(crate) fn program() -> PathBuf {
-    std::env::var_os("BARS_PROGRAM")
-        .map_or_else(|| env!("CARGO_BIN_EXE_reconciled").into(), PathBuf::from)
-}
+use crate::program;
 
 /// How often a log is looked at for a line that ends a wait; no measured time ends there.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -85,6 +81,15 @@ pub(crate) async fn command(config: &Path, arguments: &[&str]) -> Vec<u8> {
         String::from_utf8_lossy(&output.stderr)
     );
     output.stdout
+}
+
+/// Nothing is left to send: what was measured is what a daemon is for.
+pub(crate) async fn assert_agrees(config: &Path) {
+    let status = command(config, &["status", "--json"]).await;
+    let status: Value = serde_json::from_slice(&status).expect("it is JSON");
+    for state in ["waiting", "held", "dead"] {
+        assert_eq!(status["outbox"][state], 0, "{status}");
+    }
 }
 
 /// A daemon, its log in a file; killed when dropped.

@@ -60,6 +60,11 @@ impl Provider {
             Engine::Sqlite => sqlite::database(),
             Engine::MariaDb => unreachable!("nothing is measured over MariaDB"),
         };
+        Self::over(database, resources).await
+    }
+
+    /// The same in an empty database that is there already.
+    pub(crate) async fn over(database: TestDatabase, resources: u64) -> Self {
         let provider = Self {
             database,
             directory: Directory::new(None),

@@ -7,6 +7,9 @@ pub(crate) mod poll;
 pub(crate) mod size;
 pub(crate) mod sweep;
 
+pub(crate) use crate::figure::{float, megabytes};
+pub(crate) use crate::process::assert_agrees;
+
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
@@ -60,25 +63,4 @@ impl Scale {
         idle_seconds: 2,
         singles: 3,
     };
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts and bytes of a measurement"
-)]
-pub(crate) fn float(count: u64) -> f64 {
-    count as f64
-}
-
-pub(crate) fn megabytes(bytes: u64) -> f64 {
-    float(bytes) / 1e6
-}
-
-/// Nothing is left to send: what was measured is what a daemon is for.
-pub(crate) async fn assert_agrees(config: &std::path::Path) {
-    let status = crate::process::command(config, &["status", "--json"]).await;
-    let status: serde_json::Value = serde_json::from_slice(&status).expect("it is JSON");
-    for state in ["waiting", "held", "dead"] {
-        assert_eq!(status["outbox"][state], 0, "{status}");
-    }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::bare;
+use crate::deliver::{Side, daemon};
 use crate::figure::{Bar, Figure};
 use crate::mock::Mock;
-use crate::process::{self, Daemon};
+use crate::process;
 use crate::provider::{PATIENCE, Provider, Setting};
 use crate::support::database::Engine;
 
@@ -20,13 +21,6 @@ struct Load {
     rotates: bool,
     /// Whether the state is on PostgreSQL.
     is_shared: bool,
-}
-
-/// What one side did.
-struct Side {
-    per_second: f64,
-    cpu_micros_each: f64,
-    peak_bytes: u64,
 }
 
 /// Answers at once, 64 in flight.
@@ -134,7 +128,7 @@ async fn compare(
     mock.answer_after(load.answer);
     for round in 1..=scale.rounds {
         let bare = bare(mock, load).await;
-        let daemon = daemon(mock, load, &provider, &config, round).await;
+        let daemon = daemon(mock, &provider, &config, round, load.rotates).await;
         rate.push(daemon.per_second / bare.per_second);
         cpu.push(daemon.cpu_micros_each / bare.cpu_micros_each);
         let values = [
@@ -163,39 +157,5 @@ async fn bare(mock: &Mock, load: Load) -> Side {
         per_second: mock.arrived(PATIENCE).await.rate(),
         cpu_micros_each: report.cpu_seconds.max(0.01) * 1e6 / super::float(load.changes),
         peak_bytes: report.peak_bytes,
-    }
-}
-
-/// From a running, idle daemon: the change of every resource in one transaction, until the last answer is recorded.
-async fn daemon(
-    mock: &Mock,
-    load: Load,
-    provider: &Provider,
-    config: &std::path::Path,
-    round: u64,
-) -> Side {
-    provider.vacuum().await;
-    let mut daemon = Daemon::start(config);
-    daemon.event("sweep.completed", 0, PATIENCE).await;
-    daemon.event("poll.completed", 0, PATIENCE).await;
-    mock.expect(load.changes);
-    let (before, mark) = (daemon.usage(), daemon.mark());
-    if load.rotates {
-        provider.rotate(round, load.changes).await;
-    } else {
-        provider.change(round, load.changes).await;
-    }
-    let arrivals = mock.arrived(PATIENCE).await;
-    daemon
-        .events("delivery.acknowledged", load.changes, mark, PATIENCE)
-        .await;
-    let after = daemon.usage();
-    daemon.stop().await;
-    super::assert_agrees(config).await;
-    assert_eq!(mock.arrivals().count, load.changes, "each was sent once");
-    Side {
-        per_second: arrivals.rate(),
-        cpu_micros_each: (after.cpu - before.cpu).as_secs_f64() * 1e6 / super::float(load.changes),
-        peak_bytes: after.peak_bytes,
     }
 }

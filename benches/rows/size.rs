@@ -3,7 +3,6 @@
 use std::process::Command;
 
 use crate::figure::{Bar, Figure};
-use crate::process;
 use crate::support::directory::Directory;
 
 /// The program of this run without its symbols. Only a release build's says something of a release.
@@ -13,7 +12,7 @@ pub(crate) fn program() -> Vec<Figure> {
     let done = Command::new("strip")
         .arg("-o")
         .arg(&stripped)
-        .arg(process::program())
+        .arg(crate::program())
         .status()
         .expect("binutils comes with the linker");
     assert!(done.success());
