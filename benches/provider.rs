@@ -39,8 +39,8 @@ pub(crate) struct Provider {
     pub(crate) database: TestDatabase,
     directory: Directory,
     pub(crate) resources: u64,
-    /// The database of a state on PostgreSQL; otherwise the state is a file.
-    shared_state: Option<TestDatabase>,
+    /// The database of a state on PostgreSQL, on a server of its own that keeps what it commits; otherwise the state is a file.
+    shared_state: Option<(TestDatabase, Postgres)>,
 }
 
 /// What a daemon is configured with.
@@ -77,7 +77,9 @@ impl Provider {
 
     /// The same with its state in a PostgreSQL database of its own.
     pub(crate) async fn with_shared_state(mut self) -> Self {
-        self.shared_state = Some(Postgres::shared().database().await);
+        // The shared server does not flush, and would lose what was acknowledged.
+        let server = Postgres::dedicated();
+        self.shared_state = Some((server.database().await, server));
         self
     }
 
@@ -148,7 +150,7 @@ impl Provider {
         };
         let url = &self.database.url;
         let state = match &self.shared_state {
-            Some(database) => database.url.clone(),
+            Some((database, _)) => database.url.clone(),
             None => format!("sqlite://{}", self.state().display()),
         };
         let text = format!(
