@@ -16,7 +16,7 @@ use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
 /// after the last.
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 
-/// Of a page with so few rows that are not known the ids are asked for with the page.
+/// Of so few rows that are not known it is asked with their page how many rows their resources have.
 const NEWS_MAX: usize = 8;
 
 /// What a poll found.
@@ -82,7 +82,7 @@ impl Reconciler {
             None => {
                 // Whoever moved the cursor may have done more.
                 self.known().forget_all();
-                self.poll_page(&from).await
+                self.poll_page(&from, NEWS_MAX).await
             }
         };
         let told = match &first {
@@ -127,27 +127,27 @@ impl Reconciler {
     /// The first page of a pass from where the last one left the state, if there was one, and where it was read from.
     async fn read_ahead(&self) -> Option<(PollFrom, Result<PollPage, SourceError>)> {
         let from = PollFrom::Cursor(self.left_at().take()?);
-        let page = self.poll_page(&from).await;
+        let page = self.poll_page(&from, NEWS_MAX).await;
         Some((from, page))
     }
 
-    /// A page, and the ids of its rows by key if it has some news.
-    async fn poll_page(&self, from: &PollFrom) -> Result<PollPage, SourceError> {
-        let suspects = self.suspects();
+    /// A page, and how many rows the resources have of which it has news, if there are at most so many of them.
+    async fn poll_page(&self, from: &PollFrom, news_max: usize) -> Result<PollPage, SourceError> {
+        let suspects = self.suspects(news_max);
         self.source
             .poll_page(from, self.settings.page_rows, Some(suspects))
             .await
     }
 
-    /// Of a page with a few rows that are not known, unless they are those of the page before: these resources.
-    fn suspects(&self) -> Suspects {
+    /// Of a page with so few rows that are not known, unless they are those of the page before: these resources.
+    fn suspects(&self, news_max: usize) -> Suspects {
         let hasher = RowHasher::new(&self.key, self.settings.epoch());
         let (known, last_news) = (Arc::clone(&self.known), Arc::clone(&self.last_news));
         Arc::new(move |rows| {
             let lock = PoisonError::into_inner;
             let again = known.lock().unwrap_or_else(lock).is_again(rows, &hasher);
             let news: Vec<_> = rows.iter().zip(again).filter(|(_, again)| !again).collect();
-            if news.len() > NEWS_MAX {
+            if news.len() > news_max {
                 return Vec::new();
             }
             let hashes = news.iter().map(|(row, _)| row.hash(&hasher)).collect();
@@ -197,8 +197,11 @@ impl Reconciler {
             report,
         } = pass;
         let restart = cursor.is_none() && from == PollFrom::Beginning;
-        let mut from = from;
-        let mut first = first;
+        let mut page = match first {
+            Some(page) => page,
+            None => self.poll_page(&from, NEWS_MAX).await?,
+        };
+        let mut news_max = NEWS_MAX;
         let mut reached = cursor.clone();
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
@@ -206,10 +209,6 @@ impl Reconciler {
         let mut rows = 0;
         let mut noted_at = *started_at;
         loop {
-            let page = match first.take() {
-                Some(page) => page,
-                None => self.poll_page(&from).await?,
-            };
             if let Some(told) = page.identity {
                 *identity = told.id;
             }
@@ -239,14 +238,21 @@ impl Reconciler {
             };
             let (rest, known) = self.pass_over(&page.rows);
             report.counts.add(&known);
-            let done = self
-                .commit_page(
-                    rest,
-                    Origin::Poll,
-                    Duplicates::Anywhere(page.found),
-                    position,
-                )
-                .await?;
+            let next = page.next.map(PollFrom::After);
+            let reading = async {
+                match &next {
+                    Some(next) => Some(self.poll_page(next, news_max).await),
+                    None => None,
+                }
+            };
+            let duplicates = Duplicates::Anywhere(page.found);
+            let deciding = self.commit_page(rest, Origin::Poll, duplicates, position);
+            // What the state has of the next page's rows is asked for after this page was committed.
+            let (done, read) = futures_util::future::join(deciding, reading).await;
+            let done = done?;
+            // Where most has changed it is asked at once how many rows each resource has.
+            let is_mass_change = done.counts.changed > done.counts.rows / 2;
+            news_max = if is_mass_change { usize::MAX } else { NEWS_MAX };
             if keep {
                 committed.clone_from(&next_cursor);
                 noted_at = now;
@@ -254,13 +260,13 @@ impl Reconciler {
             reached = next_cursor;
             report.counts.add(&done.counts);
             report.notices.extend(done.notices);
-            match page.next {
-                Some(position) => from = PollFrom::After(position),
+            page = match read {
+                Some(next) => next?,
                 None => {
                     self.known().end_pass();
                     return Ok(committed);
                 }
-            }
+            };
         }
     }
 }
