@@ -16,18 +16,17 @@ pub(super) struct Skimmed {
     pub(super) rest: Vec<RawRow>,
     /// The rows that were passed over.
     pub(super) counts: PageCounts,
-    /// Whether the page came in the byte order of its keys: then no two of its rows name one resource.
-    pub(super) is_ordered: bool,
 }
 
 impl Reconciler {
     /// Takes out of a page what needs no further look.
-    pub(super) async fn skim(&self, rows: &RawRows) -> Result<Skimmed, PassError> {
-        let mut skimmed = Skimmed {
-            is_ordered: is_ordered(rows),
-            ..Skimmed::default()
-        };
-        let glances = match bounds(rows).filter(|_| skimmed.is_ordered) {
+    pub(super) async fn skim(
+        &self,
+        rows: &RawRows,
+        is_ordered: bool,
+    ) -> Result<Skimmed, PassError> {
+        let mut skimmed = Skimmed::default();
+        let glances = match bounds(rows).filter(|_| is_ordered) {
             Some((first, last)) => {
                 let most = u32::try_from(rows.len()).unwrap_or(u32::MAX);
                 let limit = most.saturating_add(STRANGERS_MAX);
@@ -60,8 +59,8 @@ impl Reconciler {
     }
 }
 
-/// Whether the keys are texts in rising byte order.
-fn is_ordered(rows: &RawRows) -> bool {
+/// Whether a page came in the byte order of its keys, all texts: then no two of its rows name one resource.
+pub(super) fn is_ordered(rows: &RawRows) -> bool {
     let mut before = None;
     rows.iter().all(|row| {
         let key = row.ids();

@@ -10,7 +10,7 @@ use crate::source::{RawKey, SourceError, SweepRows};
 use crate::store::{Batch, SweepAccount, SweepProgress};
 
 use super::page::{Duplicates, PageReport, Position};
-use super::skim::Skimmed;
+use super::skim::{self, Skimmed};
 use super::{OnMissing, PageCounts, PassError, QuarantineNotice, Reconciler};
 
 /// How many unchanged rows a sweep reads, at least, before it writes down where it is, in pages of `page_rows`.
@@ -223,18 +223,13 @@ impl Reconciler {
             None => self.read(sweep.progress.after.as_ref(), *limit).await?,
         };
         *limit = asked;
-        let Skimmed {
-            rest,
-            counts,
-            is_ordered,
-        } = self.skim(&page.rows).await?;
+        let is_ordered = skim::is_ordered(&page.rows);
         sweep.page_rows = self.next_page_rows(&page, asked, is_ordered);
         let mut progress = sweep.progress.clone();
         progress.after = page.next.clone();
         sweep.unmarked += page.rows.len() as u64;
         let marks = PAGES_BETWEEN_MARKS * u64::from(self.settings.page_rows);
         let keep = sweep.unmarked >= marks;
-        drop(page.rows);
         // A throttled sweep waits anyway, and reads then.
         let is_throttled = self.settings.sweep_rows_per_second.is_some();
         let next_rows = self.at_most(sweep.page_rows);
@@ -244,11 +239,17 @@ impl Reconciler {
                 None => None,
             }
         };
-        let deciding = self.commit_rest(rest, is_ordered, &progress, keep);
+        let rows = page.rows;
+        let comparing = async {
+            let Skimmed { rest, counts } = self.skim(&rows, is_ordered).await?;
+            drop(rows);
+            let mut done = self.commit_rest(rest, is_ordered, &progress, keep).await?;
+            done.counts.add(&counts);
+            Ok::<_, PassError>(done)
+        };
         // One that could not be read is asked for again in its turn, and then says why.
-        let (done, ahead) = futures_util::future::join(deciding, ahead).await;
-        let mut done = done?;
-        done.counts.add(&counts);
+        let (done, ahead) = futures_util::future::join(comparing, ahead).await;
+        let done = done?;
         sweep.ahead = ahead;
         if keep {
             sweep.unmarked = 0;

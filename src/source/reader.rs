@@ -9,7 +9,7 @@ mod poll;
 mod sweep;
 
 use std::future::Future;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -43,6 +43,8 @@ struct Inner<D: Dialect> {
     layouts: Mutex<Option<Arc<Layouts>>>,
     /// How many pages of sweeps are still to be read row by row.
     unpacked: AtomicU32,
+    /// How much memory the rows of the last poll's page took.
+    poll_bytes: AtomicUsize,
 }
 
 /// What the columns of both queries mean.
@@ -70,6 +72,7 @@ impl<D: Dialect> Reader<D> {
             allow_replica,
             layouts: Mutex::default(),
             unpacked: AtomicU32::new(0),
+            poll_bytes: AtomicUsize::new(0),
         }))
     }
 

@@ -1,6 +1,7 @@
 //! Pages of a poll, and how far the pass may take the next one's start.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use tokio::time::timeout;
 
@@ -11,6 +12,9 @@ use super::super::pages::{self, PollStart, poll_params};
 use super::super::{PollFrom, PollPage, Position, RawKey, SourceError, Suspects, rows_of};
 use super::{Inner, size};
 use crate::model::RawRows;
+
+/// The most memory that a page is given before it has any row.
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 impl<D: Dialect> Inner<D> {
     /// One page of a poll, and the ids of the rows of its suspects.
@@ -114,8 +118,12 @@ impl<D: Dialect> Inner<D> {
             .as_deref()
             .and_then(|horizon| dialect.cursor_param(cursor, horizon));
         let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
-        let mut sheet = Sheet::new(layout);
+        // As much as the page before had: what a page has outgrown is copied and wiped each time.
+        let bytes = self.poll_bytes.load(Ordering::Relaxed);
+        let mut sheet = Sheet::new(layout, bytes + bytes / 8);
         let is_cut = session.read(&statement, &mut sheet).await?;
+        let size_read = sheet.rows.size().min(KEPT_BYTES_MAX);
+        self.poll_bytes.store(size_read, Ordering::Relaxed);
         let is_full = is_cut || sheet.rows.len() >= size(limit) || upper.is_some();
         // Rows are in the order of their cursors: the last one tells whether all are settled.
         let is_settled = sheet.is_settled;
@@ -127,7 +135,7 @@ impl<D: Dialect> Inner<D> {
             && !is_cut
             && let Some(at) = poll_params(dialect, cursor, &keys, next)
         {
-            let mut group = Sheet::new(layout);
+            let mut group = Sheet::new(layout, 0);
             session
                 .read(&pages.poll_group(cursor, &at), &mut group)
                 .await?;
@@ -156,10 +164,10 @@ struct Sheet<'l> {
 }
 
 impl<'l> Sheet<'l> {
-    fn new(layout: &'l Layout) -> Self {
+    fn new(layout: &'l Layout, bytes: usize) -> Self {
         Self {
             layout,
-            rows: RawRows::default(),
+            rows: RawRows::with_capacity(bytes),
             place: Default::default(),
             at_place: 0,
             is_settled: true,
