@@ -1,8 +1,8 @@
 //! What the last poll saw and the state had: within its overlap every poll reads the same rows again.
 //!
-//! A row that was found to be as it was last decided on, or was decided on, needs no look-up while nothing else is decided on it. Whatever
-//! changes what the state says of a row (a decision, a row that cannot be used, one that is missing) is committed by the holder of the
-//! watch, so that what is known holds until this process commits something of the resource itself, or the watch has been another's.
+//! A row that was found to be as it was last decided on, or was decided on, needs no look-up while nothing else is decided on it.
+//! Whatever changes what the state says of a row (a decision, a row that cannot be used, one that is missing) is committed by the holder
+//! of the watch, so that what is known holds until this process commits something of the resource itself, or the watch has been another's.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
@@ -41,7 +41,9 @@ impl Known {
     /// The same; what was known stays so for the next pass.
     pub(super) fn again(&mut self, rows: &RawRows, hasher: &RowHasher) -> Vec<bool> {
         let found = self.find(rows, hasher);
-        self.now.extend(found.iter().flatten().copied());
+        for (slot, hash) in found.iter().flatten() {
+            self.keep(*slot, *hash);
+        }
         found.into_iter().map(|known| known.is_some()).collect()
     }
 
@@ -61,8 +63,12 @@ impl Known {
 
     /// A row was looked up, or has been decided on: the state has it as it is.
     pub(super) fn note(&mut self, key: &ResourceKey, hash: RowHash) {
+        self.keep(self.slot(key), hash);
+    }
+
+    fn keep(&mut self, slot: Slot, hash: RowHash) {
         if self.now.len() < KNOWN_MAX {
-            self.now.insert(self.slot(key), hash);
+            self.now.insert(slot, hash);
         }
     }
 
@@ -186,5 +192,12 @@ mod tests {
         known.end_pass();
         let last = KNOWN_MAX.to_string();
         assert_eq!(seen(&mut known, &[("0", 1), (&last, 1)]), [true, false]);
+        for number in 1..=KNOWN_MAX {
+            let id = format!("later {number}");
+            known.note(&key(&id), hash(&id, 1));
+        }
+        assert_eq!(seen(&mut known, &[("1", 1)]), [true]);
+        known.end_pass();
+        assert_eq!(seen(&mut known, &[("0", 1), ("1", 1)]), [true, false]);
     }
 }
