@@ -6,6 +6,8 @@
 
 mod baseline;
 mod feed;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod known;
 mod page;
 mod poll;
@@ -228,5 +230,168 @@ impl Reconciler {
     /// Changes what rows mean from the next pass on.
     pub fn configure(&mut self, settings: Settings) {
         self.settings = settings;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use fixture::{Bench, START, key, row, stepped, swept};
+
+    #[test]
+    fn each_set_of_fields_left_to_vercel_gives_an_unchanged_row_another_meaning() {
+        let bench = Bench::new([]);
+        let epoch = |fields: &[Field]| {
+            let reconciler = bench.reconciler(|settings| {
+                settings.ignored = fields.iter().copied().collect();
+            });
+            reconciler.settings.epoch()
+        };
+        let mut epochs = vec![epoch(&[])];
+        for (index, one) in Field::ALL.into_iter().enumerate() {
+            epochs.push(epoch(&[one]));
+            for other in Field::ALL.into_iter().skip(index + 1) {
+                epochs.push(epoch(&[one, other]));
+            }
+        }
+        let count = epochs.len();
+        epochs.sort_unstable();
+        epochs.dedup();
+        assert_eq!((epochs.len(), epochs[0]), (count, 1));
+    }
+
+    #[tokio::test]
+    async fn what_the_guard_did_is_told_once() {
+        let bench = Bench::new((0..5).map(|id| row(&format!("res_{id}"), "a", id)));
+        let reconciler = bench.reconciler(|settings| settings.guard.changes_max = Some(2));
+        swept(&reconciler).await;
+        for id in 0..5 {
+            bench.table.puts(row(&format!("res_{id}"), "b", id));
+        }
+        let mut sweep = reconciler.begin_sweep().await.expect("in memory");
+        while stepped(&reconciler, &mut sweep).await.is_none() {}
+        let events = reconciler.take_guard_events();
+        assert!(
+            matches!(events[..], [GuardEvent::Held { .. }]),
+            "{events:?}"
+        );
+        assert_eq!(reconciler.take_guard_events(), []);
+        // What is held is accounted for, as is what is dead.
+        let dead = |record: &mut crate::model::Record| {
+            let entry = record.entry.as_mut().expect("it is held");
+            (entry.state, entry.hold) = (crate::model::EntryState::Dead, None);
+            ((), None)
+        };
+        bench.store.edit(&key("res_0"), START, dead).await;
+        let report = swept(&reconciler).await;
+        assert_eq!((report.account.held, report.account.dead), (4, 1));
+        assert_eq!((report.account.rows, report.unaccounted), (5, 0));
+    }
+
+    #[tokio::test]
+    async fn a_poll_leaves_nothing_undecided_once_it_has_ended() {
+        let bench = Bench::new((0..5).map(|id| row(&format!("res_{id}"), "a", id)));
+        let reconciler = bench.reconciler(|settings| settings.guard.changes_max = Some(1));
+        let undecided = || reconciler.poll_undecided.load(Ordering::Relaxed);
+        swept(&reconciler).await;
+        assert!(undecided(), "a sweep says nothing of the polls before");
+        reconciler.poll().await.expect("it can be read");
+        assert!(!undecided());
+        for id in 0..5 {
+            bench.table.puts(row(&format!("res_{id}"), "b", 10 + id));
+        }
+        // A page that changes more than the guard lets pass, and is not the last of its pass.
+        let page = (0..2).map(|id| row(&format!("res_{id}"), "b", 10 + id));
+        let found = (0..2).map(|id| (key(&format!("res_{id}")), 1)).collect();
+        let found = page::Duplicates::Anywhere(found);
+        let position = page::Position::default();
+        let done = reconciler.commit_page(page.collect(), Origin::Poll, found, position);
+        done.await.expect("it can be read");
+        assert!(undecided());
+        reconciler.poll().await.expect("it can be read");
+        assert!(!undecided());
+        reconciler.poll_undecided.store(true, Ordering::Relaxed);
+        swept(&reconciler).await;
+        assert!(undecided());
+    }
+
+    #[tokio::test]
+    async fn what_was_read_under_another_watch_is_not_gone_on_with() {
+        let bench = Bench::new([row("a", "1", 1)]);
+        let mut reconciler = bench.reconciler(|_| {});
+        reconciler.poll().await.expect("it can be read");
+        let overtakes = reconciler.overtakes.load(Ordering::Relaxed);
+        assert!(!reconciler.poll_undecided.load(Ordering::Relaxed));
+        reconciler.hold_watch(LeaseToken(7));
+        assert!(reconciler.poll_undecided.load(Ordering::Relaxed));
+        assert!(reconciler.overtakes.load(Ordering::Relaxed) > overtakes);
+        // Nobody has that watch.
+        let polled = reconciler.poll().await;
+        assert!(matches!(
+            polled,
+            Err(PassError::Store(StoreError::WatchLost))
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_pass_leaves_marks_and_follows_other_settings() {
+        let bench = Bench::new((0..4).map(|id| row(&format!("res_{id}"), "a", id)));
+        let mut reconciler = bench.reconciler(|_| {});
+        let marks = Arc::new(AtomicU64::new(0));
+        let left = Arc::clone(&marks);
+        reconciler.mark_progress(Mark::new(move || {
+            left.fetch_add(1, Ordering::Relaxed);
+        }));
+        swept(&reconciler).await;
+        assert!(marks.load(Ordering::Relaxed) >= 2, "one for each page");
+        let mut settings = reconciler.settings;
+        settings.page_rows = 100;
+        reconciler.configure(settings);
+        bench.table.asked();
+        swept(&reconciler).await;
+        assert_eq!(bench.table.asked(), ["sweep 100"]);
+    }
+
+    #[tokio::test]
+    async fn secrets_of_rows_that_are_read_again_are_handed_to_dispatch() {
+        let mut secret = row("a", "1", 1);
+        secret.columns.push((
+            Field::Secrets,
+            crate::model::RawText::text(r#"{"URL":"v"}"#),
+        ));
+        let bench = Bench::new([secret]);
+        let mut reconciler = bench.reconciler(|_| {});
+        let (reread, handover) = (Reread::default(), Handover::default());
+        reconciler.hand_over(reread.clone(), handover);
+        swept(&reconciler).await;
+        bench.wish(&["a"]).await;
+        assert!(reread.take(&key("a")).is_none());
+        reconciler.recheck(1).await.expect("it can be read");
+        assert!(reread.take(&key("a")).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_poll_notes_when_a_known_resources_change_was_committed_and_a_sweep_does_not() {
+        for (polls, expected) in [(true, Some(Duration::from_secs(4))), (false, None)] {
+            let bench = Bench::new([row("a", "1", 1)]);
+            let mut reconciler = bench.reconciler(|_| {});
+            let commits = Arc::new(Commits::default());
+            reconciler.note_commits(Arc::clone(&commits));
+            swept(&reconciler).await;
+            let committed_at = START.minus(Duration::from_secs(4));
+            let page = crate::model::RawRow {
+                cursor: Some(committed_at.to_string()),
+                ..row("a", "2", 2)
+            };
+            bench.table.puts(row("a", "2", 2));
+            let found = page::Duplicates::Anywhere([(key("a"), 1)].into());
+            let origin = if polls { Origin::Poll } else { Origin::Sweep };
+            let position = page::Position::default();
+            let done = reconciler.commit_page(vec![page], origin, found, position);
+            done.await.expect("it can be read");
+            assert_eq!(commits.acknowledged(&key("a"), START, START), expected);
+        }
     }
 }

@@ -57,6 +57,15 @@ pub(super) struct Leading {
 }
 
 impl Leading {
+    /// What is known of a watch before it was ever looked at.
+    pub(super) const fn new(turn: watch::Receiver<Turn>) -> Self {
+        Self {
+            turn,
+            last: None,
+            lost: None,
+        }
+    }
+
     /// Whether the source may be read now.
     pub(super) fn leads(&self) -> bool {
         match *self.turn.borrow() {
@@ -114,11 +123,7 @@ impl Leadership {
             (end, tokio::spawn(keeper.keep(ended)))
         });
         Self {
-            leading: Leading {
-                turn: receiver,
-                last: None,
-                lost: None,
-            },
+            leading: Leading::new(receiver),
             keeping,
         }
     }
@@ -181,8 +186,7 @@ impl Keeper {
             };
             let wait = match held {
                 Some(_) => RENEWAL,
-                // Not all at the same instant.
-                None => LOOK_AGAIN.mul_f64(0.5 + self.random.fraction() / 2.0),
+                None => look_again_in(self.random.fraction()),
             };
             tokio::select! {
                 _ = &mut ended => break,
@@ -222,26 +226,42 @@ impl Keeper {
 
     async fn renew(&self, lease: Lease) -> Option<Lease> {
         let now = self.clock.now();
-        let expires_at = now.plus(LEASE);
-        let reason = match self.store.renew_watch(lease.token, expires_at).await {
-            Ok(true) => {
-                return Some(Lease {
-                    expires_at,
-                    ..lease
-                });
-            }
-            Ok(false) => "another process has taken it over",
-            Err(_) if still_holds(&lease, now, self.clock.now()) => return Some(lease),
-            Err(_) => "the state could not be reached in time",
+        let owner = lease.owner.clone();
+        let answer = self.store.renew_watch(lease.token, now.plus(LEASE)).await;
+        let reason = match renewed(&answer, lease, now, self.clock.now()) {
+            Ok(lease) => return Some(lease),
+            Err(reason) => reason,
         };
         self.elsewhere.store(true, Ordering::Relaxed);
         self.turn.send_replace(Turn::Waiting);
-        let owner = lease.owner;
         warn!(
             event = "watch.lost",
             owner, reason, "This process no longer reads the source: {reason}"
         );
         None
+    }
+}
+
+/// How long a daemon without the watch waits: between a half and the whole of the interval, so that not all look at the same instant.
+fn look_again_in(chance: f64) -> Duration {
+    LOOK_AGAIN.mul_f64(0.5 + chance / 2.0)
+}
+
+/// The lease after it was asked for longer, or why it is lost.
+fn renewed(
+    answer: &Result<bool, StoreError>,
+    lease: Lease,
+    asked_at: Timestamp,
+    now: Timestamp,
+) -> Result<Lease, &'static str> {
+    match answer {
+        Ok(true) => Ok(Lease {
+            expires_at: asked_at.plus(LEASE),
+            ..lease
+        }),
+        Ok(false) => Err("another process has taken it over"),
+        Err(_) if still_holds(&lease, asked_at, now) => Ok(lease),
+        Err(_) => Err("the state could not be reached in time"),
     }
 }
 
@@ -254,6 +274,9 @@ fn still_holds(lease: &Lease, asked_at: Timestamp, now: Timestamp) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{SeededRandom, SystemClock};
+    use crate::model::FingerprintKey;
+    use crate::store::MemoryStore;
 
     #[test]
     fn a_lease_that_could_not_be_prolonged_holds_until_its_end_by_a_clock_that_went_on() {
@@ -275,5 +298,109 @@ mod tests {
             );
             assert_eq!(still_holds(&lease, asked_at, now), holds, "{now:?}");
         }
+    }
+
+    #[test]
+    fn who_waits_looks_again_after_half_the_interval_to_the_whole() {
+        for (chance, ms) in [(0.0, 250), (0.5, 375), (0.9, 475)] {
+            assert_eq!(look_again_in(chance), Duration::from_millis(ms), "{chance}");
+        }
+    }
+
+    #[test]
+    fn the_source_is_read_by_who_is_alone_or_has_a_watch_that_is_not_lost() {
+        let (turn, receiver) = watch::channel(Turn::Alone);
+        let mut leading = Leading::new(receiver);
+        assert_eq!((leading.leads(), leading.begun()), (true, None));
+        turn.send_replace(Turn::Waiting);
+        assert_eq!((leading.leads(), leading.begun()), (false, None));
+        turn.send_replace(Turn::Held(LeaseToken(1)));
+        assert_eq!(
+            (leading.leads(), leading.begun()),
+            (true, Some(LeaseToken(1)))
+        );
+        assert_eq!(leading.begun(), None, "once for each watch");
+        leading.lose();
+        assert!(!leading.leads());
+        turn.send_replace(Turn::Held(LeaseToken(2)));
+        assert_eq!(
+            (leading.leads(), leading.begun()),
+            (true, Some(LeaseToken(2)))
+        );
+    }
+
+    fn keeper(store: &Arc<MemoryStore>, owner: &str) -> (Keeper, watch::Receiver<Turn>) {
+        let (turn, receiver) = watch::channel(Turn::Waiting);
+        let keeper = Keeper {
+            store: Arc::clone(store) as Arc<dyn Store>,
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SeededRandom::from_system()),
+            owner: owner.to_owned(),
+            turn,
+            elsewhere: Arc::new(AtomicBool::new(true)),
+        };
+        (keeper, receiver)
+    }
+
+    #[tokio::test]
+    async fn one_has_the_watch_until_the_state_knows_it_no_more() {
+        let store = Arc::new(MemoryStore::new(FingerprintKey::new([7; 32])));
+        let (one, turn) = keeper(&store, "one");
+        let (other, others) = keeper(&store, "other");
+        let lease = one.acquire().await.expect("nobody has it");
+        assert_eq!(*turn.borrow(), Turn::Held(lease.token));
+        assert!(!one.elsewhere.load(Ordering::Relaxed));
+        assert_eq!(other.acquire().await, None);
+        assert_eq!(*others.borrow(), Turn::Waiting);
+        assert!(other.elsewhere.load(Ordering::Relaxed));
+        let lease = one.renew(lease).await.expect("it has it still");
+        assert_eq!(*turn.borrow(), Turn::Held(lease.token));
+        assert!(store.release_watch(lease.token).await.expect("in memory"));
+        assert_eq!(one.renew(lease).await, None);
+        assert_eq!(*turn.borrow(), Turn::Waiting);
+        assert!(one.elsewhere.load(Ordering::Relaxed));
+        assert!(other.acquire().await.is_some());
+    }
+
+    #[test]
+    fn a_lease_is_lost_to_another_process_at_once_and_for_want_of_an_answer_at_its_end() {
+        let at = Timestamp::from_millis;
+        let lease = |expires_at| Lease {
+            owner: "one".to_owned(),
+            token: LeaseToken(1),
+            expires_at: at(expires_at),
+        };
+        let unreachable = || {
+            Err(StoreError::Failed {
+                operation: "renew the watch",
+                problem: "gone".to_owned(),
+                transient: true,
+            })
+        };
+        let (taken, late) = (
+            Err("another process has taken it over"),
+            Err("the state could not be reached in time"),
+        );
+        for (answer, now, expected) in [
+            (Ok(true), 2_001, Ok(lease(8_000))),
+            (Ok(false), 2_001, taken),
+            (unreachable(), 5_999, Ok(lease(6_000))),
+            (unreachable(), 6_000, late),
+        ] {
+            let found = renewed(&answer, lease(6_000), at(2_000), at(now));
+            assert_eq!(found, expected, "{answer:?} {now}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_ends_gives_the_watch_back_so_that_another_has_it_at_once() {
+        let store = Arc::new(MemoryStore::new(FingerprintKey::new([7; 32])));
+        let (one, turn) = keeper(&store, "one");
+        let (end, ended) = oneshot::channel();
+        drop(end);
+        one.keep(ended).await;
+        assert!(matches!(*turn.borrow(), Turn::Held(_)), "it had it");
+        let (other, _turn) = keeper(&store, "other");
+        assert!(other.acquire().await.is_some());
     }
 }

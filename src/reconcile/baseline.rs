@@ -118,3 +118,81 @@ impl Reconciler {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RawText;
+    use crate::plan::baseline::Way;
+    use crate::reconcile::fixture::{Bench, row};
+
+    fn of(way: Way, all: bool) -> Baseline {
+        Baseline { way, all }
+    }
+
+    /// Five resources of two installations, one of them in two rows and one unusable.
+    fn rows() -> Vec<RawRow> {
+        let mut other = row("e", "1", 1);
+        other.installation_id = RawText::text("icfg_2");
+        let mut unusable = row("d", "1", 1);
+        unusable.columns[1].1 = RawText::Unreadable("is no text");
+        vec![
+            row("a", "1", 1),
+            row("b", "1", 1),
+            row("c", "1", 1),
+            row("c", "2", 1),
+            unusable,
+            other,
+        ]
+    }
+
+    #[tokio::test]
+    async fn a_baseline_tells_what_became_of_each_row() {
+        let bench = Bench::new(rows());
+        let reconciler = bench.reconciler(|_| {});
+        let mut seen = Vec::new();
+        let adopted = reconciler
+            .baseline(of(Way::Adopt, false), None, |report| seen.push(report.rows))
+            .await
+            .expect("it can be read");
+        assert_eq!(seen, [2, 4, 6]);
+        let notices = adopted.notices.clone();
+        assert_eq!(notices.len(), 2);
+        let expected = BaselineReport {
+            rows: 6,
+            adopted: 3,
+            quarantined: 3,
+            notices,
+            ..BaselineReport::default()
+        };
+        assert_eq!(adopted, expected);
+        // Once more it is left as it was, unless all is asked for.
+        for (baseline, only, expected) in [
+            (of(Way::Adopt, false), None, (6, 0, 0, 3)),
+            (of(Way::Compare, false), None, (6, 0, 0, 3)),
+            (of(Way::Compare, true), Some("icfg_2"), (1, 0, 1, 0)),
+            (of(Way::Compare, true), None, (6, 0, 3, 0)),
+            (of(Way::Adopt, true), Some("icfg_3"), (0, 0, 0, 0)),
+        ] {
+            let only = only.map(|id| InstallationId::new(id).expect("an id"));
+            let report = reconciler.baseline(baseline, only.as_ref(), |_| {}).await;
+            let report = report.expect("it can be read");
+            let found = (report.rows, report.adopted, report.to_compare, report.left);
+            assert_eq!(found, expected, "{baseline:?} {only:?}");
+            assert_eq!(report.notices.len(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_report_names_the_first_hundred_unusable_rows() {
+        let unusable = |id: u32| RawRow {
+            resource_id: RawText::Null,
+            ..row("", &id.to_string(), 1)
+        };
+        let bench = Bench::new((0..103).map(unusable));
+        let reconciler = bench.reconciler(|settings| settings.page_rows = 10);
+        let baseline = reconciler.baseline(of(Way::Adopt, false), None, |_| {});
+        let report = baseline.await.expect("it can be read");
+        assert_eq!((report.quarantined, report.notices.len()), (103, 100));
+    }
+}

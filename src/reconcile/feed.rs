@@ -60,3 +60,61 @@ impl Reconciler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::fixture::{Bench, START, row};
+
+    async fn polled(reconciler: &Reconciler) -> PollReport {
+        let report = reconciler.poll().await.expect("it can be read");
+        report.expect("there is a feed")
+    }
+
+    #[tokio::test]
+    async fn a_feed_is_read_to_its_end_and_from_there_the_next_time() {
+        let bench = Bench::new(["a", "b", "c"].map(|id| row(id, "1", 1)));
+        let reconciler = bench.reconciler(|_| {});
+        bench.table.feeds(&["a", "b", "a", "c", "gone"], None);
+        let report = polled(&reconciler).await;
+        assert_eq!(
+            bench.table.asked(),
+            [
+                "identity",
+                "feed 2 from None",
+                "feed 2 from Some(\"2\")",
+                "feed 2 from Some(\"4\")"
+            ]
+        );
+        assert_eq!((report.counts.rows, report.counts.adopted), (4, 3));
+        assert_eq!(report.needs_sweep, None);
+        let progress = bench.progress().await.poll.expect("there was one");
+        assert_eq!(progress.cursor.as_deref(), Some("5"));
+        assert_eq!((progress.rows, progress.completed_at), (4, Some(START)));
+        let before = reconciler.overtakes.load(Ordering::Relaxed);
+        assert_eq!(polled(&reconciler).await.counts.rows, 0);
+        assert_eq!(bench.table.asked(), ["identity", "feed 2 from Some(\"5\")"]);
+        let after = reconciler.overtakes.load(Ordering::Relaxed);
+        assert_eq!(after, before, "nothing has moved");
+        // As after a restart: what was left undecided is decided on.
+        let restarted = bench.reconciler(|_| {});
+        polled(&restarted).await;
+        assert_eq!(restarted.overtakes.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn the_feed_of_another_database_is_read_from_its_beginning_and_so_is_every_row() {
+        let bench = Bench::new([row("a", "1", 1)]);
+        let reconciler = bench.reconciler(|_| {});
+        bench.table.feeds(&["a"], None);
+        assert_eq!(polled(&reconciler).await.needs_sweep, None);
+        bench.table.becomes("restored");
+        bench.table.asked();
+        let why = "the source is another database than before, or another change feed";
+        assert_eq!(polled(&reconciler).await.needs_sweep, Some(why));
+        assert_eq!(bench.table.asked(), ["identity", "feed 2 from None"]);
+        bench.table.feeds(&["a"], Some("entries were deleted"));
+        let why = polled(&reconciler).await.needs_sweep;
+        assert_eq!(why, Some("entries were deleted"));
+    }
+}

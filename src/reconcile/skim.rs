@@ -82,6 +82,9 @@ fn bounds(rows: &RawRows) -> Option<(Ids<'_>, Ids<'_>)> {
 mod tests {
     use super::*;
     use crate::model::RawText;
+    use crate::plan::decide::FirstSight;
+    use crate::reconcile::Settings;
+    use crate::reconcile::fixture::{Bench, key, row, swept};
 
     fn page(keys: &[(&str, &str)]) -> RawRows {
         let row = |(installation, resource): &(&str, &str)| RawRow {
@@ -107,5 +110,51 @@ mod tests {
             columns: Vec::new(),
         });
         assert!(!is_ordered(&with_null));
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_as_they_were_are_passed_over_by_where_they_stand() {
+        let bench = Bench::new(["a", "b", "d"].map(|id| row(id, "1", 1)));
+        let push = |settings: &mut Settings| settings.policy.first_sight = FirstSight::Push;
+        swept(&bench.reconciler(push)).await;
+        bench.table.puts(row("e", "1", 1));
+        let reconciler = bench.reconciler(|_| {});
+        swept(&reconciler).await;
+        // The state has `b`, which the page has not.
+        let page = ["a", "c", "d", "e"].map(|id| match id {
+            "d" => row(id, "2", 1),
+            _ => row(id, "1", 1),
+        });
+        let page: RawRows = page.into_iter().collect();
+        let skimmed = reconciler.skim(&page, true).await.expect("in memory");
+        let expected = PageCounts {
+            rows: 2,
+            known: 2,
+            equal: 1,
+            waiting: 1,
+            ..PageCounts::default()
+        };
+        assert_eq!(skimmed.counts, expected);
+        let rest = skimmed.rest.iter().map(|row| row.key().expect("ids"));
+        assert_eq!(rest.collect::<Vec<_>>(), [key("c"), key("d")]);
+    }
+
+    #[tokio::test]
+    async fn a_page_is_looked_up_row_by_row_where_the_state_has_very_many_more_between() {
+        let most = STRANGERS_MAX as usize;
+        for (strangers, passed) in [(most, 2), (most + 1, 0)] {
+            let between = (0..strangers).map(|id| format!("m{id:04}"));
+            let ids = ["a".to_owned()]
+                .into_iter()
+                .chain(between)
+                .chain(["z".to_owned()]);
+            let bench = Bench::new(ids.map(|id| row(&id, "1", 1)));
+            let reconciler = bench.reconciler(|settings| settings.page_rows = 500);
+            swept(&reconciler).await;
+            let page: RawRows = ["a", "z"].map(|id| row(id, "1", 1)).into_iter().collect();
+            let skimmed = reconciler.skim(&page, true).await.expect("in memory");
+            assert_eq!(skimmed.counts.rows, passed, "{strangers}");
+            assert_eq!(skimmed.rest.len() as u64, 2 - passed, "{strangers}");
+        }
     }
 }
