@@ -48,10 +48,12 @@ pub(super) async fn summarize(
         let oldest = counts
             .oldest_waiting
             .map_or(Duration::ZERO, |oldest| clock.now().since(oldest));
-        let acknowledged = after.acknowledged - before.acknowledged;
-        let failed = after.failed - before.failed;
-        let lag_mean = (after.lag_sum - before.lag_sum)
-            .checked_div(u32::try_from(acknowledged).unwrap_or(u32::MAX));
+        let Done {
+            acknowledged,
+            failed,
+            died,
+            lag_mean,
+        } = Done::between(&before, &after);
         let sentence = format!(
             "{} waiting, {} held, {} dead, {} quarantined, {} paused; {acknowledged} delivered, {failed} failed",
             counts.waiting, counts.held, counts.dead, counts.quarantined, counts.paused
@@ -69,14 +71,38 @@ pub(super) async fn summarize(
             oldest_age_ms = millis(oldest),
             acknowledged,
             failed,
-            died = after.died - before.died,
-            lag_mean_ms = millis(lag_mean.unwrap_or_default()),
+            died,
+            lag_mean_ms = millis(lag_mean),
             interval_ms = millis(last.since(untold_since)),
             "{sentence}"
         );
         status(sentence);
         before = after;
         untold_since = last;
+    }
+}
+
+/// What was done between two lines.
+#[derive(Debug, PartialEq, Eq)]
+struct Done {
+    acknowledged: u64,
+    failed: u64,
+    died: u64,
+    /// From finding a change to its acknowledgement; zero when nothing was acknowledged.
+    lag_mean: Duration,
+}
+
+impl Done {
+    fn between(before: &Totals, after: &Totals) -> Self {
+        let acknowledged = after.acknowledged - before.acknowledged;
+        let lag_sum = after.lag_sum - before.lag_sum;
+        let count = u32::try_from(acknowledged).unwrap_or(u32::MAX);
+        Self {
+            acknowledged,
+            failed: after.failed - before.failed,
+            died: after.died - before.died,
+            lag_mean: lag_sum.checked_div(count).unwrap_or_default(),
+        }
     }
 }
 
@@ -94,4 +120,42 @@ async fn elapsed(clock: &dyn Clock, last: Timestamp, interval: Option<Duration>)
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_what_was_done_since_the_one_before() {
+        let before = Totals {
+            acknowledged: 10,
+            failed: 20,
+            died: 30,
+            lag_sum: Duration::from_secs(40),
+            ..Totals::default()
+        };
+        let after = Totals {
+            acknowledged: 14,
+            failed: 22,
+            died: 31,
+            lag_sum: Duration::from_secs(46),
+            ..before
+        };
+        let done = Done::between(&before, &after);
+        let expected = Done {
+            acknowledged: 4,
+            failed: 2,
+            died: 1,
+            lag_mean: Duration::from_millis(1_500),
+        };
+        assert_eq!(done, expected);
+        let nothing = Done {
+            acknowledged: 0,
+            failed: 0,
+            died: 0,
+            lag_mean: Duration::ZERO,
+        };
+        assert_eq!(Done::between(&after, &after), nothing);
+    }
 }
