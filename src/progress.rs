@@ -27,3 +27,14 @@ impl fmt::Debug for Mark {
         f.debug_tuple("Mark").field(&self.0.is_some()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_shows_whether_anybody_hears_of_it() {
+        assert_eq!(format!("{:?}", Mark::default()), "Mark(false)");
+        assert_eq!(format!("{:?}", Mark::new(|| {})), "Mark(true)");
+    }
+}

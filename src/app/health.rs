@@ -281,4 +281,13 @@ mod tests {
         bench.pass(1000);
         assert_eq!((bench.fed(), bench.health.stuck().len()), (0, 2));
     }
+
+    #[test]
+    fn a_pulse_shows_nothing_but_its_name() {
+        let pulse = Pulse {
+            elapsed: Box::new(Duration::default),
+            feed: Box::new(|| {}),
+        };
+        assert_eq!(format!("{pulse:?}"), "Pulse { .. }");
+    }
 }

@@ -548,4 +548,36 @@ mod tests {
         assert_eq!(shown["installations"][0]["pauses"], json!([]));
         assert_eq!(list_json(&[], NOW)["installations"], json!([]));
     }
+
+    #[test]
+    fn gone_is_said_before_a_refused_token_and_that_before_a_pause_by_hand() {
+        use PauseKind::{Gone, Manual, Token};
+        let (past, ahead) = (Some(ago(1)), Some(NOW.plus(Duration::from_secs(1))));
+        let cases = [
+            (vec![], "active"),
+            (vec![(Manual, None)], "paused"),
+            (vec![(Manual, ahead)], "paused"),
+            (vec![(Manual, past)], "active"),
+            (vec![(Token, None)], "token refused"),
+            (vec![(Manual, None), (Token, None)], "token refused"),
+            (vec![(Gone, None)], "gone"),
+            (vec![(Manual, None), (Token, None), (Gone, None)], "gone"),
+        ];
+        for (pauses, expected) in cases {
+            let one = one("icfg_1", pauses);
+            assert_eq!(state(&one, NOW), expected);
+            let shown = to_json(&one, NOW);
+            assert_eq!(shown["state"], expected.replace(' ', "_"));
+            assert_eq!(is_paused(&one, NOW), expected != "active");
+        }
+    }
+
+    #[test]
+    fn only_the_pause_that_a_person_made_and_that_has_not_ended_is_a_persons() {
+        use PauseKind::{Gone, Manual, Token};
+        let of = |pauses| manual(&one("icfg_1", pauses), NOW).map(|pause| pause.kind);
+        assert_eq!(of(vec![(Token, None), (Gone, None)]), None);
+        assert_eq!(of(vec![(Manual, Some(ago(1)))]), None);
+        assert_eq!(of(vec![(Token, None), (Manual, None)]), Some(Manual));
+    }
 }

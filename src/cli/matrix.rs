@@ -471,6 +471,8 @@ mod tests {
             .iter()
             .find(|line| line["path"] == "secrets.DATABASE_URL")
             .expect("it is there");
+        assert_eq!(secret["secret_name"], "DATABASE_URL");
+        assert_eq!(machine[0].get("secret_name"), None);
         assert_eq!(secret["desired_fingerprint"], "b0b0b0");
         assert_eq!(secret["acknowledged_fingerprint"], "9f9f9f");
         assert_eq!(secret["sends"], "value");
@@ -561,6 +563,162 @@ mod tests {
         insta::assert_snapshot!(plain(&lines, LOOK), @r"
         FIELD   SOURCE  ACKNOWLEDGED  IN DOUBT        TO SEND
         status  ready   ready         until 14:03:11  ready
+        ");
+    }
+
+    #[test]
+    fn only_a_text_that_can_be_taken_for_nothing_else_stands_without_quotes() {
+        let cases = [
+            (json!("ready"), "ready"),
+            (json!("eu-west_1/a.b:c@d+$"), "eu-west_1/a.b:c@d+$"),
+            (json!("two words"), r#""two words""#),
+            (json!(""), r#""""#),
+            (json!("none"), r#""none""#),
+            (json!("null"), r#""null""#),
+            (json!("true"), r#""true""#),
+            (json!("false"), r#""false""#),
+            (json!("removal"), r#""removal""#),
+            (json!(true), "true"),
+            (Value::Null, "none"),
+            (json!({"id": "pro"}), r#"{"id":"pro"}"#),
+        ];
+        for (value, expected) in cases {
+            let side = Side::Value(value);
+            assert_eq!(shown(Field::Name, &side, LOOK), expected);
+        }
+        assert_eq!(shown(Field::Name, &Side::Absent, LOOK), "");
+    }
+
+    #[test]
+    fn only_a_terminal_shows_a_plan_by_its_id_and_only_a_plain_one() {
+        let pipe = Look {
+            terminal: false,
+            ..LOOK
+        };
+        let plan = |id: &str| Side::Value(json!({"id": id}));
+        let field = Field::BillingPlan;
+        assert_eq!(shown(field, &plan("pro"), LOOK), "pro");
+        assert_eq!(shown(field, &plan("pro"), pipe), r#"{"id":"pro"}"#);
+        assert_eq!(shown(field, &plan("a b"), LOOK), r#"{"id":"a b"}"#);
+    }
+
+    #[test]
+    fn doubt_is_said_to_end_only_while_its_end_lies_ahead() {
+        let second = std::time::Duration::from_secs(1);
+        for (until, said) in [
+            (None, "yes"),
+            (Some(NOW.minus(second)), "yes"),
+            (Some(NOW), "yes"),
+            (Some(NOW.plus(second)), "until 14:02:12"),
+        ] {
+            let mark = Mark {
+                uncertain_until: until,
+                confirmed: false,
+            };
+            assert_eq!(doubt_words(mark, LOOK), said, "{until:?}");
+        }
+    }
+
+    #[test]
+    fn differences_are_counted_by_field_and_by_secret_if_they_are_sent() {
+        let line = |field, path: &str, to_send| Line {
+            field,
+            path: path.to_owned(),
+            desired: Some(Side::Absent),
+            acknowledged: Side::Absent,
+            doubt: None,
+            to_send,
+        };
+        let value = || ToSend::Value(Side::Value(json!("b")));
+        let name = |to_send| line(Field::Name, "name", to_send);
+        let part = |path, to_send| line(Field::Metadata, path, to_send);
+        let secret = |path, to_send| line(Field::Secrets, path, to_send);
+        let left_out = || ToSend::LeftOut("discarded".to_owned());
+        let cases = [
+            (vec![], None),
+            (
+                vec![name(ToSend::Nothing), secret("secrets.A", left_out())],
+                None,
+            ),
+            (vec![name(value())], Some("1 field")),
+            (vec![name(ToSend::Removal)], Some("1 field")),
+            // Parts of one field are one.
+            (
+                vec![part("metadata.a", value()), part("metadata.b", value())],
+                Some("1 field"),
+            ),
+            (
+                vec![name(value()), part("metadata.a", value())],
+                Some("2 fields"),
+            ),
+            (vec![secret("secrets.A", value())], Some("1 secret")),
+            (
+                vec![
+                    secret("secrets.A", value()),
+                    secret("secrets.B", ToSend::Removal),
+                ],
+                Some("2 secrets"),
+            ),
+        ];
+        for (lines, expected) in cases {
+            assert_eq!(
+                counted_differences(&lines).as_deref(),
+                expected,
+                "{lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn doubt_is_all_that_is_left_only_where_nothing_that_is_sent_differs() {
+        let line = |desired: &str, to_send| Line {
+            field: Field::Name,
+            path: "name".to_owned(),
+            desired: Some(Side::Value(json!(desired))),
+            acknowledged: Side::Value(json!("a")),
+            doubt: Some(Mark::default()),
+            to_send,
+        };
+        let sent = |desired: &str| line(desired, ToSend::Value(Side::Value(json!(desired))));
+        let mut doubt = Doubt::default();
+        assert!(!is_doubt_alone(&[sent("a")], &doubt));
+        doubt.fields.insert(Field::Name, Mark::default());
+        assert!(is_doubt_alone(&[sent("a")], &doubt));
+        assert!(is_doubt_alone(
+            &[sent("a"), line("b", ToSend::Nothing)],
+            &doubt
+        ));
+        assert!(!is_doubt_alone(&[sent("a"), sent("b")], &doubt));
+    }
+
+    #[test]
+    fn a_request_is_named_by_its_fields_and_its_secrets() {
+        let named = |fields: &[Field], secrets: &[&str]| {
+            let secrets: Vec<String> = secrets.iter().map(|name| (*name).to_owned()).collect();
+            field_names(fields.iter().copied(), &secrets)
+        };
+        assert_eq!(named(&[], &[]), "");
+        assert_eq!(named(&[Field::Status, Field::Name], &[]), "status, name");
+        assert_eq!(named(&[Field::Secrets], &[]), "secrets");
+        assert_eq!(
+            named(&[Field::Secrets, Field::Name], &["A", "B"]),
+            "name, secrets.A, secrets.B"
+        );
+        assert_eq!(named(&[Field::Name], &["A"]), "name");
+    }
+
+    #[test]
+    fn of_secrets_that_were_discarded_only_those_that_differ_say_so() {
+        let mut record = record(snapshot(json!({}), &[("A", 1), ("B", 9)]));
+        let desired = snapshot(json!({}), &[("A", 1), ("B", 2)]);
+        record.dismissed.insert(
+            Field::Secrets,
+            desired.digest(Field::Secrets).expect("managed"),
+        );
+        insta::assert_snapshot!(plain(&lines(&record, Some(&desired)), LOOK), @r"
+        FIELD      SOURCE  ACKNOWLEDGED  IN DOUBT  TO SEND
+        secrets.A  010101  010101
+        secrets.B  020202  090909                  discarded
         ");
     }
 }

@@ -238,4 +238,13 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn in_every_weather_some_answers_are_late_and_in_a_storm_some_requests_take_effect_late() {
+        let rough = Sky::Rough.weather(1).expect("a weather");
+        let storm = Sky::Storm.weather(1).expect("a weather");
+        assert!(rough.p_delay > 0.0 && storm.p_delay > 0.0);
+        assert!(rough.p_drop_after > 0.0 && storm.p_drop_after > 0.0);
+        assert!(rough.p_apply_late.abs() < f64::EPSILON && storm.p_apply_late > 0.0);
+    }
 }

@@ -313,4 +313,158 @@ mod tests {
         assert_eq!(ahead(NOW, pipe), "at 2026-05-04T14:02:11.000Z");
         assert_eq!(clock(NOW, pipe), "2026-05-04T14:02:11.000Z");
     }
+
+    fn held_by(kind: PauseKind, until: Option<u64>, probe: Option<u64>) -> Pause {
+        let after = |seconds| NOW.plus(Duration::from_secs(seconds));
+        Pause {
+            kind,
+            until: until.map(after),
+            probe_at: probe.map(after),
+            ..pause(None)
+        }
+    }
+
+    #[test]
+    fn each_standing_says_when_for_people_and_for_machines() {
+        let after = |seconds| NOW.plus(Duration::from_secs(seconds));
+        let paused = |kind, until, probe| Standing::Paused(held_by(kind, until, probe));
+        let cases = [
+            (Standing::Closed, "", "closed", None),
+            (
+                Standing::InFlight { since: NOW },
+                "on its way",
+                "in_flight",
+                None,
+            ),
+            (Standing::Held, "held by the guard", "held", None),
+            (Standing::Dead, "dead: backoff", "dead", None),
+            (
+                paused(PauseKind::Manual, Some(60), None),
+                "paused by ana",
+                "paused",
+                Some(60),
+            ),
+            (
+                paused(PauseKind::Manual, None, None),
+                "paused by ana",
+                "paused",
+                None,
+            ),
+            (
+                paused(PauseKind::Token, None, Some(30)),
+                "paused: token refused",
+                "paused",
+                Some(30),
+            ),
+            (
+                paused(PauseKind::Gone, None, Some(40)),
+                "paused: installation gone",
+                "paused",
+                Some(40),
+            ),
+            (
+                Standing::Limited { until: after(5) },
+                "in 5 s, rate limited",
+                "rate_limited",
+                Some(5),
+            ),
+            (
+                Standing::Later { due_at: after(7) },
+                "in 7 s, backoff",
+                "later",
+                Some(7),
+            ),
+            (Standing::Due, "now, backoff", "due", None),
+        ];
+        for (standing, when, name, until) in cases {
+            assert_eq!(standing.when(Reason::Backoff, LOOK), when, "{standing:?}");
+            assert_eq!(standing.name(), name);
+            assert_eq!(standing.until(), until.map(after), "{standing:?}");
+        }
+    }
+
+    #[test]
+    fn a_pause_says_who_made_it_and_what_ends_it() {
+        let cases = [
+            (
+                held_by(PauseKind::Manual, None, Some(30)),
+                "installation paused by ana 14:00: \"customer migration\"",
+            ),
+            (
+                held_by(PauseKind::Token, None, Some(30)),
+                "installation paused 14:00: Vercel refuses its token; probed again in 30 s",
+            ),
+            (
+                held_by(PauseKind::Gone, None, None),
+                "installation paused 14:00: Vercel no longer knows it",
+            ),
+        ];
+        for (pause, expected) in cases {
+            assert_eq!(paused(&pause, LOOK), expected);
+        }
+    }
+
+    #[test]
+    fn what_an_entry_is_in_outweighs_what_its_installation_is_in() {
+        let stopped = [pause(None)];
+        let stands = |state| {
+            let entry = Entry { state, ..entry(12) };
+            standing(&entry, &stopped, None, NOW).name()
+        };
+        assert_eq!(stands(EntryState::Waiting), "paused");
+        assert_eq!(stands(EntryState::Held), "held");
+        assert_eq!(stands(EntryState::Dead), "dead");
+        assert_eq!(stands(EntryState::Delivered), "closed");
+        assert_eq!(stands(EntryState::Withdrawn), "closed");
+        assert_eq!(stands(EntryState::Discarded), "closed");
+    }
+
+    #[test]
+    fn what_ends_now_has_ended_and_what_is_due_now_is_due() {
+        let (now, later) = (Some(NOW), Some(NOW.plus(Duration::from_millis(1))));
+        assert!(in_effect(&pause(None), NOW));
+        assert!(in_effect(&pause(later), NOW));
+        assert!(!in_effect(&pause(now), NOW));
+        let name = |due_in, limit| standing(&entry(due_in), &[], limit, NOW).name();
+        let overdue = Entry {
+            due_at: NOW.minus(Duration::from_secs(1)),
+            ..entry(0)
+        };
+        assert_eq!(standing(&overdue, &[], now, NOW).name(), "due");
+        assert_eq!(name(0, now), "due");
+        assert_eq!(name(0, later), "rate_limited");
+        assert_eq!(name(1, None), "later");
+        // Due when the limit ends: the schedule says so by itself.
+        assert_eq!(name(1, Some(NOW.plus(Duration::from_secs(1)))), "later");
+    }
+
+    #[test]
+    fn a_person_reads_the_second_of_today_and_the_date_of_another_day() {
+        let pipe = Look {
+            terminal: false,
+            ..LOOK
+        };
+        let yesterday = NOW.minus(Duration::from_secs(86_400));
+        assert_eq!(clock_seconds(NOW, LOOK), "14:02:11");
+        assert_eq!(clock_seconds(yesterday, LOOK), "2026-05-03 14:02:11");
+        assert_eq!(clock_seconds(NOW, pipe), "2026-05-04T14:02:11.000Z");
+        let earlier = NOW.minus(Duration::from_secs(134));
+        assert_eq!(span(earlier, LOOK), "2 min 14 s");
+        assert_eq!(span(NOW, pipe), "2026-05-04T14:02:11.000Z");
+        assert_eq!(ahead(earlier, LOOK), "now");
+        assert_eq!(age_ms(earlier, NOW), 134_000);
+        assert_eq!(age_ms(NOW, earlier), 0);
+    }
+
+    #[test]
+    fn a_machine_is_told_whether_a_pause_still_keeps_requests_back() {
+        let over = pause_json(&pause(Some(NOW)), NOW);
+        assert_eq!(over["in_effect"], false);
+        assert_eq!(over["until"], "2026-05-04T14:02:11.000Z");
+        let probed = pause_json(&held_by(PauseKind::Gone, None, Some(1)), NOW);
+        assert_eq!(probed["in_effect"], true);
+        assert_eq!(probed["kind"], "gone");
+        assert_eq!(probed["probe_at"], "2026-05-04T14:02:12.000Z");
+        assert_eq!(probed["until"], Value::Null);
+    }
 }

@@ -32,13 +32,10 @@ pub(crate) fn duration(duration: Duration) -> String {
         return format!("{} ms", duration.as_millis());
     }
     let units = [(86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")];
-    let largest = units
-        .iter()
-        .position(|(length, _)| seconds >= *length)
-        .unwrap_or(units.len() - 1);
+    let from_largest = units.iter().skip_while(|(length, _)| seconds < *length);
     let mut rest = seconds;
     let mut parts = Vec::new();
-    for (length, unit) in units.iter().skip(largest).take(2) {
+    for (length, unit) in from_largest.take(2) {
         if rest / length > 0 {
             parts.push(format!("{} {unit}", rest / length));
         }
@@ -160,5 +157,38 @@ mod tests {
         assert_eq!(cut("abcdef", 5), "abcd…");
         assert_eq!(cut("表表表", 5), "表表…");
         assert_eq!(pad("表", 4), "表  ");
+    }
+
+    #[test]
+    fn a_duration_has_no_more_than_two_units_that_follow_each_other() {
+        let cases = [
+            (999, "999 ms"),
+            (1_000, "1 s"),
+            (59_999, "59 s"),
+            (61_000, "1 min 1 s"),
+            (3_599_000, "59 min 59 s"),
+            (3_660_000, "1 h 1 min"),
+            (86_399_000, "23 h 59 min"),
+            (86_400_000, "1 d"),
+            (86_460_000, "1 d"),
+        ];
+        for (millis, shown) in cases {
+            assert_eq!(duration(Duration::from_millis(millis)), shown);
+        }
+        assert_eq!(seconds(Duration::from_millis(1_449)), "1.4 s");
+        let now = Timestamp::from_millis(1_777_903_331_000);
+        let earlier = now.minus(Duration::from_secs(9));
+        assert_eq!(ago(earlier, now), "9 s ago");
+        assert_eq!(ago(now, earlier), "0 ms ago");
+    }
+
+    #[test]
+    fn text_is_cut_to_nothing_and_padded_no_further_than_is_asked_for() {
+        assert_eq!(cut("abc", 1), "…");
+        assert_eq!(cut("", 0), "");
+        assert_eq!(cut("表表表", 4), "表…");
+        assert_eq!(pad("abc", 3), "abc");
+        assert_eq!(pad("abcd", 3), "abcd");
+        assert_eq!(pad("a", 3), "a  ");
     }
 }

@@ -343,4 +343,23 @@ mod tests {
             assert!(!printed.contains(value), "{printed}");
         }
     }
+
+    #[test]
+    fn only_thirty_two_hexadecimal_digits_are_a_fingerprint() {
+        let digits = "00112233445566778899aabbccddeeff";
+        let parsed = Fingerprint::parse(digits).expect("as it is written");
+        assert_eq!(parsed.to_string(), digits);
+        let no_hexadecimal = digits.replace('f', "g");
+        // As many bytes, of which two are one letter.
+        let no_ascii = digits.replace("ff", "é");
+        for text in [
+            "",
+            &digits[..31],
+            &format!("{digits}0"),
+            &no_hexadecimal,
+            &no_ascii,
+        ] {
+            assert_eq!(Fingerprint::parse(text), None, "{text}");
+        }
+    }
 }

@@ -345,4 +345,34 @@ mod tests {
             ));
         }
     }
+
+    #[test]
+    fn what_a_number_of_mysql_means_is_told_in_words_of_ours() {
+        let cases = [
+            (1045, "Login: 1045: said"),
+            (1040, "Unreachable: 1040: said"),
+            (1205, "Timeout"),
+            (1969, "Timeout"),
+            (
+                1213,
+                "Unreachable: 1213: the transaction was rolled back by a deadlock",
+            ),
+            (1064, "Query: 1064: syntax error"),
+            (1149, "Query: 1149: syntax error"),
+            (1054, "Query: 1054: said"),
+            (1146, "Query: 1146: said"),
+            (1243, "Query: 1243: not a statement that can be prepared"),
+            (1295, "Query: 1295: not a statement that can be prepared"),
+            (1366, "Query: the server's error 1366"),
+        ];
+        for (number, expected) in cases {
+            let shown = match mysql(number, "said") {
+                Failure::Login(problem) => format!("Login: {problem}"),
+                Failure::Unreachable(problem) => format!("Unreachable: {problem}"),
+                Failure::Query(problem) => format!("Query: {problem}"),
+                Failure::Timeout => "Timeout".to_owned(),
+            };
+            assert_eq!(shown, expected, "{number}");
+        }
+    }
 }

@@ -542,4 +542,31 @@ mod tests {
             "GRANT ALL PRIVILEGES ON *.* TO `root`@`localhost`"
         ));
     }
+
+    #[test]
+    fn an_index_gives_the_order_of_texts_bytes_and_integers_alone() {
+        let time = Duration::from_secs(1);
+        let dialect = MySqlDialect::new(MySqlConnectOptions::new(), "a server".to_owned(), time);
+        for (type_name, is_native) in [
+            ("VARCHAR", true),
+            ("VARBINARY", true),
+            ("BIGINT", true),
+            ("INT UNSIGNED", true),
+            ("DATETIME", false),
+            ("DECIMAL", false),
+            ("JSON", false),
+        ] {
+            let column = Column {
+                name: "resource_id",
+                type_name: type_name.to_owned(),
+            };
+            let key = dialect.native_key(&column);
+            assert_eq!(key.is_some(), is_native, "{type_name}");
+            // The column by itself: an expression has no index.
+            let order = key.map(|key| key.order);
+            let expected = is_native.then(|| "resource.`resource_id`".to_owned());
+            assert_eq!(order, expected, "{type_name}");
+        }
+        assert_eq!(dialect.target(), "a server");
+    }
 }

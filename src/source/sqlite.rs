@@ -487,4 +487,11 @@ mod tests {
         assert_eq!(unhex("6"), None);
         assert_eq!(unhex("zz"), None);
     }
+
+    #[test]
+    fn a_file_that_cannot_be_reached_is_named() {
+        let time = Duration::from_secs(1);
+        let dialect = SqliteDialect::new(SqliteConnectOptions::new(), "the file".to_owned(), time);
+        assert_eq!(dialect.target(), "the file");
+    }
 }

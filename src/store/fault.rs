@@ -190,3 +190,51 @@ fn postgres(error: &PgDatabaseError) -> Fault {
     let transient = TRANSIENT_STATES.iter().any(|state| code.starts_with(state));
     Fault::Database { problem, transient }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Connection as _;
+
+    use super::*;
+
+    #[test]
+    fn only_a_file_that_is_busy_or_locked_is_worth_another_try() {
+        let cases = [
+            (5, true),
+            (6, true),
+            // SQLITE_BUSY_RECOVERY, SQLITE_BUSY_SNAPSHOT, SQLITE_LOCKED_SHAREDCACHE.
+            (261, true),
+            (517, true),
+            (262, true),
+            (1, false),
+            (11, false),
+            (13, false),
+            // SQLITE_CONSTRAINT_UNIQUE, SQLITE_READONLY_DBMOVED.
+            (2067, false),
+            (1032, false),
+            (250, false),
+        ];
+        for (code, transient) in cases {
+            let fault = sqlite(code, "said");
+            assert_eq!(fault.is_transient(), transient, "{code}");
+            assert_eq!(fault.problem(), format!("said (SQLite code {code})"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_file_says_through_either_driver_is_told_with_its_code() {
+        let sql = "SELECT 1 FROM nowhere";
+        let expected = "no such table: nowhere (SQLite code 1)";
+        let mut file = sqlx::SqliteConnection::connect("sqlite::memory:")
+            .await
+            .expect("memory");
+        let error = sqlx::raw_sql(sql).execute(&mut file).await;
+        let fault = Fault::from(error.expect_err("there is no table"));
+        assert!(!fault.is_transient());
+        assert_eq!(fault.problem(), expected);
+        let file = rusqlite::Connection::open_in_memory().expect("memory");
+        let fault = Fault::from(file.execute_batch(sql).expect_err("there is no table"));
+        assert!(!fault.is_transient());
+        assert!(fault.problem().contains("(SQLite code 1)"));
+    }
+}

@@ -593,3 +593,82 @@ pub(super) async fn resume<R: Rows>(
     rows.delete_pause(installation_id, kind).await?;
     Ok(pause_holds(&pause, now))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Field, FieldSet, FingerprintKey, Json, RowHash, Snapshot};
+    use crate::plan::decide::FirstSight;
+    use crate::plan::{Policy, guard as limits};
+    use crate::store::{MemoryStore, Store as _};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn key(id: &str) -> ResourceKey {
+        ResourceKey::new("icfg_1", id).expect("ids")
+    }
+
+    /// One row that desires a name, taken as acknowledged if it was never seen.
+    fn batch(id: &str, name: &str, hash: u8, origin: Origin) -> Batch {
+        let value = Json::from_value(&serde_json::json!(name));
+        let observation = Observation {
+            key: key(id),
+            desired: Snapshot {
+                values: [(Field::Name, value)].into(),
+                secrets: None,
+            },
+            row_hash: RowHash::from_bytes([hash; 16]),
+        };
+        Batch {
+            now: NOW,
+            origin,
+            policy: Policy {
+                first_sight: FirstSight::Adopt,
+            },
+            observations: vec![observation],
+            quarantined: Vec::new(),
+            missing: Vec::new(),
+            poll: None,
+            sweep: None,
+            guard: limits::Limits::default(),
+            ends_pass: true,
+            uninstall_missing_since: None,
+            baseline: None,
+            watch: None,
+            claim: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_look_at_vercel_found_otherwise_is_sent_for_drift_and_nothing_else_is() {
+        let cases = [
+            // Read again after it was found otherwise, and read by a poll after that.
+            (true, Origin::Reread, "a", Some(Origin::Drift)),
+            (true, Origin::Poll, "a", Some(Origin::Poll)),
+            // Read again for another reason.
+            (false, Origin::Reread, "b", Some(Origin::Reread)),
+            (false, Origin::Reread, "a", None),
+        ];
+        for (is_marked, origin, name, expected) in cases {
+            let store = MemoryStore::new(FingerprintKey::new([7; 32]));
+            let first = batch("res_1", "a", 1, Origin::Poll);
+            let decided = store.reconcile(first).await.expect("in memory");
+            assert_eq!(decided.decisions, [Decision::Adopted]);
+            if is_marked {
+                let drifted = Drifted {
+                    key: key("res_1"),
+                    fields: FieldSet::from_iter([Field::Name]),
+                    acknowledged_at: store.records(&[key("res_1")]).await.expect("in memory")[0]
+                        .acknowledged_at,
+                };
+                let marked = store.mark_drifted(&[drifted], None, NOW).await;
+                assert_eq!(marked.expect("in memory"), 1);
+            }
+            let again = batch("res_1", name, 2, origin);
+            store.reconcile(again).await.expect("in memory");
+            let record = store.records(&[key("res_1")]).await.expect("in memory");
+            let made_by = record[0].entry.as_ref().map(|entry| entry.origin);
+            assert_eq!(made_by, expected, "{is_marked} {origin:?} {name}");
+        }
+    }
+}

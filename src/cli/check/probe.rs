@@ -170,6 +170,7 @@ fn unreachable(config: &Config, answer: &Answer) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::LostKind;
 
     #[test]
     fn the_sample_is_spread_over_the_installations() {
@@ -181,5 +182,40 @@ mod tests {
         };
         assert_eq!(spread(&ids(&[1, 2])), ids(&[1, 2]));
         assert_eq!(spread(&ids(&[1, 2, 3, 4, 5, 6, 7])), ids(&[1, 4, 7]));
+    }
+
+    #[test]
+    fn an_answer_is_described_by_what_vercel_said_of_it() {
+        let http = |code: Option<&str>, message: Option<&str>| AnswerKind::Http {
+            status: 403,
+            code: code.map(str::to_owned),
+            message: message.map(str::to_owned),
+            retry_after: None,
+            rate_limit_reset: None,
+        };
+        for (kind, expected) in [
+            (http(None, None), ""),
+            (http(Some("forbidden"), None), " (forbidden)"),
+            (http(None, Some("Not allowed")), " (Not allowed)"),
+            (
+                http(Some("forbidden"), Some("Not allowed")),
+                " (forbidden: Not allowed)",
+            ),
+            (AnswerKind::Unsent(UnsentKind::Tls), ""),
+            (AnswerKind::Lost(LostKind::Closed), ""),
+        ] {
+            let answer = Answer {
+                kind,
+                vercel_id: None,
+            };
+            assert_eq!(described(&answer), expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn the_summary_says_how_many_were_let_in_of_how_many_were_asked() {
+        let said = |asked, accepted| format!("{:?}", summary(asked, accepted));
+        assert!(said(0, 0).contains("nobody to ask about"));
+        assert!(said(3, 2).contains("2 of 3 sampled installations accepted their token"));
     }
 }

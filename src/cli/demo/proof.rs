@@ -211,4 +211,67 @@ mod tests {
         search.text(b"hunter2-hunter");
         assert_eq!(search.found(), 2);
     }
+
+    #[test]
+    fn every_file_below_a_directory_is_read_and_one_that_went_meanwhile_is_passed_over() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        std::fs::create_dir(path.join("below")).expect("a directory");
+        std::fs::write(path.join("one"), "..hunter2-hunter2").expect("writable");
+        std::fs::write(path.join("below/two"), "correct horse").expect("writable");
+        // It is named by the directory and cannot be opened, as one that was renamed after the directory was read.
+        std::os::unix::fs::symlink(path.join("gone"), path.join("renamed")).expect("writable");
+        let mut search = Search::new(&["hunter2-hunter2", "correct horse"].map(str::to_owned));
+        search.directory(path).expect("what went is passed over");
+        assert_eq!((search.files, search.bytes, search.found()), (2, 30, 2));
+        let gone = search.directory(&path.join("gone"));
+        assert_eq!(
+            gone.map_err(|error| error.kind()),
+            Err(io::ErrorKind::NotFound)
+        );
+    }
+
+    #[test]
+    fn a_request_is_repeated_if_its_body_is_that_of_the_last_for_its_resource() {
+        let entry = |method: &str, resource: &str, body: Option<&str>, outcome| Entry {
+            number: 1,
+            at: std::time::SystemTime::UNIX_EPOCH,
+            vercel_id: String::new(),
+            method: method.to_owned(),
+            path: String::new(),
+            operation: None,
+            installation_id: Some("icfg_1".to_owned()),
+            resource_id: Some(resource.to_owned()),
+            fields: Vec::new(),
+            secret_names: Vec::new(),
+            body: body.map(|name| serde_json::json!({"name": name})),
+            fault: None,
+            outcome,
+            applied: false,
+            late: false,
+            duration: std::time::Duration::ZERO,
+            violations: Vec::new(),
+        };
+        let journal = [
+            entry("PATCH", "res_1", Some("a"), Outcome::Answered(503)),
+            entry("PATCH", "res_2", Some("a"), Outcome::Answered(200)),
+            entry("GET", "res_1", Some("b"), Outcome::Answered(401)),
+            entry("PATCH", "res_1", Some("a"), Outcome::Closed),
+            entry("PATCH", "res_1", Some("b"), Outcome::Answered(429)),
+            entry("PATCH", "res_1", None, Outcome::Abandoned),
+            entry("PATCH", "res_1", Some("a"), Outcome::Answered(409)),
+            entry("PATCH", "res_1", Some("a"), Outcome::Answered(400)),
+        ];
+        let expected = Tally {
+            unavailable: 1,
+            rate_limited: 1,
+            conflicts: 1,
+            rejected: 1,
+            unauthorized: 1,
+            lost: 2,
+            writes: 6,
+            repeated: 2,
+        };
+        assert_eq!(Tally::of(&journal), expected);
+    }
 }

@@ -554,4 +554,24 @@ mod tests {
              Nothing to send: 3 resources are unchanged.\nNext: reconciled status\n"
         );
     }
+
+    #[test]
+    fn what_a_known_resource_did_not_have_is_told_from_what_a_new_one_has() {
+        let value = |text: &str| Side::Value(Value::String(text.to_owned()));
+        let line = |old: Side, new: Side, is_new| {
+            let change = change(Field::Name, "name", old, new);
+            let line =
+                anstream::adapter::strip_str(&change_line(&change, is_new, look(true))).to_string();
+            line.split_once(' ')
+                .expect("a path")
+                .1
+                .trim_start()
+                .to_owned()
+        };
+        assert_eq!(line(Side::Absent, value("b"), true), "b");
+        assert_eq!(line(Side::Absent, value("b"), false), "none → b");
+        assert_eq!(line(value("a"), Side::Absent, false), "a → removed");
+        assert_eq!(line(value("a"), value("b"), false), "a → b");
+        assert_eq!(line(value("b"), value("b"), false), "b  sent again");
+    }
 }

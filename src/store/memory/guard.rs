@@ -183,3 +183,84 @@ impl GuardRows for State {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Entry, Mode, Record, Snapshot};
+
+    fn key(id: &str) -> ResourceKey {
+        ResourceKey::new("icfg_1", id).expect("ids")
+    }
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    async fn noted(impact: Impact, times: &[(&str, i64)]) -> State {
+        let mut state = State::default();
+        for (id, ms) in times {
+            let Ok(()) = state.note_guarded(&key(id), impact, at(*ms)).await;
+        }
+        state
+    }
+
+    #[tokio::test]
+    async fn what_was_found_up_to_one_time_or_after_the_other_is_forgotten() {
+        let mut state = noted(
+            Impact::Change,
+            &[("a", 9), ("b", 10), ("c", 11), ("d", 20), ("e", 21)],
+        )
+        .await;
+        let Ok(()) = state.prune_guarded(at(10), at(20)).await;
+        let left = state.guarded.noted.keys().map(|(key, _)| key.clone());
+        assert_eq!(left.collect::<Vec<_>>(), [key("c"), key("d")]);
+    }
+
+    #[tokio::test]
+    async fn what_was_found_after_one_time_and_up_to_the_other_counts() {
+        let times = [("a", 9), ("b", 10), ("c", 11), ("d", 20), ("e", 21)];
+        for (impact, expected) in [
+            (Impact::None, (0, 0)),
+            (Impact::Change, (0, 2)),
+            (Impact::Destructive, (2, 2)),
+        ] {
+            let mut state = noted(impact, &times).await;
+            let Ok(found) = state.count_guarded(at(10), at(20)).await;
+            assert_eq!((found.destructive, found.changes), expected);
+            let Ok(()) = state.forget_guarded(&key("c"), impact).await;
+            let Ok(found) = state.count_guarded(at(10), at(20)).await;
+            assert_eq!(found.changes, expected.1.saturating_sub(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_waits_under_no_hold_is_still_to_be_guarded() {
+        let ids = ["a", "b", "c", "d", "e"];
+        let mut state = noted(Impact::Destructive, &ids.map(|id| (id, 1))).await;
+        let stands = [
+            ("a", EntryState::Waiting, None),
+            ("b", EntryState::Waiting, Some(1)),
+            ("c", EntryState::Held, None),
+            ("d", EntryState::Dead, Some(1)),
+            // Nothing is known of a change of this one.
+            ("f", EntryState::Waiting, None),
+        ];
+        for (id, entry_state, hold) in stands {
+            let entry = Entry {
+                state: entry_state,
+                hold,
+                ..Entry::new(Snapshot::default(), Origin::Poll, Mode::Whole, at(1))
+            };
+            let record = Record {
+                entry: Some(entry),
+                ..Record::new(key(id))
+            };
+            state.records.insert(key(id), record);
+        }
+        let Ok(keys) = state.keys_guarded(None, 10).await;
+        assert_eq!(keys, [key("a")]);
+        let Ok(keys) = state.keys_guarded(Some(&key("a")), 10).await;
+        assert_eq!(keys, []);
+    }
+}

@@ -214,4 +214,27 @@ mod tests {
         drop(lock);
         assert!(!daemon_runs(&database).expect("readable"));
     }
+
+    #[test]
+    fn a_file_that_others_may_read_becomes_its_owners_alone_and_another_keeps_its_mode() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let database = directory.path().join("state.db");
+        let mode = || {
+            let permissions = std::fs::metadata(&database).map(|found| found.permissions());
+            permissions.expect("it is there").mode() & 0o7777
+        };
+        prepare(&database, true).expect("it is made");
+        assert_eq!(mode(), 0o600);
+        for (found, left) in [
+            (0o600, 0o600),
+            (0o700, 0o700),
+            (0o640, 0o600),
+            (0o604, 0o600),
+            (0o666, 0o600),
+        ] {
+            std::fs::set_permissions(&database, Permissions::from_mode(found)).expect("ours");
+            prepare(&database, false).expect("it is there");
+            assert_eq!(mode(), left, "{found:04o}");
+        }
+    }
 }
