@@ -334,6 +334,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_most_rows_of_a_page_have_changed_those_of_later_pages_are_looked_up_with_them() {
+        // The second page is read before it is known what the first one held.
+        for (changed_of_ten, apart) in [(10, 2), (6, 2), (5, 6)] {
+            let bench = Bench::new(rows(60));
+            let ten_a_page = |settings: &mut Settings| settings.page_rows = 10;
+            polled(&bench.reconciler(ten_a_page)).await;
+            for id in (0..60).filter(|id| id % 10 < changed_of_ten) {
+                bench.table.puts(row(&format!("res_{id:03}"), "b", id));
+            }
+            // Of another database every row is read, and nothing is known after a start.
+            bench.table.becomes("another");
+            bench.table.asked();
+            polled(&bench.reconciler(ten_a_page)).await;
+            let asked = bench.table.asked();
+            let looked_up: Vec<&String> = asked
+                .iter()
+                .filter(|what| what.starts_with("ids"))
+                .collect();
+            let expected = format!("ids of {changed_of_ten}");
+            assert_eq!(looked_up, vec![&expected; apart], "{asked:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_poll_of_several_pages_counts_all_and_goes_on_from_the_last_row() {
         let bench = Bench::new(rows(5));
         let reconciler = bench.reconciler(|_| {});
