@@ -245,6 +245,7 @@ mod tests {
         let storm = Sky::Storm.weather(1).expect("a weather");
         assert!(rough.p_delay > 0.0 && storm.p_delay > 0.0);
         assert!(rough.p_drop_after > 0.0 && storm.p_drop_after > 0.0);
+        assert!(storm.p_not_http > 0.0, "and some answers are no HTTP");
         assert!(rough.p_apply_late.abs() < f64::EPSILON && storm.p_apply_late > 0.0);
     }
 }

@@ -228,3 +228,19 @@ impl Cells for Row {
         Ok(self.integer(column)? != 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::params;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_in_memory_is_limited_in_kibibytes_and_not_in_pages() {
+        let db = Db::in_memory().expect("a database");
+        db.keep_in_memory(64).expect("a limit");
+        // SQLite's sign for kibibytes: https://www.sqlite.org/pragma.html#pragma_cache_size
+        let kept: i64 = db.value("PRAGMA cache_size", params![]).expect("a number");
+        assert_eq!(kept, -64);
+    }
+}
