@@ -164,7 +164,7 @@ pub struct RawKey {
     pub resource_id: String,
 }
 
-/// Says of a page that was just read which resources are to be looked up by key in the same transaction.
+/// Says of a page that was just read which resources are to be looked up by key in the same transaction; in a new one if the page was cut short.
 pub type Suspects = Arc<dyn Fn(&RawRows) -> Vec<ResourceKey> + Send + Sync>;
 
 /// One page of a poll.

@@ -203,6 +203,7 @@ impl<D: Dialect> Session<D> {
         statement: &Statement,
         sink: &mut (dyn Sink + Send),
     ) -> Result<bool, SourceError> {
+        debug_assert!(!self.is_spent, "an answer was cut short on it");
         let (connections, connection) = self.parts();
         let limits = Limits {
             time: connections.statement_timeout,
@@ -252,8 +253,11 @@ impl<D: Dialect> Session<D> {
         self.statement = statement;
     }
 
-    /// Goes on in a new transaction on a new connection, in place of one that must not be used any more.
+    /// Goes on in a new transaction on a new connection, if this one must not be used any more.
     pub(super) async fn renew(&mut self) -> Result<(), SourceError> {
+        if !self.is_spent {
+            return Ok(());
+        }
         let connections = Arc::clone(&self.connections);
         let opened = timeout(CONNECT_TIMEOUT, connections.dialect.open()).await;
         let connection = connections.settle(opened, self.statement)?;

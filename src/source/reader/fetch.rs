@@ -56,9 +56,7 @@ impl<D: Dialect> Inner<D> {
             let found = session.rows(&statement).await?;
             // A look-up that was cut short says nothing of the rows that it did not come to: each half is looked up by itself.
             let is_partial = found.is_cut || found.rows.len() >= size(MAX_FETCHED_ROWS);
-            if found.is_cut {
-                session.renew().await?;
-            }
+            session.renew().await?;
             if is_partial && chunk.len() > 1 {
                 let (first, second) = chunk.split_at(chunk.len() / 2);
                 chunks.extend([second, first]);

@@ -28,6 +28,8 @@ impl<D: Dialect> Inner<D> {
         let mut page = self.poll_rows(session, from, limit).await?;
         let suspects = suspects.map_or_else(Vec::new, |suspects| suspects(&page.rows));
         if !suspects.is_empty() {
+            // The page may have been cut short.
+            session.renew().await?;
             let ids = self.fetch_ids(session, &suspects).await?;
             page.found = rows_of(suspects, &ids);
         }
@@ -80,6 +82,7 @@ impl<D: Dialect> Inner<D> {
         // More pages follow, and nobody tells what may still commit behind this one while they are read. What commits from
         // here on lies at most the overlap behind the newest cursor that there is now, so that is as far as this pass may take
         // the next one's start; this page is read again, after that was asked.
+        session.renew().await?;
         let newest = session.rows(&pages.newest_cursor(cursor)).await?;
         let newest = newest.first().into_iter().next().flatten();
         let again = self

@@ -56,6 +56,7 @@ impl<D: Dialect> Inner<D> {
                 return Ok(page);
             }
         }
+        session.renew().await?;
         let SweepPage { rows, next } = self.sweep(session, after, limit).await?;
         Ok(SweepRows {
             rows: rows

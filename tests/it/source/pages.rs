@@ -1,10 +1,11 @@
 //! Order, ties and completeness of pages.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use reconciled::model::{RawText, ResourceKey};
-use reconciled::source::{CursorKind, Overlap, PollFrom};
+use reconciled::model::{RawRow, RawText, ResourceKey};
+use reconciled::source::{CursorKind, Overlap, PollFrom, Suspects};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection};
 
 use super::bed::{Bed, ids, last_cursor, poll_all, sweep_all, text};
@@ -395,6 +396,12 @@ async fn large_pages_end_early_and_lose_nothing(bed: Bed) {
         rows.iter()
             .all(|row| text(&row.columns[0].1).is_some_and(|name| name.len() == 1_000_000))
     );
+    // What is looked up with a page that was cut short is looked up on another connection.
+    let all: Suspects = Arc::new(|rows| rows.to_rows().iter().flat_map(RawRow::key).collect());
+    let page = source.poll_page(&PollFrom::Beginning, 1_000, Some(all));
+    let page = page.await.expect("a page");
+    assert!(page.next.is_some() && page.found.len() == page.rows.len());
+    assert!(page.found.values().all(|rows| *rows == 1));
     let swept = sweep_all(&*source, 1_000).await;
     assert_eq!(swept.concat().len(), 60);
     assert!(swept.len() > 1);
