@@ -4,6 +4,9 @@
 -- outbox, the cursor and the acknowledged side live in one database and change in one transaction. What a row can never be is
 -- said here as a constraint, so that no version of the code can write it.
 --
+-- A column that is written for each delivery is compared with each name by itself: for a list of more than two SQLite fills a table
+-- at every write.
+--
 -- Times are milliseconds since the Unix epoch. No column holds a secret's value: secrets appear as name and keyed fingerprint.
 
 -- Marks the file as this program's: another program's database is refused instead of migrated.
@@ -73,11 +76,12 @@ CREATE TABLE entry (
     id               INTEGER PRIMARY KEY AUTOINCREMENT,
     installation_id  TEXT    NOT NULL,
     resource_id      TEXT    NOT NULL,
-    state            TEXT    NOT NULL CHECK (state IN ('waiting', 'held', 'dead', 'delivered', 'withdrawn', 'discarded')),
+    state            TEXT    NOT NULL CHECK (state = 'waiting' OR state = 'held' OR state = 'dead'
+                                            OR state = 'delivered' OR state = 'withdrawn' OR state = 'discarded'),
     desired          TEXT    NOT NULL CHECK (json_valid(desired)),
     generation       INTEGER NOT NULL CHECK (generation >= 0),
     origin           TEXT    NOT NULL,
-    mode             TEXT    NOT NULL CHECK (mode IN ('whole', 'split', 'compare')),
+    mode             TEXT    NOT NULL CHECK (mode = 'whole' OR mode = 'split' OR mode = 'compare'),
     reason           TEXT    NOT NULL,
     created_at       INTEGER NOT NULL,
     due_at           INTEGER NOT NULL,
@@ -98,7 +102,7 @@ CREATE TABLE entry (
     CHECK ((lease_owner IS NULL) = (in_flight IS NULL)),
     -- Only what waits can be in flight.
     CHECK (lease_token IS NULL OR state = 'waiting'),
-    CHECK ((closed_at IS NULL) = (state IN ('waiting', 'held', 'dead'))),
+    CHECK ((closed_at IS NULL) = (state = 'waiting' OR state = 'held' OR state = 'dead')),
     CHECK (state <> 'held' OR hold_id IS NOT NULL)
 ) STRICT;
 

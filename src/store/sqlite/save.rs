@@ -4,7 +4,7 @@
 
 use rusqlite::{CachedStatement, Params, params};
 
-use crate::model::{Entry, EntryId, InFlight, Lease, Record, Timestamp};
+use crate::model::{Entry, EntryId, InFlight, Record, Timestamp};
 use crate::store::AttemptRecord;
 use crate::store::steps::{AttemptRow, Change};
 
@@ -18,33 +18,20 @@ use super::db::Db;
 /// No two changes are of one resource.
 pub(super) fn save_all(db: &Db, changes: &mut [Change<'_>]) -> Result<(), Fault> {
     // A closed entry makes room for the next one of its resource, and an entry needs its resource.
-    let mut update_entry = One::new(db, "an entry", UPDATE_ENTRY)?;
+    let mut entries = Entries::new(db)?;
     for change in &*changes {
         if let Some(entry) = change.closed {
-            update(
-                &mut update_entry,
-                change.before.entry.as_ref(),
-                entry,
-                Some(change.now),
-            )?;
+            entries.update(change.before.entry.as_ref(), entry, Some(change.now))?;
         }
     }
     save_resources(db, changes)?;
-    let mut update_lease = One::new(db, "the lease of an entry", UPDATE_LEASE)?;
     for change in &*changes {
         let before = change.before.entry.as_ref();
-        let Some(entry) = &change.after.entry else {
-            continue;
-        };
-        if entry.id == EntryId(0) || before == Some(entry) {
-            continue;
-        }
-        match before {
-            Some(before) if is_lease_alone(before, entry) => {
-                let (owner, token, expires_at, in_flight) = lease(entry);
-                update_lease.run(params![entry.id.0, owner, token, expires_at, in_flight])?;
-            }
-            _ => update(&mut update_entry, before, entry, None)?,
+        if let Some(entry) = &change.after.entry
+            && entry.id != EntryId(0)
+            && before != Some(entry)
+        {
+            entries.update(before, entry, None)?;
         }
     }
     insert_entries(db, changes)
@@ -146,62 +133,85 @@ fn insert_entries(db: &Db, changes: &mut [Change<'_>]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn update(
-    statement: &mut One<'_>,
-    before: Option<&Entry>,
-    entry: &Entry,
-    closed_at: Option<Timestamp>,
-) -> Result<(), Fault> {
-    let Entry {
-        id,
-        state,
-        desired,
-        generation,
-        origin: _,
-        mode,
-        reason,
-        created_at: _,
-        due_at,
-        attempts,
-        failures,
-        conflicts,
-        rejected,
-        hold,
-        lease: _,
-        in_flight: _,
-    } = entry;
-    let is_same = before.is_some_and(|before| before.id == *id && before.desired == *desired);
-    let (owner, token, expires_at, in_flight) = lease(entry);
-    statement.run(params![
-        id.0,
-        state.name(),
-        (!is_same).then(|| json(desired)),
-        generation,
-        name_of(mode),
-        reason.code(),
-        due_at.as_millis(),
-        attempts,
-        failures,
-        conflicts,
-        json(rejected),
-        hold,
-        owner,
-        token,
-        expires_at,
-        in_flight,
-        closed_at.map(Timestamp::as_millis),
-    ])
+/// The statements that change an entry, from the one that writes the least.
+struct Entries<'c> {
+    lease: One<'c>,
+    course: One<'c>,
+    whole: One<'c>,
 }
 
-/// The four columns that are set exactly while a request is under way.
-fn lease(entry: &Entry) -> (Option<&str>, Option<i64>, Option<i64>, Option<String>) {
-    let lease = entry.lease.as_ref();
-    (
-        lease.map(|lease| lease.owner.as_str()),
-        lease.map(|lease: &Lease| lease.token.0),
-        lease.map(|lease| lease.expires_at.as_millis()),
-        entry.in_flight.as_ref().map(json::<InFlight>),
-    )
+impl<'c> Entries<'c> {
+    fn new(db: &'c Db) -> Result<Self, Fault> {
+        let what = "an entry";
+        Ok(Self {
+            lease: One::new(db, what, UPDATE_LEASE)?,
+            course: One::new(db, what, UPDATE_COURSE)?,
+            whole: One::new(db, what, UPDATE_ENTRY)?,
+        })
+    }
+
+    fn update(
+        &mut self,
+        before: Option<&Entry>,
+        entry: &Entry,
+        closed_at: Option<Timestamp>,
+    ) -> Result<(), Fault> {
+        let Entry {
+            id,
+            state,
+            desired,
+            generation,
+            origin: _,
+            mode,
+            reason,
+            created_at: _,
+            due_at,
+            attempts,
+            failures,
+            conflicts,
+            rejected,
+            hold,
+            lease,
+            in_flight,
+        } = entry;
+        let owner = lease.as_ref().map(|lease| lease.owner.as_str());
+        let token = lease.as_ref().map(|lease| lease.token.0);
+        let expires_at = lease.as_ref().map(|lease| lease.expires_at.as_millis());
+        let in_flight = in_flight.as_ref().map(json::<InFlight>);
+        let before = before.filter(|before| before.id == *id);
+        if closed_at.is_none() && before.is_some_and(|before| is_lease_alone(before, entry)) {
+            return self
+                .lease
+                .run(params![id.0, owner, token, expires_at, in_flight]);
+        }
+        let is_same = before.is_some_and(|before| before.desired == *desired);
+        let is_course_alone = is_same
+            && before.is_some_and(|before| {
+                (generation, rejected, hold) == (&before.generation, &before.rejected, &before.hold)
+            });
+        let course = params![
+            id.0,
+            owner,
+            token,
+            expires_at,
+            in_flight,
+            state.name(),
+            name_of(mode),
+            reason.code(),
+            due_at.as_millis(),
+            attempts,
+            failures,
+            conflicts,
+            closed_at.map(Timestamp::as_millis),
+        ];
+        if is_course_alone {
+            return self.course.run(course);
+        }
+        let desired = (!is_same).then(|| json(desired));
+        let rejected = json(rejected);
+        let whole = params![desired, generation, rejected, hold];
+        self.whole.run(&*[course, whole].concat())
+    }
 }
 
 fn save_resources(db: &Db, changes: &[Change<'_>]) -> Result<(), Fault> {
@@ -304,35 +314,56 @@ const INSERT_ENTRY: &str = "
          conflicts, rejected, hold_id)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 
-const UPDATE_ENTRY: &str = "
-    UPDATE entry
-    SET state = ?2,
-        desired = coalesce(?3, desired),
-        generation = ?4,
-        mode = ?5,
-        reason = ?6,
-        due_at = ?7,
-        attempts = ?8,
-        failures = ?9,
-        conflicts = ?10,
-        rejected = ?11,
-        hold_id = ?12,
-        lease_owner = ?13,
-        lease_token = ?14,
-        lease_expires_at = ?15,
-        in_flight = ?16,
-        closed_at = ?17
-    WHERE id = ?1
-      AND closed_at IS NULL";
-
-const UPDATE_LEASE: &str = "
-    UPDATE entry
+/// The columns that are set exactly while a request is under way.
+macro_rules! set_lease {
+    () => {
+        "UPDATE entry
     SET lease_owner = ?2,
         lease_token = ?3,
         lease_expires_at = ?4,
-        in_flight = ?5
+        in_flight = ?5"
+    };
+}
+
+/// What an attempt changes: no column of a constraint that looks into another table, so that there is nothing to undo by itself.
+macro_rules! set_course {
+    () => {
+        concat!(
+            set_lease!(),
+            ",
+        state = ?6,
+        mode = ?7,
+        reason = ?8,
+        due_at = ?9,
+        attempts = ?10,
+        failures = ?11,
+        conflicts = ?12,
+        closed_at = ?13"
+        )
+    };
+}
+
+macro_rules! of_open_entry {
+    () => {
+        "
     WHERE id = ?1
-      AND closed_at IS NULL";
+      AND closed_at IS NULL"
+    };
+}
+
+const UPDATE_LEASE: &str = concat!(set_lease!(), of_open_entry!());
+
+const UPDATE_COURSE: &str = concat!(set_course!(), of_open_entry!());
+
+const UPDATE_ENTRY: &str = concat!(
+    set_course!(),
+    ",
+        desired = coalesce(?14, desired),
+        generation = ?15,
+        rejected = ?16,
+        hold_id = ?17",
+    of_open_entry!()
+);
 
 const PUT_RESOURCE: &str = "
     INSERT INTO resource
