@@ -9,12 +9,11 @@ mod model;
 mod tale;
 mod world;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model as _};
 
-use crate::model::{Field, Fingerprint, Json, SecretName, Snapshot};
+use crate::model::{Field, Fingerprint, Json, SecretName, SharedMap, Snapshot};
 use crate::planted::Bug;
 
 use book::Terms;
@@ -59,7 +58,7 @@ fn fields(values: &[(Field, &str)]) -> Snapshot {
 }
 
 fn secrets(named: &[(&str, u8)]) -> Snapshot {
-    let named: BTreeMap<_, _> = named
+    let named: SharedMap<_, _> = named
         .iter()
         .map(|(name, value)| {
             (
@@ -69,7 +68,7 @@ fn secrets(named: &[(&str, u8)]) -> Snapshot {
         })
         .collect();
     Snapshot {
-        values: BTreeMap::new(),
+        values: SharedMap::new(),
         secrets: Some(named),
     }
 }

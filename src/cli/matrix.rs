@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::out::{Look, Table};
 use super::text::{cut, visible};
-use crate::model::{Doubt, Field, Fingerprint, Mark, Record, SecretName, SecretsPatch, Snapshot};
+use crate::model::{
+    Doubt, Field, Fingerprint, Mark, Record, SecretName, SecretsPatch, SharedMap, Snapshot,
+};
 use crate::plan::diff::left_out;
 use crate::plan::pending;
 
@@ -142,7 +144,7 @@ impl Context<'_> {
             .map(|(name, _)| name)
             .chain(doubt.secrets.keys())
             .collect();
-        let side = |set: Option<&std::collections::BTreeMap<SecretName, Fingerprint>>, name| {
+        let side = |set: Option<&SharedMap<SecretName, Fingerprint>>, name| {
             set.and_then(|set| set.get(name))
                 .map_or(Side::Absent, |fingerprint| Side::Secret(*fingerprint))
         };

@@ -1,16 +1,14 @@
 //! What `GET …/resources/{id}` shows of a resource.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
-use super::{Field, Json};
+use super::{Field, Json, SharedMap};
 
 /// The observable fields as Vercel holds them now; never secrets, extras, ownership or plan details.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     /// Name, status, metadata and notification; a notification that is not shown is `null`, any other field is absent.
-    pub values: BTreeMap<Field, Json>,
+    pub values: SharedMap<Field, Json>,
     /// The id of the billing plan, if one is shown.
     pub billing_plan_id: Option<String>,
 }
@@ -20,7 +18,7 @@ impl Observed {
     #[must_use]
     pub fn from_body(body: &Value) -> Option<Self> {
         let shown = body.as_object()?;
-        let mut values = BTreeMap::new();
+        let mut values = SharedMap::new();
         for field in Field::ALL.into_iter().filter(|field| field.is_observable()) {
             let value = shown
                 .get(field.wire_name())

@@ -1,19 +1,17 @@
 //! The smallest body that turns acknowledged into desired, with each secret as name and fingerprint.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::planted::{Bug, is_planted};
 
-use super::{Field, FieldSet, Fingerprint, Json, SecretName, Snapshot};
+use super::{Field, FieldSet, Fingerprint, Json, SecretName, SharedMap, Snapshot};
 
 /// A partial update of one resource, without a secret's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Patch {
     /// Every field but the secrets, whole.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub values: BTreeMap<Field, Json>,
+    #[serde(default, skip_serializing_if = "SharedMap::is_empty")]
+    pub values: SharedMap<Field, Json>,
     /// The secrets, if any of them is to be sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<SecretsPatch>,
@@ -24,15 +22,15 @@ pub struct Patch {
 #[serde(rename_all = "lowercase")]
 pub enum SecretsPatch {
     /// Replaces the whole set: needed as soon as a secret was removed.
-    Complete(BTreeMap<SecretName, Fingerprint>),
+    Complete(SharedMap<SecretName, Fingerprint>),
     /// Overwrites only the secrets named.
-    Partial(BTreeMap<SecretName, Fingerprint>),
+    Partial(SharedMap<SecretName, Fingerprint>),
 }
 
 impl SecretsPatch {
     /// The secrets that are sent.
     #[must_use]
-    pub const fn named(&self) -> &BTreeMap<SecretName, Fingerprint> {
+    pub const fn named(&self) -> &SharedMap<SecretName, Fingerprint> {
         match self {
             Self::Complete(named) | Self::Partial(named) => named,
         }
@@ -69,7 +67,7 @@ impl Patch {
     pub fn only(&self, field: Field) -> Self {
         if field == Field::Secrets {
             Self {
-                values: BTreeMap::new(),
+                values: SharedMap::new(),
                 secrets: self.secrets.clone(),
             }
         } else {
@@ -89,7 +87,9 @@ impl Patch {
     /// The patch without the fields in `left_out`.
     #[must_use]
     pub fn without(mut self, left_out: FieldSet) -> Self {
-        self.values.retain(|field, _| !left_out.contains(*field));
+        if self.values.keys().any(|field| left_out.contains(*field)) {
+            self.values.retain(|field, _| !left_out.contains(*field));
+        }
         if left_out.contains(Field::Secrets) {
             self.secrets = None;
         }

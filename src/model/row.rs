@@ -3,7 +3,6 @@
 //! Decoding is pure and total: every row is either a [`Row`] or an [`Unusable`] that names the column, the problem and what is
 //! accepted. Neither prints a column's text.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use zeroize::Zeroizing;
@@ -12,7 +11,7 @@ use super::id::InvalidId;
 use super::value::{InvalidValue, parse_secrets, parse_value};
 use super::{
     Field, FieldSet, FingerprintKey, InstallationId, Json, ResourceId, ResourceKey, RowHash,
-    RowHasher, SecretSet, Snapshot,
+    RowHasher, SecretSet, SharedMap, Snapshot,
 };
 
 /// One column's text as the source gave it.
@@ -117,7 +116,7 @@ impl RawRow {
     pub fn decode(&self) -> Result<Row, Unusable> {
         let mut row = Row {
             key: self.key()?,
-            values: BTreeMap::new(),
+            values: SharedMap::new(),
             secrets: None,
         };
         for (field, text) in &self.columns {
@@ -164,7 +163,7 @@ pub struct Row {
     /// The resource.
     pub key: ResourceKey,
     /// Every managed field but the secrets.
-    pub values: BTreeMap<Field, Json>,
+    pub values: SharedMap<Field, Json>,
     /// The complete set of secrets; `None`: not managed for this row.
     pub secrets: Option<SecretSet>,
 }

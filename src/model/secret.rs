@@ -11,6 +11,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use super::SharedMap;
+
 /// The longest secret name in bytes.
 pub const MAX_SECRET_NAME_BYTES: usize = 256;
 
@@ -154,7 +156,7 @@ pub struct SecretSet(pub BTreeMap<SecretName, Secret>);
 impl SecretSet {
     /// The set with each value replaced by its fingerprint.
     #[must_use]
-    pub fn fingerprints(&self, key: &FingerprintKey) -> BTreeMap<SecretName, Fingerprint> {
+    pub fn fingerprints(&self, key: &FingerprintKey) -> SharedMap<SecretName, Fingerprint> {
         self.0
             .iter()
             .map(|(name, secret)| (name.clone(), secret.fingerprint(key)))

@@ -1,10 +1,8 @@
 //! One side's view of a resource, field by field, without a secret's value.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{Field, FieldSet, Fingerprint, FingerprintKey, Json, SecretName};
+use super::{Field, FieldSet, Fingerprint, FingerprintKey, Json, SecretName, SharedMap};
 
 /// The managed fields of a resource as one side holds them: what the source desires or what Vercel acknowledged.
 ///
@@ -12,11 +10,11 @@ use super::{Field, FieldSet, Fingerprint, FingerprintKey, Json, SecretName};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Every field but the secrets; `null` stands for "no notification".
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub values: BTreeMap<Field, Json>,
+    #[serde(default, skip_serializing_if = "SharedMap::is_empty")]
+    pub values: SharedMap<Field, Json>,
     /// The complete set of secrets as fingerprints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secrets: Option<BTreeMap<SecretName, Fingerprint>>,
+    pub secrets: Option<SharedMap<SecretName, Fingerprint>>,
 }
 
 impl Snapshot {
@@ -40,7 +38,9 @@ impl Snapshot {
     /// The snapshot without the fields in `ignored`.
     #[must_use]
     pub fn without(mut self, ignored: FieldSet) -> Self {
-        self.values.retain(|field, _| !ignored.contains(*field));
+        if self.values.keys().any(|field| ignored.contains(*field)) {
+            self.values.retain(|field, _| !ignored.contains(*field));
+        }
         if ignored.contains(Field::Secrets) {
             self.secrets = None;
         }

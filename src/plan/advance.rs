@@ -411,9 +411,9 @@ fn conclude(record: &mut Record, outcome: &Outcome, generation: u32, now: Timest
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use crate::model::{Entry, Lease, LeaseToken, Mark, Mode, Origin, ResourceKey, Snapshot};
+    use crate::model::{
+        Entry, Lease, LeaseToken, Mark, Mode, Origin, ResourceKey, SharedMap, Snapshot,
+    };
     use crate::plan::claim;
 
     use super::*;
@@ -464,7 +464,7 @@ mod tests {
 
     /// `ready` was acknowledged and is desired; a lost request may change the status until two seconds after the start.
     fn in_doubt() -> Record {
-        let status = |text| BTreeMap::from([(Field::Status, Json::from_text(text))]);
+        let status = |text| SharedMap::from([(Field::Status, Json::from_text(text))]);
         let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
         record.acknowledged.values = status("ready");
         let mark = Mark {

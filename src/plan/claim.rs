@@ -220,9 +220,7 @@ pub fn abandon(record: &mut Record, now: Timestamp, late_apply: Duration) -> boo
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use crate::model::{Fingerprint, Json, Mark, Origin, SecretName};
+    use crate::model::{Fingerprint, Json, Mark, Origin, SecretName, SharedMap};
     use crate::plan::backoff::Backoff;
     use crate::plan::{Advance, Outcome, RetryPolicy, advance};
 
@@ -234,7 +232,7 @@ mod tests {
         let late_apply = Duration::from_secs(60);
         let value = |text| Json::from_text(text);
         let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
-        record.acknowledged.values = BTreeMap::from([
+        record.acknowledged.values = SharedMap::from([
             (Field::Status, value("suspended")),
             (Field::Name, value("old")),
         ]);
@@ -244,7 +242,7 @@ mod tests {
         };
         record.doubt.fields.insert(Field::Status, confirmed);
         let desired = Snapshot {
-            values: BTreeMap::from([
+            values: SharedMap::from([
                 (Field::Status, value("suspended")),
                 (Field::Name, value("new")),
             ]),
@@ -270,10 +268,10 @@ mod tests {
         let mut record = Record::new(ResourceKey::new("icfg_1", "res_1").expect("two ids"));
         let secret = |byte| {
             let name = SecretName::new("URL").expect("a name");
-            BTreeMap::from([(name, Fingerprint::from_bytes([byte; 16]))])
+            SharedMap::from([(name, Fingerprint::from_bytes([byte; 16]))])
         };
         let side = |status, byte| Snapshot {
-            values: BTreeMap::from([(Field::Status, Json::from_text(status))]),
+            values: SharedMap::from([(Field::Status, Json::from_text(status))]),
             secrets: Some(secret(byte)),
         };
         record.acknowledged = side("pending", 1);

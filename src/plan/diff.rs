@@ -1,6 +1,8 @@
 //! What is left to send, and when.
 
-use crate::model::{Doubt, Field, FieldSet, Patch, Record, SecretsPatch, Snapshot, Timestamp};
+use crate::model::{
+    Doubt, Field, FieldSet, Patch, Record, SecretsPatch, SharedMap, Snapshot, Timestamp,
+};
 use crate::planted::{Bug, is_planted};
 
 /// The smallest patch that turns `acknowledged` into `desired`: the managed fields that differ, and those in doubt.
@@ -48,7 +50,7 @@ fn diff_secrets(
     if removed && !is_planted(Bug::PartialAfterRemoval) {
         return Some(SecretsPatch::Complete(desired.clone()));
     }
-    let changed: std::collections::BTreeMap<_, _> = desired
+    let changed: SharedMap<_, _> = desired
         .iter()
         .filter(|(name, fingerprint)| {
             held.get(name) != Some(fingerprint) || doubt.secrets.contains_key(name)

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::model::record::Missing;
 use crate::model::{
     EntryState, Field, Fingerprint, Json, Mode, Observed, Origin, Patch, Reason, SecretName,
-    SecretsPatch, Snapshot, Timestamp,
+    SecretsPatch, SharedMap, Snapshot, Timestamp,
 };
 
 use super::advance::{Outcome, RetryPolicy, advance};
@@ -207,7 +207,10 @@ fn late_complete_array_cannot_wipe_a_secret_added_meanwhile() {
         let mut resource = Resource::acknowledged(before);
         resource.desires("$", START);
         let patch = resource.attempts(&Outcome::Lost, START);
-        assert_eq!(patch.secrets, Some(SecretsPatch::Complete(BTreeMap::new())));
+        assert_eq!(
+            patch.secrets,
+            Some(SecretsPatch::Complete(SharedMap::new()))
+        );
         resource.desires("$A=1 $C=1", seconds(1));
         resource.acknowledges(resource.due());
         // The lost array may have been applied after that: everything is sent again.
@@ -705,7 +708,7 @@ impl Truth {
     fn apply(&mut self, patch: &Patch) {
         self.values.extend(patch.values.clone());
         match &patch.secrets {
-            Some(SecretsPatch::Complete(named)) => self.secrets = named.clone(),
+            Some(SecretsPatch::Complete(named)) => self.secrets.clone_from(named),
             Some(SecretsPatch::Partial(named)) => self.secrets.extend(named.clone()),
             None => {}
         }
@@ -738,7 +741,7 @@ impl Truth {
             && desired
                 .secrets
                 .as_ref()
-                .is_none_or(|secrets| *secrets == self.secrets)
+                .is_none_or(|secrets| **secrets == self.secrets)
     }
 }
 

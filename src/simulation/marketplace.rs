@@ -338,7 +338,11 @@ fn touched(patch: &Patch, record: &Record) -> Vec<Item> {
     let fields = patch.values.keys().map(|field| Item::Field(*field));
     let secret = |name: &crate::model::SecretName| Item::Secret(name.as_str().to_owned());
     let mut items: Vec<Item> = fields.chain(patch.secret_names().map(secret)).collect();
-    let held = record.acknowledged.secrets.iter().flat_map(BTreeMap::keys);
+    let held = record
+        .acknowledged
+        .secrets
+        .iter()
+        .flat_map(|held| held.keys());
     let removed = held.chain(record.doubt.secrets.keys()).map(secret);
     items.extend(removed.filter(|item| writes(patch, item)));
     items.sort_unstable();

@@ -39,7 +39,7 @@ impl Held {
             .collect();
         values.entry(Field::Notification).or_insert_with(Json::null);
         Observed {
-            values,
+            values: values.into(),
             billing_plan_id: None,
         }
     }

@@ -217,14 +217,13 @@ pub(super) mod fuzz {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::FingerprintKey;
     use crate::model::secret::Overrides;
+    use crate::model::{FingerprintKey, SharedMap};
 
     fn set(secrets: &[(&str, Secret)]) -> SecretSet {
         let named = |(name, secret): &(&str, Secret)| {
@@ -309,7 +308,7 @@ mod tests {
         ]);
         let of = |kind| {
             let patch = Patch {
-                values: BTreeMap::new(),
+                values: SharedMap::new(),
                 secrets: Some(kind),
             };
             read(&patch_body(&patch, Some(&secrets), ClearNotification::Empty).expect("a body"))
@@ -339,7 +338,7 @@ mod tests {
             read(&body),
             json!({ "secrets": [{ "name": "A", "value": "a" }], "partial": true })
         );
-        let none = secrets_body(&SecretsPatch::Complete(BTreeMap::new()), None).expect("a body");
+        let none = secrets_body(&SecretsPatch::Complete(SharedMap::new()), None).expect("a body");
         assert_eq!(read(&none), json!({ "secrets": [] }));
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::model::{Field, Fingerprint, Patch, Record, SecretsPatch, Snapshot};
+use crate::model::{Field, Fingerprint, Patch, Record, SecretsPatch, SharedMap, Snapshot};
 
 /// One line of the diff.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +90,7 @@ pub(crate) fn changes(record: &Record, patch: &Patch) -> Vec<Change> {
 }
 
 fn secret_changes(record: &Record, secrets: &SecretsPatch) -> Vec<Change> {
-    let empty = BTreeMap::new();
+    let empty = SharedMap::new();
     let held = record.acknowledged.secrets.as_ref().unwrap_or(&empty);
     let desired = secrets.named();
     let doubt = &record.doubt.secrets;

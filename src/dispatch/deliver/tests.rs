@@ -6,7 +6,7 @@ use crate::dispatch::fixture::{
     LEASE, REQUEST_TIMEOUT, Reply, SECOND, START, Stand, answer, installation, key, lost, row,
     settings, unreachable_answer,
 };
-use crate::model::{Field, Json, Reason};
+use crate::model::{Field, Json, Reason, SharedMap};
 use crate::store::{ClaimRequest, Store as _};
 
 use super::*;
@@ -386,7 +386,7 @@ fn after_a_404_the_installation_tells_what_is_gone() {
 
 fn shows(status: &str) -> Observed {
     Observed {
-        values: BTreeMap::from([(Field::Status, Json::from_text(status))]),
+        values: SharedMap::from([(Field::Status, Json::from_text(status))]),
         billing_plan_id: None,
     }
 }

@@ -1,7 +1,7 @@
 //! The drift check over a state in memory and a Vercel that shows what it is told.
 
 use crate::dispatch::fixture::{Reply, SECOND, START, Stand, answer, installation, key, lost};
-use crate::model::{Doubt, Mark};
+use crate::model::{Doubt, Mark, SharedMap};
 use crate::store::{Pause, PauseKind};
 use crate::vercel::Listed;
 
@@ -73,7 +73,7 @@ fn edit(stand: &Stand, key: &ResourceKey, change: impl FnOnce(&mut Record) + Sen
 fn observed(name: &str, status: &str, plan: Option<&str>) -> Observed {
     let text = |text| Json::from_text(text);
     Observed {
-        values: BTreeMap::from([(Field::Name, text(name)), (Field::Status, text(status))]),
+        values: SharedMap::from([(Field::Name, text(name)), (Field::Status, text(status))]),
         billing_plan_id: plan.map(str::to_owned),
     }
 }

@@ -1,12 +1,10 @@
 //! The lines, totals and metrics of deliveries, probes and outages.
 
-use std::collections::BTreeMap;
-
 use crate::dispatch::deliver::Reached;
 use crate::dispatch::fixture::{SECOND, START, key, lines_of};
 use crate::model::{
     EntryId, Field, Fingerprint, Json, LeaseToken, Mode, Observed, Patch, Reason, ResourceKey,
-    SecretName, SecretsPatch, Snapshot,
+    SecretName, SecretsPatch, SharedMap, Snapshot,
 };
 use crate::plan::Claimed;
 use crate::store::AttemptRecord;
@@ -20,9 +18,9 @@ fn resource() -> ResourceKey {
 /// A status and a secret, found four seconds ago, sent two seconds ago and answered one second ago.
 fn delivery(effect: Effect) -> Delivery {
     let url = SecretName::new("URL").expect("a name");
-    let secrets = BTreeMap::from([(url, Fingerprint::from_bytes([1; 16]))]);
+    let secrets = SharedMap::from([(url, Fingerprint::from_bytes([1; 16]))]);
     let patch = Patch {
-        values: BTreeMap::from([(Field::Status, Json::from_text("ready"))]),
+        values: SharedMap::from([(Field::Status, Json::from_text("ready"))]),
         secrets: Some(SecretsPatch::Partial(secrets)),
     };
     let claimed = Claimed {

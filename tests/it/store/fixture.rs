@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reconciled::model::{
     Field, Fingerprint, FingerprintKey, InstallationId, Json, LeaseToken, Origin, Record,
-    ResourceKey, RowHash, SecretName, Snapshot, Timestamp,
+    ResourceKey, RowHash, SecretName, SharedMap, Snapshot, Timestamp,
 };
 use reconciled::plan::backoff::Backoff;
 use reconciled::plan::guard::Limits;
@@ -133,7 +133,7 @@ pub(super) fn fingerprint(text: &str) -> Fingerprint {
 
 /// A desired side with a status.
 pub(super) fn status(text: &str) -> Snapshot {
-    let values = BTreeMap::from([(Field::Status, Json::from_text(text))]);
+    let values = SharedMap::from([(Field::Status, Json::from_text(text))]);
     Snapshot {
         values,
         secrets: None,
