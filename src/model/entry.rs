@@ -155,6 +155,18 @@ pub enum Mode {
     Compare,
 }
 
+impl Mode {
+    /// The mode's name in the state database and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Split => "split",
+            Self::Compare => "compare",
+        }
+    }
+}
+
 /// Why an entry waits or died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

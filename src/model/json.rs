@@ -2,7 +2,9 @@
 //!
 //! Key order, white space and the spelling of numbers do not survive; everything else does, digits included.
 
+use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -10,8 +12,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// A JSON value in canonical text: keys sorted, no white space, numbers in their shortest decimal form. A copy shares the text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Json(Arc<str>);
+#[derive(Clone)]
+pub struct Json(Arc<RawValue>);
 
 impl Json {
     /// The canonical form of a value.
@@ -19,7 +21,7 @@ impl Json {
     pub fn from_value(value: &Value) -> Self {
         let mut text = String::new();
         write_canonical(&mut text, value);
-        Self(text.into())
+        Self::from_canonical(text)
     }
 
     /// A JSON string.
@@ -27,45 +29,81 @@ impl Json {
     pub fn from_text(text: &str) -> Self {
         let mut quoted = String::with_capacity(text.len() + 2);
         write_string(&mut quoted, text);
-        Self(quoted.into())
+        Self::from_canonical(quoted)
     }
 
     /// The JSON value `null`.
     #[must_use]
     pub fn null() -> Self {
-        Self("null".into())
+        Self(RawValue::NULL.to_owned().into())
+    }
+
+    fn from_canonical(text: String) -> Self {
+        let raw = RawValue::from_string(text).expect("canonical text is JSON by construction");
+        Self(raw.into())
     }
 
     /// Whether this is the JSON value `null`.
     #[must_use]
     pub fn is_null(&self) -> bool {
-        &*self.0 == "null"
+        self.as_str() == "null"
     }
 
     /// The canonical text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.get()
     }
 
     /// The value, parsed again.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        serde_json::from_str(&self.0).expect("canonical text is JSON by construction")
+        serde_json::from_str(self.as_str()).expect("canonical text is JSON by construction")
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Json {}
+
+impl PartialOrd for Json {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Json {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl Hash for Json {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Json").field(&self.as_str()).finish()
     }
 }
 
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 /// Embeds the value itself, not a string holding it.
 impl Serialize for Json {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let raw: &RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
-        raw.serialize(serializer)
+        self.0.serialize(serializer)
     }
 }
 
@@ -74,7 +112,7 @@ impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         if is_canonical(raw.get()) {
-            return Ok(Self(raw.get().into()));
+            return Ok(Self(raw.into()));
         }
         let value = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
         Ok(Self::from_value(&value))

@@ -450,9 +450,14 @@ pub(super) fn parsed<T: DeserializeOwned>(text: &str, column: &'static str) -> R
     serde_json::from_str(text).map_err(|_| unknown(column))
 }
 
+/// How long the JSON of a column is at most as a rule: room for that much is made at once.
+const JSON_BYTES_USUAL: usize = 512;
+
 /// The JSON for a column.
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> String {
-    serde_json::to_string(value).expect("the model's types are JSON by construction")
+    let mut text = Vec::with_capacity(JSON_BYTES_USUAL);
+    serde_json::to_writer(&mut text, value).expect("the model's types are JSON by construction");
+    String::from_utf8(text).expect("JSON is UTF-8")
 }
 
 /// Keys as a JSON array of pairs, for `json_each`.
@@ -462,12 +467,6 @@ pub(super) fn key_pairs<'a>(keys: impl IntoIterator<Item = &'a ResourceKey>) -> 
         .map(|key| [key.installation_id.as_str(), key.resource_id.as_str()])
         .collect();
     json(&pairs)
-}
-
-/// The stable name that a type of the model has in JSON.
-pub(super) fn name_of<T: Serialize>(value: &T) -> String {
-    let quoted = json(value);
-    quoted.trim_matches('"').to_owned()
 }
 
 /// The value of that name.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Entry, EntryId, InFlight, Record, ResourceKey, Timestamp};
 use crate::plan::guard::Impact;
-use crate::store::codec::{json, name_of};
+use crate::store::codec::json;
 use crate::store::fault::Fault;
 use crate::store::steps::{AttemptRow, Change};
 use crate::store::{AttemptRecord, codec::Cells as _};
@@ -484,7 +484,7 @@ struct EntryColumns {
     state: Vec<&'static str>,
     desired: Vec<String>,
     generation: Vec<i64>,
-    mode: Vec<String>,
+    mode: Vec<&'static str>,
     reason: Vec<&'static str>,
     due_at: Vec<i64>,
     attempts: Vec<i64>,
@@ -525,7 +525,7 @@ impl EntryColumns {
             columns.state.push(state.name());
             columns.desired.push(json(desired));
             columns.generation.push(i64::from(*generation));
-            columns.mode.push(name_of(mode));
+            columns.mode.push(mode.name());
             columns.reason.push(reason.code());
             columns.due_at.push(due_at.as_millis());
             columns.attempts.push(i64::from(*attempts));

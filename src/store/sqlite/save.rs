@@ -8,7 +8,7 @@ use crate::model::{Entry, EntryId, InFlight, Record, Timestamp};
 use crate::store::AttemptRecord;
 use crate::store::steps::{AttemptRow, Change};
 
-use crate::store::codec::{json, name_of};
+use crate::store::codec::json;
 use crate::store::fault::Fault;
 
 use super::db::Db;
@@ -117,7 +117,7 @@ fn insert_entries(db: &Db, changes: &mut [Change<'_>]) -> Result<(), Fault> {
             json(&entry.desired),
             entry.generation,
             entry.origin.name(),
-            name_of(&entry.mode),
+            entry.mode.name(),
             entry.reason.code(),
             entry.created_at.as_millis(),
             entry.due_at.as_millis(),
@@ -196,7 +196,7 @@ impl<'c> Entries<'c> {
             expires_at,
             in_flight,
             state.name(),
-            name_of(mode),
+            mode.name(),
             reason.code(),
             due_at.as_millis(),
             attempts,
