@@ -22,21 +22,23 @@ use crate::store::{Counts, Glance, Glances, Pause, PauseKind, Progress, Quaranti
 use super::fault::Fault;
 
 /// The cells of a row, by column name, in the few types that the state's tables have.
+///
+/// They are borrowed from the row: a decoder copies what it keeps, and nothing that it parses.
 pub(super) trait Cells {
-    fn text(&self, column: &str) -> Result<String, Fault>;
-    fn text_or_null(&self, column: &str) -> Result<Option<String>, Fault>;
+    fn text(&self, column: &str) -> Result<&str, Fault>;
+    fn text_or_null(&self, column: &str) -> Result<Option<&str>, Fault>;
     fn integer(&self, column: &str) -> Result<i64, Fault>;
     fn integer_or_null(&self, column: &str) -> Result<Option<i64>, Fault>;
-    fn bytes(&self, column: &str) -> Result<Vec<u8>, Fault>;
-    fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, Fault>;
+    fn bytes(&self, column: &str) -> Result<&[u8], Fault>;
+    fn bytes_or_null(&self, column: &str) -> Result<Option<&[u8]>, Fault>;
     fn flag(&self, column: &str) -> Result<bool, Fault>;
 }
 
 impl Cells for PgRow {
-    fn text(&self, column: &str) -> Result<String, Fault> {
+    fn text(&self, column: &str) -> Result<&str, Fault> {
         Ok(self.try_get(column)?)
     }
-    fn text_or_null(&self, column: &str) -> Result<Option<String>, Fault> {
+    fn text_or_null(&self, column: &str) -> Result<Option<&str>, Fault> {
         Ok(self.try_get(column)?)
     }
     fn integer(&self, column: &str) -> Result<i64, Fault> {
@@ -45,10 +47,10 @@ impl Cells for PgRow {
     fn integer_or_null(&self, column: &str) -> Result<Option<i64>, Fault> {
         Ok(self.try_get(column)?)
     }
-    fn bytes(&self, column: &str) -> Result<Vec<u8>, Fault> {
+    fn bytes(&self, column: &str) -> Result<&[u8], Fault> {
         Ok(self.try_get(column)?)
     }
-    fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, Fault> {
+    fn bytes_or_null(&self, column: &str) -> Result<Option<&[u8]>, Fault> {
         Ok(self.try_get(column)?)
     }
     fn flag(&self, column: &str) -> Result<bool, Fault> {
@@ -85,26 +87,16 @@ pub(super) fn record(key: &ResourceKey, row: &impl Cells) -> Result<Record, Faul
     let Some(acknowledged) = row.text_or_null("acknowledged")? else {
         return Ok(Record::new(key.clone()));
     };
-    let missing = match (
-        time(row, "missing_since")?,
-        row.integer_or_null("missing_sweeps")?,
-    ) {
-        (Some(since), Some(sweeps)) => Some(Missing {
-            since,
-            sweeps: number(sweeps, "missing_sweeps")?,
-        }),
-        _ => None,
-    };
     Ok(Record {
         key: key.clone(),
-        acknowledged: parsed::<Snapshot>(&acknowledged, "acknowledged")?,
-        doubt: parsed(&row.text("doubt")?, "doubt")?,
-        dismissed: parsed(&row.text("dismissed")?, "dismissed")?,
+        acknowledged: parsed::<Snapshot>(acknowledged, "acknowledged")?,
+        doubt: parsed(row.text("doubt")?, "doubt")?,
+        dismissed: parsed(row.text("dismissed")?, "dismissed")?,
         row_hash: row
             .bytes_or_null("row_hash")?
-            .map(|bytes| fingerprint(&bytes, "row_hash"))
+            .map(|bytes| fingerprint(bytes, "row_hash"))
             .transpose()?,
-        missing,
+        missing: missing(row)?,
         acknowledged_at: time(row, "acknowledged_at")?,
         entry: match row.integer_or_null("id")? {
             Some(_) => Some(entry(row)?),
@@ -113,54 +105,70 @@ pub(super) fn record(key: &ResourceKey, row: &impl Cells) -> Result<Record, Faul
     })
 }
 
+fn missing(row: &impl Cells) -> Result<Option<Missing>, Fault> {
+    let missing = (
+        time(row, "missing_since")?,
+        row.integer_or_null("missing_sweeps")?,
+    );
+    Ok(match missing {
+        (Some(since), Some(sweeps)) => Some(Missing {
+            since,
+            sweeps: number(sweeps, "missing_sweeps")?,
+        }),
+        _ => None,
+    })
+}
+
 /// The entry in a row with all of its columns.
 pub(super) fn entry(row: &impl Cells) -> Result<Entry, Fault> {
     let text = |column| row.text(column);
     let count = |column| number(row.integer(column)?, column);
-    let lease = match (
-        row.text_or_null("lease_owner")?,
-        row.integer_or_null("lease_token")?,
-        time(row, "lease_expires_at")?,
-    ) {
-        (Some(owner), Some(token), Some(expires_at)) => Some(Lease {
-            owner,
-            token: LeaseToken(token),
-            expires_at,
-        }),
-        _ => None,
-    };
-    let state = text("state")?;
     Ok(Entry {
         id: EntryId(row.integer("id")?),
-        state: EntryState::from_name(&state).ok_or_else(|| unknown("state"))?,
-        desired: parsed(&text("desired")?, "desired")?,
+        state: EntryState::from_name(text("state")?).ok_or_else(|| unknown("state"))?,
+        desired: parsed(text("desired")?, "desired")?,
         generation: count("generation")?,
-        origin: Origin::from_name(&text("origin")?).ok_or_else(|| unknown("origin"))?,
-        mode: named::<Mode>(&text("mode")?, "mode")?,
-        reason: named(&text("reason")?, "reason")?,
+        origin: Origin::from_name(text("origin")?).ok_or_else(|| unknown("origin"))?,
+        mode: named::<Mode>(text("mode")?, "mode")?,
+        reason: named(text("reason")?, "reason")?,
         created_at: Timestamp::from_millis(row.integer("created_at")?),
         due_at: Timestamp::from_millis(row.integer("due_at")?),
         attempts: count("attempts")?,
         failures: count("failures")?,
         conflicts: count("conflicts")?,
-        rejected: parsed(&text("rejected")?, "rejected")?,
+        rejected: parsed(text("rejected")?, "rejected")?,
         hold: row.integer_or_null("hold_id")?,
-        lease,
+        lease: lease(row)?,
         in_flight: row
             .text_or_null("in_flight")?
-            .map(|text| parsed(&text, "in_flight"))
+            .map(|text| parsed(text, "in_flight"))
             .transpose()?,
+    })
+}
+
+fn lease(row: &impl Cells) -> Result<Option<Lease>, Fault> {
+    let lease = (
+        row.text_or_null("lease_owner")?,
+        row.integer_or_null("lease_token")?,
+        time(row, "lease_expires_at")?,
+    );
+    Ok(match lease {
+        (Some(owner), Some(token), Some(expires_at)) => Some(Lease {
+            owner: owner.to_owned(),
+            token: LeaseToken(token),
+            expires_at,
+        }),
+        _ => None,
     })
 }
 
 /// The pause in a row with all of its columns.
 pub(super) fn pause(row: &impl Cells) -> Result<Pause, Fault> {
-    let kind = row.text("kind")?;
     Ok(Pause {
         installation_id: installation_id(row)?,
-        kind: PauseKind::from_name(&kind).ok_or_else(|| unknown("kind"))?,
-        by: row.text("paused_by")?,
-        reason: row.text("reason")?,
+        kind: PauseKind::from_name(row.text("kind")?).ok_or_else(|| unknown("kind"))?,
+        by: row.text("paused_by")?.to_owned(),
+        reason: row.text("reason")?.to_owned(),
         since: Timestamp::from_millis(row.integer("since")?),
         until: time(row, "ends_at")?,
         probe_at: time(row, "probe_at")?,
@@ -178,12 +186,12 @@ pub(super) fn quarantined(row: &impl Cells) -> Result<Quarantined, Fault> {
         } else {
             None
         },
-        installation_id: row.text("installation_id")?,
-        resource_id: row.text("resource_id")?,
-        column: row.text("column_name")?,
-        problem: row.text("problem")?,
-        accepted: row.text("accepted")?,
-        row_hash: fingerprint(&row_hash, "row_hash")?,
+        installation_id: row.text("installation_id")?.to_owned(),
+        resource_id: row.text("resource_id")?.to_owned(),
+        column: row.text("column_name")?.to_owned(),
+        problem: row.text("problem")?.to_owned(),
+        accepted: row.text("accepted")?.to_owned(),
+        row_hash: fingerprint(row_hash, "row_hash")?,
         since: Timestamp::from_millis(row.integer("since")?),
     })
 }
@@ -192,8 +200,8 @@ pub(super) fn quarantined(row: &impl Cells) -> Result<Quarantined, Fault> {
 pub(super) fn hold(row: &impl Cells) -> Result<Hold, Fault> {
     Ok(Hold {
         id: row.integer("id")?,
-        state: HoldState::from_name(&row.text("state")?).ok_or_else(|| unknown("state"))?,
-        origin: Origin::from_name(&row.text("origin")?).ok_or_else(|| unknown("origin"))?,
+        state: HoldState::from_name(row.text("state")?).ok_or_else(|| unknown("state"))?,
+        origin: Origin::from_name(row.text("origin")?).ok_or_else(|| unknown("origin"))?,
         opened_at: Timestamp::from_millis(row.integer("opened_at")?),
         closed_at: time(row, "closed_at")?,
         found: found(row)?,
@@ -214,7 +222,7 @@ pub(super) fn listed(row: &impl Cells) -> Result<ListedEntry, Fault> {
     let closed_at = time(row, "closed_at")?;
     let entry = entry(row)?;
     let fields: FieldSet = if closed_at.is_some() {
-        parsed::<Vec<Field>>(&row.text("sent")?, "fields")?
+        parsed::<Vec<Field>>(row.text("sent")?, "fields")?
             .into_iter()
             .collect()
     } else {
@@ -237,17 +245,17 @@ pub(super) fn attempt(row: &impl Cells) -> Result<Attempt, Fault> {
         number: number(row.integer("number")?, "number")?,
         started_at: Timestamp::from_millis(row.integer("started_at")?),
         ended_at: Timestamp::from_millis(row.integer("ended_at")?),
-        method: row.text("method")?,
-        fields: parsed(&row.text("fields")?, "fields")?,
-        secret_names: parsed(&row.text("secret_names")?, "secret_names")?,
-        outcome: row.text("outcome")?,
+        method: row.text("method")?.to_owned(),
+        fields: parsed(row.text("fields")?, "fields")?,
+        secret_names: parsed(row.text("secret_names")?, "secret_names")?,
+        outcome: row.text("outcome")?.to_owned(),
         status: row
             .integer_or_null("status")?
             .map(|status| number(status, "status"))
             .transpose()?,
-        error_code: row.text_or_null("error_code")?,
-        message: row.text_or_null("message")?,
-        vercel_id: row.text_or_null("vercel_id")?,
+        error_code: row.text_or_null("error_code")?.map(str::to_owned),
+        message: row.text_or_null("message")?.map(str::to_owned),
+        vercel_id: row.text_or_null("vercel_id")?.map(str::to_owned),
     })
 }
 
@@ -255,22 +263,22 @@ pub(super) fn attempt(row: &impl Cells) -> Result<Attempt, Fault> {
 pub(super) fn act(row: &impl Cells) -> Result<Act, Fault> {
     let installation_id = row
         .text_or_null("installation_id")?
-        .map(|id| InstallationId::new(&id))
+        .map(InstallationId::new)
         .transpose()
         .map_err(|_| unknown("installation_id"))?;
     let resource_id = row
         .text_or_null("resource_id")?
-        .map(|id| ResourceId::new(&id))
+        .map(ResourceId::new)
         .transpose()
         .map_err(|_| unknown("resource_id"))?;
     Ok(Act {
         at: Timestamp::from_millis(row.integer("at")?),
-        actor: row.text("actor")?,
-        act: row.text("act")?,
+        actor: row.text("actor")?.to_owned(),
+        act: row.text("act")?.to_owned(),
         installation_id,
         resource_id,
         entry_id: row.integer_or_null("entry_id")?.map(EntryId),
-        reason: row.text_or_null("reason")?,
+        reason: row.text_or_null("reason")?.map(str::to_owned),
     })
 }
 
@@ -317,14 +325,12 @@ pub(super) fn counts(row: &impl Cells) -> Result<Counts, Fault> {
 pub(super) fn glance(row: &impl Cells) -> Result<Glance, Fault> {
     let hash = |column| {
         row.bytes_or_null(column)?
-            .map(|bytes| fingerprint(&bytes, column))
+            .map(|bytes| fingerprint(bytes, column))
             .transpose()
     };
     Ok(Glance {
         row_hash: hash("row_hash")?,
-        entry: row
-            .text_or_null("state")?
-            .and_then(|state| EntryState::from_name(&state)),
+        entry: row.text_or_null("state")?.and_then(EntryState::from_name),
         quarantined: hash("quarantined")?,
         missing: row.flag("missing")?,
     })
@@ -366,67 +372,53 @@ fn unhex(digits: &str) -> Option<[u8; 16]> {
     Some(bytes)
 }
 
-/// Notes the open entries of a range.
-pub(super) fn note_entries(glances: &mut Glances, rows: &[impl Cells]) -> Result<(), Fault> {
-    for row in rows {
-        let state = EntryState::from_name(&row.text("state")?);
-        let key = (row.text("installation_id")?, row.text("resource_id")?);
-        glances.change((&key.0, &key.1), |glance| glance.entry = state);
-    }
+/// Notes an open entry of a range.
+pub(super) fn note_entry(glances: &mut Glances, row: &impl Cells) -> Result<(), Fault> {
+    let key = (row.text("installation_id")?, row.text("resource_id")?);
+    let state = EntryState::from_name(row.text("state")?);
+    glances.change(key, |glance| glance.entry = state);
     Ok(())
 }
 
-/// Notes the unusable rows of a range.
-pub(super) fn note_quarantined(glances: &mut Glances, rows: &[impl Cells]) -> Result<(), Fault> {
-    for row in rows {
-        let hash = fingerprint(&row.bytes("row_hash")?, "row_hash")?;
-        let key = (row.text("installation_id")?, row.text("resource_id")?);
-        glances.change((&key.0, &key.1), |glance| glance.quarantined = Some(hash));
-    }
+/// Notes an unusable row of a range.
+pub(super) fn note_quarantined(glances: &mut Glances, row: &impl Cells) -> Result<(), Fault> {
+    let key = (row.text("installation_id")?, row.text("resource_id")?);
+    let hash = fingerprint(row.bytes("row_hash")?, "row_hash")?;
+    glances.change(key, |glance| glance.quarantined = Some(hash));
     Ok(())
 }
 
-/// Where polls and sweeps stand, from the rows that there are.
-pub(super) fn progress(rows: &[impl Cells]) -> Result<Progress, Fault> {
-    let mut progress = Progress::default();
-    for row in rows {
-        let value = row.text("value")?;
-        match row.text("name")?.as_str() {
-            "poll" => progress.poll = Some(parsed(&value, "poll")?),
-            _ => progress.sweep = Some(parsed(&value, "sweep")?),
-        }
+/// Notes where polls or sweeps stand.
+pub(super) fn note_progress(progress: &mut Progress, row: &impl Cells) -> Result<(), Fault> {
+    let name = row.text("name")?;
+    let value = row.text("value")?;
+    match name {
+        "poll" => progress.poll = Some(parsed(value, "poll")?),
+        _ => progress.sweep = Some(parsed(value, "sweep")?),
     }
-    Ok(progress)
+    Ok(())
 }
 
 /// The lease of the watch in a row with all of its columns.
 pub(super) fn watch_lease(row: &impl Cells) -> Result<Lease, Fault> {
     Ok(Lease {
-        owner: row.text("owner")?,
+        owner: row.text("owner")?.to_owned(),
         token: LeaseToken(row.integer("token")?),
         expires_at: Timestamp::from_millis(row.integer("expires_at")?),
     })
 }
 
-/// Rows that were read newest first, the other way round.
-pub(super) fn oldest_first<R, T>(
-    rows: &[R],
-    read: impl Fn(&R) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    rows.iter().rev().map(read).collect()
-}
-
 /// The installation that a row names.
 pub(super) fn installation_id(row: &impl Cells) -> Result<InstallationId, Fault> {
     let id = row.text("installation_id")?;
-    InstallationId::new(&id).map_err(|_| unknown("installation_id"))
+    InstallationId::new(id).map_err(|_| unknown("installation_id"))
 }
 
 /// The resource that a row names.
 pub(super) fn key(row: &impl Cells) -> Result<ResourceKey, Fault> {
     let installation_id = row.text("installation_id")?;
     let resource_id = row.text("resource_id")?;
-    ResourceKey::new(&installation_id, &resource_id).map_err(|_| unknown("resource_id"))
+    ResourceKey::new(installation_id, resource_id).map_err(|_| unknown("resource_id"))
 }
 
 /// An instant that may be absent.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
+use sqlx::postgres::PgRow;
 
 use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
@@ -341,7 +342,7 @@ async fn entry(
     Ok(Some(EntryDetail {
         listed,
         record,
-        attempts: codec::oldest_first(&rows, codec::attempt)?,
+        attempts: oldest_first(&rows, codec::attempt)?,
     }))
 }
 
@@ -416,12 +417,20 @@ async fn story(
     Ok(Story {
         record,
         quarantined: unusable.as_ref().map(codec::quarantined).transpose()?,
-        closed: codec::oldest_first(&closed, codec::listed)?,
-        attempts: codec::oldest_first(&attempts, codec::attempt)?,
-        acts: codec::oldest_first(&acts, codec::act)?,
+        closed: oldest_first(&closed, codec::listed)?,
+        attempts: oldest_first(&attempts, codec::attempt)?,
+        acts: oldest_first(&acts, codec::act)?,
         pauses: pauses(transaction, Some(&key.installation_id)).await?,
         limited_until: limited_until.flatten(),
     })
+}
+
+/// Rows that were read newest first, the other way round.
+fn oldest_first<T>(
+    rows: &[PgRow],
+    read: impl Fn(&PgRow) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    rows.iter().rev().map(read).collect()
 }
 
 async fn quarantined(
@@ -535,10 +544,10 @@ async fn daemon(transaction: &mut Transaction) -> Result<Daemon, Fault> {
         replicas: Vec::new(),
     };
     for row in &rows {
-        let heartbeat: crate::store::Heartbeat = parsed(&row.text("heartbeat")?, "heartbeat")?;
+        let heartbeat: crate::store::Heartbeat = parsed(row.text("heartbeat")?, "heartbeat")?;
         if row.flag("lives")? {
             daemon.running = true;
-            let watches = watcher.as_deref() == Some(&*row.text("owner")?);
+            let watches = watcher.as_deref() == Some(row.text("owner")?);
             if watches || daemon.heartbeat.is_none() {
                 daemon.heartbeat = Some(heartbeat.clone());
             }

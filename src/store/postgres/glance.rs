@@ -38,7 +38,7 @@ pub(super) async fn between(
         return Ok(None);
     }
     let lines = row.text_or_null("lines")?;
-    let mut glances = codec::glances(lines.as_deref().unwrap_or_default())?;
+    let mut glances = codec::glances(lines.unwrap_or_default())?;
     let entries = transaction
         .query(
             "SELECT installation_id, resource_id, state
@@ -53,7 +53,9 @@ pub(super) async fn between(
         .bind(last.1.to_owned())
         .fetch_all(transaction.connection())
         .await?;
-    codec::note_entries(&mut glances, &entries)?;
+    for row in &entries {
+        codec::note_entry(&mut glances, row)?;
+    }
     let quarantined = transaction
         .query(
             "SELECT installation_id, resource_id, row_hash
@@ -68,6 +70,8 @@ pub(super) async fn between(
         .bind(last.1.to_owned())
         .fetch_all(transaction.connection())
         .await?;
-    codec::note_quarantined(&mut glances, &quarantined)?;
+    for row in &quarantined {
+        codec::note_quarantined(&mut glances, row)?;
+    }
     Ok(Some(glances))
 }

@@ -82,11 +82,11 @@ async fn known(transaction: &mut Transaction, ids: &[Id]) -> Result<BTreeMap<Id,
     let mut known = BTreeMap::new();
     for row in &rows {
         let id = (
-            row.text("installation_id")?,
-            row.text("resource_id")?,
-            row.bytes("slot")?,
+            row.text("installation_id")?.to_owned(),
+            row.text("resource_id")?.to_owned(),
+            row.bytes("slot")?.to_owned(),
         );
-        known.insert(id, codec::fingerprint(&row.bytes("row_hash")?, "row_hash")?);
+        known.insert(id, codec::fingerprint(row.bytes("row_hash")?, "row_hash")?);
     }
     Ok(known)
 }

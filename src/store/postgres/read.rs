@@ -142,7 +142,11 @@ pub(super) async fn progress(transaction: &mut Transaction) -> Result<Progress, 
         )
         .fetch_all(transaction.connection())
         .await?;
-    codec::progress(&rows)
+    let mut progress = Progress::default();
+    for row in &rows {
+        codec::note_progress(&mut progress, row)?;
+    }
+    Ok(progress)
 }
 
 /// When the earliest entry can be claimed; see [`crate::store::Store::next_due`].

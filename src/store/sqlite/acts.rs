@@ -62,17 +62,15 @@ pub(super) fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
 
 /// [`crate::store::console::Console::untold_acts`].
 pub(super) fn untold(db: &Db, limit: u32) -> Result<Vec<(ActId, Act)>, Fault> {
-    let rows = db.rows(
+    db.rows(
         "SELECT id, at, actor, act, installation_id, resource_id, entry_id, reason
          FROM act
          WHERE told_at IS NULL
          ORDER BY id
          LIMIT 0 + ?1",
         params![i64::from(limit)],
-    )?;
-    rows.iter()
-        .map(|row| Ok((ActId(row.integer("id")?), codec::act(row)?)))
-        .collect()
+        |row| Ok((ActId(row.integer("id")?), codec::act(row)?)),
+    )
 }
 
 /// [`crate::store::console::Console::acts_told`].

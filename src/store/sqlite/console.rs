@@ -15,7 +15,7 @@ use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
-use super::db::{self, Db};
+use super::db::Db;
 use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
@@ -202,19 +202,19 @@ async fn carry_out(
     by: &Person,
     now: Timestamp,
 ) -> Result<Answer, Fault> {
-    let row = rows.db().find_row(
+    let found = rows.db().find_row(
         "SELECT installation_id, resource_id, closed_at
          FROM entry
          WHERE id = ?1",
         params![id.0],
+        |row| Ok((codec::key(row)?, time(row, "closed_at")?)),
     )?;
-    let Some(row) = row else {
+    let Some((key, closed_at)) = found else {
         return Ok(Answer::Unknown);
     };
-    if time(&row, "closed_at")?.is_some() {
+    if closed_at.is_some() {
         return Ok(Answer::Refused(Refusal::Closed));
     }
-    let key = codec::key(&row)?;
     let state = match steps::guard::order(rows, &key, order, now).await? {
         Ok(state) => state,
         Err(refusal) => return Ok(Answer::Refused(refusal)),
@@ -264,39 +264,40 @@ fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
              ORDER BY entry.id"
         )
     };
-    let mut statement = db.prepare(query)?;
-    let columns = db::names(&statement);
-    let mut rows = statement.query(params![
-        json(&names),
-        installation_id.as_ref().map(InstallationId::as_str),
-        since.map(Timestamp::as_millis),
-        ids.as_ref().map(json),
-    ])?;
     let mut page = EntryPage {
         entries: Vec::new(),
         total: 0,
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
-    while let Some(row) = db::next(&mut rows, &columns)? {
-        page.consider(*limit, *field, || codec::listed(&row))?;
-    }
+    db.each(
+        query,
+        params![
+            json(&names),
+            installation_id.as_ref().map(InstallationId::as_str),
+            since.map(Timestamp::as_millis),
+            ids.as_ref().map(json),
+        ],
+        |row| page.consider(*limit, *field, || codec::listed(row)),
+    )?;
     Ok(page)
 }
 
 fn entry(db: &Db, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, Fault> {
-    let row = db.find_row(listed!("entry.id = ?1"), params![id.0])?;
-    let Some(row) = row else {
+    let found = db.find_row(listed!("entry.id = ?1"), params![id.0], |row| {
+        codec::listed(row)
+    })?;
+    let Some(listed) = found else {
         return Ok(None);
     };
-    let listed = codec::listed(&row)?;
     let record = read::records(db, std::slice::from_ref(&listed.key))?
         .pop()
         .unwrap_or_else(|| Record::new(listed.key.clone()));
-    let rows = db.rows(ATTEMPTS_BY_ENTRY, params![id.0, i64::from(attempts)])?;
+    let params = params![id.0, i64::from(attempts)];
+    let attempts = db.rows(ATTEMPTS_BY_ENTRY, params, |row| codec::attempt(row))?;
     Ok(Some(EntryDetail {
         listed,
         record,
-        attempts: codec::oldest_first(&rows, codec::attempt)?,
+        attempts: oldest_first(attempts),
     }))
 }
 
@@ -312,6 +313,7 @@ fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
            AND resource_id = ?2
            AND slot = x''",
         params![installation_id, resource_id],
+        |row| codec::quarantined(row),
     )?;
     let closed = db.rows(
         listed!(
@@ -322,10 +324,12 @@ fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
          LIMIT 0 + ?3"
         ),
         params![installation_id, resource_id, i64::from(limit)],
+        |row| codec::listed(row),
     )?;
     let attempts = db.rows(
         ATTEMPTS_BY_RESOURCE,
         params![installation_id, resource_id, i64::from(limit)],
+        |row| codec::attempt(row),
     )?;
     let acts = db.rows(
         "SELECT at, actor, act, installation_id, resource_id, entry_id, reason
@@ -335,6 +339,7 @@ fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
          ORDER BY id DESC
          LIMIT 0 + ?3",
         params![installation_id, resource_id, i64::from(limit)],
+        |row| codec::act(row),
     )?;
     let limited_until: Option<i64> = db.find_value(
         "SELECT limited_until
@@ -344,13 +349,19 @@ fn story(db: &Db, key: &ResourceKey, limit: u32) -> Result<Story, Fault> {
     )?;
     Ok(Story {
         record,
-        quarantined: unusable.as_ref().map(codec::quarantined).transpose()?,
-        closed: codec::oldest_first(&closed, codec::listed)?,
-        attempts: codec::oldest_first(&attempts, codec::attempt)?,
-        acts: codec::oldest_first(&acts, codec::act)?,
+        quarantined: unusable,
+        closed: oldest_first(closed),
+        attempts: oldest_first(attempts),
+        acts: oldest_first(acts),
         pauses: pauses(db, Some(&key.installation_id))?,
         limited_until: limited_until.map(Timestamp::from_millis),
     })
+}
+
+/// What was read newest first, the other way round.
+fn oldest_first<T>(mut found: Vec<T>) -> Vec<T> {
+    found.reverse();
+    found
 }
 
 fn quarantined(db: &Db, limit: u32) -> Result<(Vec<Quarantined>, u64), Fault> {
@@ -361,16 +372,13 @@ fn quarantined(db: &Db, limit: u32) -> Result<(Vec<Quarantined>, u64), Fault> {
          ORDER BY since, installation_id, resource_id, slot
          LIMIT 0 + ?1",
         params![i64::from(limit)],
+        |row| codec::quarantined(row),
     )?;
-    let rows: Vec<Quarantined> = rows
-        .iter()
-        .map(codec::quarantined)
-        .collect::<Result<_, _>>()?;
     Ok((rows, number(total, "quarantined")?))
 }
 
 fn pauses(db: &Db, installation_id: Option<&InstallationId>) -> Result<Vec<Pause>, Fault> {
-    let rows = db.rows(
+    db.rows(
         concat!(
             "SELECT ",
             codec::pause_columns!(),
@@ -379,8 +387,8 @@ fn pauses(db: &Db, installation_id: Option<&InstallationId>) -> Result<Vec<Pause
          ORDER BY installation_id, kind"
         ),
         params![installation_id.map(InstallationId::as_str)],
-    )?;
-    rows.iter().map(codec::pause).collect()
+        |row| codec::pause(row),
+    )
 }
 
 fn installations(db: &Db) -> Result<Vec<InstallationSummary>, Fault> {
@@ -389,7 +397,7 @@ fn installations(db: &Db) -> Result<Vec<InstallationSummary>, Fault> {
         let of_installation = by_installation.entry(pause.installation_id.clone());
         of_installation.or_default().push(pause);
     }
-    let rows = db.rows(
+    db.rows(
         "SELECT known.installation_id,
                 coalesce(resources.resources, 0) AS resources,
                 coalesce(entries.waiting, 0) AS waiting,
@@ -418,11 +426,9 @@ fn installations(db: &Db) -> Result<Vec<InstallationSummary>, Fault> {
            ON installation.installation_id = known.installation_id
          ORDER BY known.installation_id",
         params![],
-    )?;
-    rows.iter()
-        .map(|row| {
+        |row| {
             let pauses = by_installation.remove(&codec::installation_id(row)?);
             codec::installation(row, pauses.unwrap_or_default())
-        })
-        .collect()
+        },
+    )
 }

@@ -18,15 +18,15 @@ const RECORDS_PER_ROUND: u32 = 500;
 
 impl GuardRows for SqliteRows {
     async fn holds(&mut self) -> Result<Vec<Hold>, Fault> {
-        let rows = self.db().rows(
+        self.db().rows(
             "SELECT id, state, origin, opened_at, closed_at, destructive, changes
              FROM hold
              WHERE state = 'open'
                 OR state = 'provisional'
              ORDER BY id",
             params![],
-        )?;
-        rows.iter().map(codec::hold).collect()
+            |row| codec::hold(row),
+        )
     }
 
     async fn add_hold(&mut self, origin: Origin, now: Timestamp) -> Result<i64, Fault> {
@@ -132,7 +132,7 @@ impl GuardRows for SqliteRows {
     }
 
     async fn count_guarded(&mut self, after: Timestamp, until: Timestamp) -> Result<Found, Fault> {
-        let row = self.db().row(
+        self.db().row(
             "SELECT (SELECT count(*)
                      FROM guarded
                      WHERE kind = 'destructive'
@@ -144,8 +144,8 @@ impl GuardRows for SqliteRows {
                        AND at > ?1
                        AND at <= ?2) AS changes",
             params![after.as_millis(), until.as_millis()],
-        )?;
-        codec::found(&row)
+            |row| codec::found(row),
+        )
     }
 
     async fn keys_guarded(
@@ -153,7 +153,7 @@ impl GuardRows for SqliteRows {
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Fault> {
-        let rows = self.db().rows(
+        self.db().rows(
             "SELECT guarded.installation_id, guarded.resource_id
              FROM guarded
              JOIN entry
@@ -172,8 +172,8 @@ impl GuardRows for SqliteRows {
                 after.map_or("", |key| key.resource_id.as_str()),
                 i64::try_from(limit).unwrap_or(i64::MAX)
             ],
-        )?;
-        rows.iter().map(codec::key).collect()
+            |row| codec::key(row),
+        )
     }
 
     async fn prune_guarded(&mut self, before: Timestamp, after: Timestamp) -> Result<(), Fault> {
@@ -200,7 +200,7 @@ const fn kinds(impact: Impact) -> &'static [&'static str] {
 
 /// A hold with what its entries would do.
 pub(super) fn report(db: &Db, id: i64) -> Result<Option<HoldReport>, Fault> {
-    let row = db.find_row(
+    let found = db.find_row(
         "SELECT id, state, origin, opened_at, closed_at, destructive, changes,
                 (SELECT count(*)
                  FROM entry
@@ -209,8 +209,12 @@ pub(super) fn report(db: &Db, id: i64) -> Result<Option<HoldReport>, Fault> {
          FROM hold
          WHERE id = ?1",
         params![id],
+        |row| {
+            let entries = number(row.integer("entries")?, "entries")?;
+            Ok((codec::hold(row)?, entries))
+        },
     )?;
-    let Some(row) = row else {
+    let Some((hold, entries)) = found else {
         return Ok(None);
     };
     let mut summary = Summary::default();
@@ -227,22 +231,22 @@ pub(super) fn report(db: &Db, id: i64) -> Result<Option<HoldReport>, Fault> {
         after = Some(last);
     }
     Ok(Some(HoldReport {
-        hold: codec::hold(&row)?,
-        entries: number(row.integer("entries")?, "entries")?,
+        hold,
+        entries,
         summary,
     }))
 }
 
 /// The holds that wait for a person.
 pub(super) fn open_holds(db: &Db) -> Result<Vec<Hold>, Fault> {
-    let rows = db.rows(
+    db.rows(
         "SELECT id, state, origin, opened_at, closed_at, destructive, changes
          FROM hold
          WHERE state = 'open'
          ORDER BY id",
         params![],
-    )?;
-    rows.iter().map(codec::hold).collect()
+        |row| codec::hold(row),
+    )
 }
 
 fn keys_under(
@@ -251,7 +255,7 @@ fn keys_under(
     after: Option<&ResourceKey>,
     limit: usize,
 ) -> Result<Vec<ResourceKey>, Fault> {
-    let rows = db.rows(
+    db.rows(
         "SELECT installation_id, resource_id
          FROM entry INDEXED BY entry_hold
          WHERE hold_id = ?1
@@ -265,6 +269,6 @@ fn keys_under(
             after.map_or("", |key| key.resource_id.as_str()),
             i64::try_from(limit).unwrap_or(i64::MAX)
         ],
-    )?;
-    rows.iter().map(codec::key).collect()
+        |row| codec::key(row),
+    )
 }

@@ -8,21 +8,16 @@ use crate::store::{Counts, Glance, Pause, Progress};
 use crate::store::codec::{self, Cells as _, key_pairs, time};
 use crate::store::fault::Fault;
 
-use super::db::{self, Db};
+use super::db::Db;
 
 /// The whole records of these resources, in order.
 pub(super) fn records(db: &Db, keys: &[ResourceKey]) -> Result<Vec<Record>, Fault> {
-    let mut statement = db.prepare(RECORD)?;
-    let names = db::names(&statement);
+    let mut query = db.query(RECORD)?;
     let mut records = Vec::with_capacity(keys.len());
     for key in keys {
-        let (installation_id, resource_id) =
-            (key.installation_id.as_str(), key.resource_id.as_str());
-        let mut found = statement.query([installation_id, resource_id])?;
-        records.push(match db::next(&mut found, &names)? {
-            Some(row) => codec::record(key, &row)?,
-            None => Record::new(key.clone()),
-        });
+        let ids = [key.installation_id.as_str(), key.resource_id.as_str()];
+        let found = query.find_row(ids, |row| codec::record(key, row))?;
+        records.push(found.unwrap_or_else(|| Record::new(key.clone())));
     }
     Ok(records)
 }
@@ -46,7 +41,7 @@ pub(super) fn glance(db: &Db, keys: &[ResourceKey]) -> Result<Vec<Glance>, Fault
     if keys.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = db.rows(
+    db.rows(
         "SELECT resource.row_hash,
                 resource.missing_since IS NOT NULL AS missing,
                 entry.state,
@@ -65,24 +60,26 @@ pub(super) fn glance(db: &Db, keys: &[ResourceKey]) -> Result<Vec<Glance>, Fault
           AND quarantine.slot = x''
          ORDER BY wanted.key",
         params![key_pairs(keys)],
-    )?;
-    rows.iter().map(codec::glance).collect()
+        |row| codec::glance(row),
+    )
 }
 
 /// Where polls and sweeps stand.
 pub(super) fn progress(db: &Db) -> Result<Progress, Fault> {
-    let rows = db.rows(
+    let mut progress = Progress::default();
+    db.each(
         "SELECT name, value
          FROM progress
          ORDER BY name",
         params![],
+        |row| codec::note_progress(&mut progress, row),
     )?;
-    codec::progress(&rows)
+    Ok(progress)
 }
 
 /// When the earliest entry can be claimed; see [`crate::store::Store::next_due`].
 pub(super) fn next_due(db: &Db) -> Result<Option<Timestamp>, Fault> {
-    let row = db.row(
+    let (mut due_at, lease, blocks) = db.row(
         "SELECT (SELECT min(due_at)
                  FROM entry INDEXED BY entry_due
                  WHERE state = 'waiting'
@@ -99,20 +96,23 @@ pub(super) fn next_due(db: &Db) -> Result<Option<Timestamp>, Fault> {
                                                   WHERE state = 'waiting'
                                                     AND lease_token IS NULL)) AS blocks",
         params![],
+        |row| {
+            let due_at = time(row, "due_at")?;
+            let lease = time(row, "lease_expires_at")?;
+            Ok((due_at, lease, row.flag("blocks")?))
+        },
     )?;
-    let mut due_at = time(&row, "due_at")?;
-    if due_at.is_some() && row.flag("blocks")? {
+    if due_at.is_some() && blocks {
         let unblocked: Option<i64> = db.value(NEXT_DUE, params![])?;
         due_at = unblocked.map(Timestamp::from_millis);
     }
-    let lease = time(&row, "lease_expires_at")?;
     Ok([due_at, lease].into_iter().flatten().min())
 }
 
 /// The automatic pauses to be probed.
 pub(super) fn probes_due(db: &Db, now: Timestamp, limit: u32) -> Result<Vec<Pause>, Fault> {
     let horizon = now.plus(crate::plan::claim::DUE_HORIZON);
-    let rows = db.rows(
+    db.rows(
         concat!(
             "SELECT ",
             codec::pause_columns!(),
@@ -124,8 +124,8 @@ pub(super) fn probes_due(db: &Db, now: Timestamp, limit: u32) -> Result<Vec<Paus
          LIMIT 0 + ?3"
         ),
         params![now.as_millis(), horizon.as_millis(), i64::from(limit)],
-    )?;
-    rows.iter().map(codec::pause).collect()
+        |row| codec::pause(row),
+    )
 }
 
 /// A page of all keys, in byte order.
@@ -135,7 +135,7 @@ pub(super) fn keys_after(
     limit: u32,
 ) -> Result<Vec<ResourceKey>, Fault> {
     // Each side stops at the limit by itself, so that a page costs a page.
-    let rows = db.rows(
+    db.rows(
         "SELECT installation_id, resource_id
          FROM (SELECT installation_id, resource_id
                FROM resource
@@ -157,8 +157,8 @@ pub(super) fn keys_after(
             after.map_or("", |key| key.resource_id.as_str()),
             i64::from(limit)
         ],
-    )?;
-    rows.iter().map(codec::key).collect()
+        |row| codec::key(row),
+    )
 }
 
 /// Whether an installation is paused, or limited by Vercel.
@@ -190,25 +190,28 @@ pub(super) fn is_blocked(
 
 /// Resources whose row is to be read again.
 pub(super) fn rechecks(db: &Db, limit: u32) -> Result<Vec<ResourceKey>, Fault> {
-    let rows = db.rows(
+    db.rows(
         "SELECT installation_id, resource_id
          FROM recheck
          ORDER BY installation_id, resource_id
          LIMIT 0 + ?1",
         params![i64::from(limit)],
-    )?;
-    rows.iter().map(codec::key).collect()
+        |row| codec::key(row),
+    )
 }
 
 /// How many resources there are.
 pub(super) fn resources(db: &Db) -> Result<u64, Fault> {
-    let row = db.row("SELECT count(*) AS resources FROM resource", params![])?;
-    codec::resources(&row)
+    db.row(
+        "SELECT count(*) AS resources FROM resource",
+        params![],
+        |row| codec::resources(row),
+    )
 }
 
 /// The counts of the summary line, all of one instant.
 pub(super) fn counts(db: &Db, now: Timestamp) -> Result<Counts, Fault> {
-    let row = db.row(
+    db.row(
                "SELECT (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
                 (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
                 (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
@@ -227,8 +230,8 @@ pub(super) fn counts(db: &Db, now: Timestamp) -> Result<Counts, Fault> {
                  FROM resource
                  WHERE acknowledged_at IS NOT NULL) AS last_acknowledged",
                params![now.as_millis()],
-           )?;
-    codec::counts(&row)
+               |row| codec::counts(row),
+           )
 }
 
 /// When the first entry of any installation can be claimed: not before its rate limit has passed and a pause that ends by itself

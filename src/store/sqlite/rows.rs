@@ -41,7 +41,7 @@ impl Rows for SqliteRows {
             limit,
         } = request;
         let excluded: Vec<&str> = excluded.iter().map(InstallationId::as_str).collect();
-        let rows = self.db().rows(
+        self.db().rows(
             DUE_INSTALLATIONS,
             params![
                 // Every id is longer than nothing.
@@ -52,8 +52,8 @@ impl Rows for SqliteRows {
                 json(&excluded),
                 count(limit)
             ],
-        )?;
-        rows.iter().map(codec::installation_id).collect()
+            |row| codec::installation_id(row),
+        )
     }
 
     async fn due_resources(
@@ -71,12 +71,11 @@ impl Rows for SqliteRows {
             (i64::MIN, now.as_millis()),
             (horizon.saturating_add(1), i64::MAX),
         ] {
-            let found = self
-                .db()
-                .rows(DUE_RESOURCES, params![&names, from, to, count(each)])?;
-            for row in &found {
+            let params = params![&names, from, to, count(each)];
+            self.db().each(DUE_RESOURCES, params, |row| {
                 due.push((row.integer("turn")?, codec::key(row)?));
-            }
+                Ok(())
+            })?;
         }
         // Stable: what is due comes before what a clock set back has left behind.
         due.sort_by_key(|(turn, _)| *turn);
@@ -97,29 +96,30 @@ impl Rows for SqliteRows {
         installations: &[InstallationId],
         owner: &str,
     ) -> Kept<BTreeMap<InstallationId, u32>> {
+        let mut reserved: BTreeMap<InstallationId, u32> = installations
+            .iter()
+            .map(|installation_id| (installation_id.clone(), 0))
+            .collect();
         // Claims follow one another, since one connection writes.
-        let rows = self.db().rows(
+        self.db().each(
             "SELECT installation_id, count(*) AS in_flight
              FROM entry INDEXED BY entry_lease
              WHERE lease_token IS NOT NULL
                AND lease_owner <> ?1
              GROUP BY installation_id",
             params![owner],
+            |row| {
+                if let Some(count) = reserved.get_mut(&codec::installation_id(row)?) {
+                    *count = codec::number(row.integer("in_flight")?, "in_flight")?;
+                }
+                Ok(())
+            },
         )?;
-        let mut reserved: BTreeMap<InstallationId, u32> = installations
-            .iter()
-            .map(|installation_id| (installation_id.clone(), 0))
-            .collect();
-        for row in &rows {
-            if let Some(count) = reserved.get_mut(&codec::installation_id(row)?) {
-                *count = codec::number(row.integer("in_flight")?, "in_flight")?;
-            }
-        }
         Ok(reserved)
     }
 
     async fn leased(&mut self, now: Option<Timestamp>, limit: u32) -> Kept<Vec<ResourceKey>> {
-        let rows = self.db().rows(
+        self.db().rows(
             "SELECT installation_id, resource_id
              FROM entry INDEXED BY entry_lease
              WHERE lease_token IS NOT NULL
@@ -127,8 +127,8 @@ impl Rows for SqliteRows {
              ORDER BY lease_expires_at, id
              LIMIT 0 + ?2",
             params![now.map_or(i64::MAX, Timestamp::as_millis), i64::from(limit)],
-        )?;
-        rows.iter().map(codec::key).collect()
+            |row| codec::key(row),
+        )
     }
 
     async fn add_attempt(&mut self, attempt: AttemptRow<'_>) -> Kept<()> {
@@ -169,7 +169,7 @@ impl Rows for SqliteRows {
         installation_id: &InstallationId,
         kind: PauseKind,
     ) -> Kept<Option<Pause>> {
-        let row = self.db().find_row(
+        self.db().find_row(
             concat!(
                 "SELECT ",
                 codec::pause_columns!(),
@@ -178,8 +178,8 @@ impl Rows for SqliteRows {
                AND kind = ?2"
             ),
             params![installation_id.as_str(), kind.name()],
-        )?;
-        row.as_ref().map(codec::pause).transpose()
+            |row| codec::pause(row),
+        )
     }
 
     async fn put_pause(&mut self, pause: &Pause) -> Kept<()> {

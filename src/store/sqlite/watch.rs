@@ -12,13 +12,13 @@ use super::session::SqliteRows;
 
 impl WatchRows for SqliteRows {
     async fn watch(&mut self) -> Result<Option<Lease>, Fault> {
-        let row = self.db().find_row(
+        self.db().find_row(
             "SELECT owner, token, expires_at
              FROM lease
              WHERE name = 'watch'",
             params![],
-        )?;
-        row.as_ref().map(codec::watch_lease).transpose()
+            |row| codec::watch_lease(row),
+        )
     }
 
     async fn take_watch(&mut self, lease: &Lease, now: Timestamp) -> Result<bool, Fault> {

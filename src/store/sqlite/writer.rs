@@ -259,8 +259,7 @@ mod tests {
         let work = boxed(|rows| {
             Box::pin(async move {
                 let query = "SELECT value FROM kept ORDER BY value";
-                let rows = rows.db().rows(query, params![])?;
-                rows.iter().map(|row| row.integer("value")).collect()
+                rows.db().rows(query, params![], |row| row.integer("value"))
             })
         });
         writer.write("read", work).await.expect("readable")
