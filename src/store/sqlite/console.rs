@@ -23,7 +23,7 @@ use crate::store::fault::Fault;
 
 /// A listed entry: itself, its resource, and the fields of its attempts.
 macro_rules! listed {
-    ($conditions:literal) => {
+    ($($conditions:tt)+) => {
         concat!(
             "SELECT entry.installation_id, entry.resource_id, entry.closed_at, ",
             codec::entry_columns!(),
@@ -35,8 +35,22 @@ macro_rules! listed {
              FROM entry
              JOIN resource USING (installation_id, resource_id)
              WHERE ",
-            $conditions
+            $($conditions)+
         )
+    };
+}
+
+/// The entries among these that a filter asks for, by number.
+macro_rules! filtered {
+    ($among:literal) => {
+        listed!(concat!(
+            $among,
+            " AND entry.state IN (SELECT value FROM json_each(?1))
+             AND (?2 IS NULL OR entry.installation_id = ?2)
+             AND (?3 IS NULL OR entry.created_at >= ?3)
+             AND (?4 IS NULL OR entry.id IN (SELECT value FROM json_each(?4)))
+             ORDER BY entry.id"
+        ))
     };
 }
 
@@ -233,6 +247,10 @@ fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
         limit,
     } = filter;
     let open_only = states.iter().all(|state| state.is_open());
+    let resting_only = !states.is_empty()
+        && states
+            .iter()
+            .all(|state| matches!(state, EntryState::Held | EntryState::Dead));
     let names: Vec<&str> = EntryState::ALL
         .into_iter()
         .filter(|state| {
@@ -245,24 +263,21 @@ fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
         .map(EntryState::name)
         .collect();
     let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
-    // The open ones have an index of their own, the closed ones may be many.
-    let query = if open_only {
-        listed!(
-            "entry.state IN (SELECT value FROM json_each(?1))
-             AND (?2 IS NULL OR entry.installation_id = ?2)
-             AND (?3 IS NULL OR entry.created_at >= ?3)
-             AND (?4 IS NULL OR entry.id IN (SELECT value FROM json_each(?4)))
-             AND entry.closed_at IS NULL
-             ORDER BY entry.id"
+    // The open ones and those that wait for a person have indexes of their own; of all others there may be many.
+    let query = if resting_only {
+        filtered!(
+            "entry.id IN (SELECT id
+                          FROM entry INDEXED BY entry_resting
+                          WHERE state = 'held' OR state = 'dead')"
+        )
+    } else if open_only {
+        filtered!(
+            "entry.id IN (SELECT id
+                          FROM entry INDEXED BY entry_open
+                          WHERE closed_at IS NULL)"
         )
     } else {
-        listed!(
-            "entry.state IN (SELECT value FROM json_each(?1))
-             AND (?2 IS NULL OR entry.installation_id = ?2)
-             AND (?3 IS NULL OR entry.created_at >= ?3)
-             AND (?4 IS NULL OR entry.id IN (SELECT value FROM json_each(?4)))
-             ORDER BY entry.id"
-        )
+        filtered!("true")
     };
     let mut page = EntryPage {
         entries: Vec::new(),

@@ -54,6 +54,15 @@ impl Db {
         Self::new(Connection::open_in_memory()?)
     }
 
+    /// Opens a new state in memory.
+    #[cfg(test)]
+    pub(super) fn of_state() -> Result<Self, Fault> {
+        let db = Self::in_memory()?;
+        db.0.execute_batch(include_str!("../../../migrations/sqlite/0001_state.sql"))?;
+        db.0.pragma_update(None, "foreign_keys", true)?;
+        Ok(db)
+    }
+
     fn new(connection: Connection) -> Result<Self, Fault> {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);

@@ -211,28 +211,39 @@ pub(super) fn resources(db: &Db) -> Result<u64, Fault> {
 
 /// The counts of the summary line, all of one instant.
 pub(super) fn counts(db: &Db, now: Timestamp) -> Result<Counts, Fault> {
-    db.row(
-               "SELECT (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
-                (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
-                (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
-                (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'dead') AS dead,
-                (SELECT count(*) FROM quarantine) AS quarantined,
-                (SELECT count(DISTINCT installation_id)
-                 FROM pause
-                 WHERE ends_at IS NULL
-                    OR ends_at > ?1) AS paused,
-                (SELECT count(*) FROM resource WHERE missing_since IS NOT NULL) AS missing,
-                (SELECT min(created_at)
-                 FROM entry
-                 WHERE closed_at IS NULL
-                   AND state = 'waiting') AS oldest_waiting,
-                (SELECT max(acknowledged_at)
-                 FROM resource
-                 WHERE acknowledged_at IS NOT NULL) AS last_acknowledged",
-               params![now.as_millis()],
-               |row| codec::counts(row),
-           )
+    db.row(COUNTS, params![now.as_millis()], |row| codec::counts(row))
 }
+
+const COUNTS: &str = "
+    WITH leased (entries, oldest) AS MATERIALIZED (
+        SELECT count(*), min(created_at)
+        FROM entry INDEXED BY entry_lease
+        WHERE lease_token IS NOT NULL
+    ),
+    unleased (entries, oldest) AS MATERIALIZED (
+        SELECT count(*), min(created_at)
+        FROM entry INDEXED BY entry_due
+        WHERE state = 'waiting'
+          AND lease_token IS NULL
+    )
+    SELECT unleased.entries + leased.entries AS waiting,
+           leased.entries AS in_flight,
+           (SELECT count(*) FROM entry INDEXED BY entry_resting WHERE state = 'held') AS held,
+           (SELECT count(*) FROM entry INDEXED BY entry_resting WHERE state = 'dead') AS dead,
+           (SELECT count(*) FROM quarantine) AS quarantined,
+           (SELECT count(DISTINCT installation_id)
+            FROM pause
+            WHERE ends_at IS NULL
+               OR ends_at > ?1) AS paused,
+           (SELECT count(*) FROM resource WHERE missing_since IS NOT NULL) AS missing,
+           (SELECT min(oldest)
+            FROM (SELECT oldest FROM unleased
+                  UNION ALL
+                  SELECT oldest FROM leased)) AS oldest_waiting,
+           (SELECT max(acknowledged_at)
+            FROM resource
+            WHERE acknowledged_at IS NOT NULL) AS last_acknowledged
+    FROM leased, unleased";
 
 /// When the first entry of any installation can be claimed: not before its rate limit has passed and a pause that ends by itself
 /// has ended, never while another pause is there. The smallest integer stands for no such instant. Steps from one installation to the next by index.
@@ -268,3 +279,36 @@ const NEXT_DUE: &str = "
                       FROM pause
                       WHERE pause.installation_id = turn.installation_id
                         AND pause.ends_at IS NULL)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_counted_without_reading_an_entry_of_it() {
+        let db = Db::of_state().expect("a state");
+        let plan = db
+            .rows(&format!("EXPLAIN QUERY PLAN {COUNTS}"), params![0], |row| {
+                Ok(row.text("detail")?.to_owned())
+            })
+            .expect("its plan");
+        for index in ["entry_due", "entry_resting", "resource_missing"] {
+            let is_it = |line: &&String| line.contains(index);
+            let found: Vec<&String> = plan.iter().filter(is_it).collect();
+            assert!(!found.is_empty(), "{index}: {plan:#?}");
+            for line in found {
+                assert!(line.contains("USING COVERING INDEX"), "{line}");
+            }
+        }
+        // What is in flight is read, which is little.
+        let scans: Vec<&String> = plan
+            .iter()
+            .filter(|line| line.contains("SCAN entry"))
+            .collect();
+        let expected = [
+            "SCAN entry USING INDEX entry_lease",
+            "SCAN entry USING COVERING INDEX entry_due",
+        ];
+        assert_eq!(scans, expected);
+    }
+}

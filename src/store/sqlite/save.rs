@@ -215,8 +215,10 @@ impl<'c> Entries<'c> {
 }
 
 fn save_resources(db: &Db, changes: &[Change<'_>]) -> Result<(), Fault> {
-    let mut update_doubt = One::new(db, "the doubt of a resource", UPDATE_DOUBT)?;
-    let mut put = One::new(db, "a resource", PUT_RESOURCE)?;
+    let what = "a resource";
+    let mut update_doubt = One::new(db, what, UPDATE_DOUBT)?;
+    let mut update_seen = One::new(db, what, UPDATE_SEEN)?;
+    let mut put = One::new(db, what, PUT_RESOURCE)?;
     for change in changes.iter().filter(|change| change.changes_resource()) {
         let (before, after) = (change.before, &*change.after);
         let Record {
@@ -231,31 +233,42 @@ fn save_resources(db: &Db, changes: &[Change<'_>]) -> Result<(), Fault> {
         } = after;
         let (installation_id, resource_id) =
             (key.installation_id.as_str(), key.resource_id.as_str());
+        let row_hash = row_hash.as_ref();
+        let since = missing.map(|missing| missing.since.as_millis());
+        let sweeps = missing.map(|missing| missing.sweeps);
         // Only a resource that is there has a hash.
-        let is_doubt_alone = before.row_hash.is_some()
-            && (acknowledged, dismissed, row_hash, missing, acknowledged_at)
+        let is_held_alike = before.row_hash.is_some()
+            && (acknowledged, dismissed, acknowledged_at)
                 == (
                     &before.acknowledged,
                     &before.dismissed,
-                    &before.row_hash,
-                    &before.missing,
                     &before.acknowledged_at,
                 );
-        if is_doubt_alone {
+        let is_seen_alike = (row_hash, missing) == (before.row_hash.as_ref(), &before.missing);
+        let row_hash = row_hash.map(|hash| &hash.as_bytes()[..]);
+        if is_held_alike && is_seen_alike {
             update_doubt.run(params![installation_id, resource_id, json(doubt)])?;
-            continue;
+        } else if is_held_alike && *doubt == before.doubt {
+            update_seen.run(params![
+                installation_id,
+                resource_id,
+                row_hash,
+                since,
+                sweeps
+            ])?;
+        } else {
+            put.run(params![
+                installation_id,
+                resource_id,
+                json(acknowledged),
+                json(doubt),
+                json(dismissed),
+                row_hash,
+                since,
+                sweeps,
+                acknowledged_at.map(Timestamp::as_millis),
+            ])?;
         }
-        put.run(params![
-            installation_id,
-            resource_id,
-            json(acknowledged),
-            json(doubt),
-            json(dismissed),
-            row_hash.as_ref().map(|hash| &hash.as_bytes()[..]),
-            missing.map(|missing| missing.since.as_millis()),
-            missing.map(|missing| missing.sweeps),
-            acknowledged_at.map(Timestamp::as_millis),
-        ])?;
     }
     Ok(())
 }
@@ -383,3 +396,45 @@ const UPDATE_DOUBT: &str = "
     SET doubt = ?3
     WHERE installation_id = ?1
       AND resource_id = ?2";
+
+const UPDATE_SEEN: &str = "
+    UPDATE resource
+    SET row_hash = ?3,
+        missing_since = ?4,
+        missing_sweeps = ?5
+    WHERE installation_id = ?1
+      AND resource_id = ?2";
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::params_from_iter;
+    use rusqlite::types::Null;
+
+    use crate::store::codec::Cells as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_for_a_delivery_fills_no_table_for_its_constraints() {
+        let db = Db::of_state().expect("a state");
+        for sql in [
+            INSERT_ENTRY,
+            UPDATE_LEASE,
+            UPDATE_COURSE,
+            UPDATE_SEEN,
+            UPDATE_DOUBT,
+            PUT_RESOURCE,
+            ADD_ATTEMPT,
+        ] {
+            let parameters = db.prepare(sql).expect("a statement").parameter_count();
+            let params = params_from_iter(vec![Null; parameters]);
+            let steps = db
+                .rows(&format!("EXPLAIN {sql}"), params, |row| {
+                    Ok(row.text("opcode")?.to_owned())
+                })
+                .expect("its steps");
+            assert!(steps.iter().any(|step| step == "OpenWrite"), "{sql}");
+            assert!(!steps.iter().any(|step| step == "OpenEphemeral"), "{sql}");
+        }
+    }
+}
