@@ -14,6 +14,7 @@ mod client;
 mod deliver;
 mod figure;
 mod mock;
+mod outbox;
 mod process;
 mod provider;
 mod rows;
@@ -28,7 +29,7 @@ use serde_json::json;
 
 use figure::{Figure, heading};
 use mock::Mock;
-use rows::{Scale, backlog, delivery, listen, poll, size, sweep};
+use rows::{Scale, backlog, delivery, floor, listen, poll, size, sweep};
 use support::database::Engine;
 
 /// The groups of rows, in the order of the table.
@@ -42,6 +43,7 @@ const GROUPS: &[&str] = &[
     "poll",
     "listen",
     "backlog",
+    "floor",
     "size",
 ];
 
@@ -69,6 +71,10 @@ fn main() {
                 std::future::pending().await
             }
             ["bare-scan", url] => print_json(&bare::scan(url).await),
+            ["bare-outbox", path, tables, count] => {
+                let count = count.parse().expect("a number");
+                print_json(&outbox::write(path, outbox::Tables::of(tables), count));
+            }
             ["bare-scan-in-thread", url] => print_json(&bare::scan_in_thread(url)),
             _ => measure(&words).await,
         }
@@ -113,6 +119,7 @@ async fn measure(words: &[&str]) {
             "poll" => poll::polls(scale, &mock).await,
             "listen" => listen::instant(scale, &mock).await,
             "backlog" => backlog::drained(scale, &mock).await,
+            "floor" => floor::written(scale, &mock).await,
             "size" => size::program(),
             other => unreachable!("{other} is no group"),
         };

@@ -2,6 +2,7 @@
 
 pub(crate) mod backlog;
 pub(crate) mod delivery;
+pub(crate) mod floor;
 pub(crate) mod listen;
 pub(crate) mod poll;
 pub(crate) mod size;

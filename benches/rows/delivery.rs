@@ -127,7 +127,7 @@ async fn compare(
     ];
     mock.answer_after(load.answer);
     for round in 1..=scale.rounds {
-        let bare = bare(mock, load).await;
+        let bare = bare(mock, load.in_flight, load.changes).await;
         let daemon = daemon(mock, &provider, &config, round, load.rotates).await;
         rate.push(daemon.per_second / bare.per_second);
         cpu.push(daemon.cpu_micros_each / bare.cpu_micros_each);
@@ -147,15 +147,16 @@ async fn compare(
     [rate, cpu].into_iter().chain(absolute).collect()
 }
 
-async fn bare(mock: &Mock, load: Load) -> Side {
-    mock.expect(load.changes);
-    let (in_flight, changes) = (load.in_flight.to_string(), load.changes.to_string());
+/// The bare client's side.
+pub(super) async fn bare(mock: &Mock, in_flight: u64, changes: u64) -> Side {
+    mock.expect(changes);
+    let (asked_at_once, asked) = (in_flight.to_string(), changes.to_string());
     let report: bare::Report =
-        process::role(&["bare-send", &mock.url(), &in_flight, &changes]).await;
-    assert_eq!(report.items, load.changes);
+        process::role(&["bare-send", &mock.url(), &asked_at_once, &asked]).await;
+    assert_eq!(report.items, changes);
     Side {
         per_second: mock.arrived(PATIENCE).await.rate(),
-        cpu_micros_each: report.cpu_seconds.max(0.01) * 1e6 / super::float(load.changes),
+        cpu_micros_each: report.cpu_seconds.max(0.01) * 1e6 / super::float(changes),
         peak_bytes: report.peak_bytes,
     }
 }

@@ -1,0 +1,48 @@
+//! What durability costs before a daemon does anything: the same changes written by SQLite's own interface, beside the bare client.
+
+use crate::bare::Report;
+use crate::figure::{Bar, Figure};
+use crate::mock::Mock;
+use crate::process;
+use crate::support::directory::Directory;
+
+use super::{Scale, delivery, float};
+
+/// How many requests the bare client has in flight.
+const IN_FLIGHT: u64 = 64;
+
+/// Both sets of tables, in turns with the bare client.
+pub(crate) async fn written(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (tables, name) in [
+        ("least", "an outbox without history"),
+        ("state", "the state's tables"),
+    ] {
+        let mut rate = Figure::new(
+            format!("written/s of the bare client's requests, {name}"),
+            "x",
+            Bar::None,
+        );
+        let mut cpu = Figure::new(
+            format!("  processor time each, of a bare request's, {name}"),
+            "x",
+            Bar::None,
+        );
+        let mut absolute = Figure::plain(format!("  processor time each, {name}"), "us");
+        for _ in 0..scale.rounds {
+            let bare = delivery::bare(mock, IN_FLIGHT, scale.changes).await;
+            let directory = Directory::new(None);
+            let path = directory.path().join("outbox.db");
+            let path = path.to_str().expect("a path of this test");
+            let changes = scale.changes.to_string();
+            let report: Report = process::role(&["bare-outbox", path, tables, &changes]).await;
+            assert_eq!(report.items, scale.changes);
+            let micros = report.cpu_seconds * 1e6 / float(report.items);
+            rate.push(float(report.items) / report.seconds / bare.per_second);
+            cpu.push(micros / bare.cpu_micros_each);
+            absolute.push(micros);
+        }
+        figures.extend([rate, cpu, absolute]);
+    }
+    figures
+}
