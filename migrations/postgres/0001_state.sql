@@ -114,14 +114,15 @@ CREATE TABLE entry (
 
 -- At most one open entry per resource. The state is in it, so that a pass need not read the entry.
 CREATE UNIQUE INDEX entry_open ON entry (installation_id, resource_id) INCLUDE (state) WHERE closed_at IS NULL;
--- What can be claimed, by installation (for fair turns) and over all (to see at once that nothing is due).
+-- What can be claimed, by installation (for fair turns) and over all (to see at once that nothing is due, and how long it waits).
 CREATE INDEX entry_due_by_installation ON entry (installation_id, due_at, id)
     WHERE state = 'waiting' AND lease_token IS NULL;
-CREATE INDEX entry_due ON entry (due_at) WHERE state = 'waiting' AND lease_token IS NULL;
+CREATE INDEX entry_due ON entry (due_at) INCLUDE (created_at) WHERE state = 'waiting' AND lease_token IS NULL;
 CREATE INDEX entry_lease ON entry (lease_expires_at) WHERE lease_token IS NOT NULL;
 -- What a hold keeps back.
 CREATE INDEX entry_hold ON entry (hold_id, installation_id, resource_id) WHERE hold_id IS NOT NULL;
-CREATE INDEX entry_by_state ON entry (state, created_at) WHERE closed_at IS NULL;
+-- What waits for a person. Of what can be claimed or is in flight this says nothing, so that a delivery need not write it.
+CREATE INDEX entry_resting ON entry (state, created_at) WHERE state IN ('held', 'dead');
 CREATE INDEX entry_by_resource ON entry (installation_id, resource_id, id);
 CREATE INDEX entry_closed ON entry (closed_at) WHERE closed_at IS NOT NULL;
 

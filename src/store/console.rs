@@ -86,6 +86,45 @@ pub struct EntryFilter {
     pub limit: u32,
 }
 
+/// Entries that have an index of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Among {
+    /// Those that wait for a person.
+    Resting,
+    /// Those that are open.
+    Open,
+    /// All: there may be many.
+    All,
+}
+
+impl EntryFilter {
+    /// The names of the states that are asked for.
+    pub(super) fn state_names(&self) -> Vec<&'static str> {
+        self.asked_for().map(EntryState::name).collect()
+    }
+
+    /// The fewest entries that hold all that are asked for.
+    pub(super) fn among(&self) -> Among {
+        let is_resting = |state| matches!(state, EntryState::Held | EntryState::Dead);
+        if self.asked_for().all(is_resting) {
+            Among::Resting
+        } else if self.asked_for().all(EntryState::is_open) {
+            Among::Open
+        } else {
+            Among::All
+        }
+    }
+
+    fn asked_for(&self) -> impl Iterator<Item = EntryState> {
+        EntryState::ALL
+            .into_iter()
+            .filter(|state| match self.states.is_empty() {
+                true => state.is_open(),
+                false => self.states.contains(state),
+            })
+    }
+}
+
 /// A page of entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryPage {

@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgRow;
 
-use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
+use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
 use crate::store::codec::{self, Cells as _, number, parsed, time};
 use crate::store::console::{
-    Act, ActId, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary,
-    Order, Person, Replica, Story,
+    Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
+    InstallationSummary, Order, Person, Replica, Story,
 };
 use crate::store::fault::Fault;
 use crate::store::steps;
@@ -27,7 +27,7 @@ const GONE_AFTER_SECONDS: i64 = 20;
 
 /// A listed entry: itself, its resource, and the fields of its attempts.
 macro_rules! listed {
-    ($conditions:literal) => {
+    ($($conditions:tt)+) => {
         concat!(
             "SELECT entry.installation_id, entry.resource_id, entry.closed_at, ",
             codec::entry_columns!(),
@@ -40,8 +40,22 @@ macro_rules! listed {
              FROM entry
              JOIN resource USING (installation_id, resource_id)
              WHERE ",
-            $conditions
+            $($conditions)+
         )
+    };
+}
+
+/// The entries among these that a filter asks for, by number.
+macro_rules! filtered {
+    ($among:literal) => {
+        listed!(concat!(
+            $among,
+            " AND entry.state = ANY ($1::text[])
+             AND ($2::text IS NULL OR entry.installation_id = $2)
+             AND ($3::bigint IS NULL OR entry.created_at >= $3)
+             AND ($4::bigint[] IS NULL OR entry.id = ANY ($4))
+             ORDER BY entry.id"
+        ))
     };
 }
 
@@ -264,45 +278,23 @@ async fn carry_out(
 
 async fn entries(transaction: &mut Transaction, filter: &EntryFilter) -> Result<EntryPage, Fault> {
     let EntryFilter {
-        states,
+        states: _,
         installation_id,
         field,
         since,
         ids,
         limit,
     } = filter;
-    let open_only = states.iter().all(|state| state.is_open());
-    let names: Vec<&str> = EntryState::ALL
-        .into_iter()
-        .filter(|state| match states.is_empty() {
-            true => state.is_open(),
-            false => states.contains(state),
-        })
-        .map(EntryState::name)
-        .collect();
     let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
-    // The open ones have an index of their own, the closed ones may be many.
-    let query = if open_only {
-        listed!(
-            "entry.state = ANY ($1::text[])
-             AND ($2::text IS NULL OR entry.installation_id = $2)
-             AND ($3::bigint IS NULL OR entry.created_at >= $3)
-             AND ($4::bigint[] IS NULL OR entry.id = ANY ($4))
-             AND entry.closed_at IS NULL
-             ORDER BY entry.id"
-        )
-    } else {
-        listed!(
-            "entry.state = ANY ($1::text[])
-             AND ($2::text IS NULL OR entry.installation_id = $2)
-             AND ($3::bigint IS NULL OR entry.created_at >= $3)
-             AND ($4::bigint[] IS NULL OR entry.id = ANY ($4))
-             ORDER BY entry.id"
-        )
+    // The open ones and those that wait for a person have indexes of their own; of all others there may be many.
+    let query = match filter.among() {
+        Among::Resting => filtered!("entry.state IN ('held', 'dead')"),
+        Among::Open => filtered!("entry.closed_at IS NULL"),
+        Among::All => filtered!("true"),
     };
     let mut rows = transaction
         .query(query)
-        .bind(names)
+        .bind(filter.state_names())
         .bind(installation_id.as_ref().map(InstallationId::as_str))
         .bind(since.map(Timestamp::as_millis))
         .bind(ids)

@@ -5,6 +5,8 @@
 /// Steps from one installation to the next by index, whatever their backlogs, and stops at the limit: the steps are computed as they
 /// are asked for, in byte order, and an ORDER BY would make it visit all of them first. Whether one has something due is asked of its
 /// first and its last entry, not with EXISTS: that the server may answer from a list of everything that is due, which it makes first.
+/// They are the first and the last by number too: that order only the index by installation has, while a server that knows nothing of the
+/// table yet may look for the least due time of an installation among those of all.
 pub(super) const DUE_INSTALLATIONS: &str = "
     WITH RECURSIVE turn (installation_id) AS (
         SELECT (SELECT entry.installation_id
@@ -41,17 +43,21 @@ pub(super) const DUE_INSTALLATIONS: &str = "
     FROM turn
     WHERE turn.installation_id IS NOT NULL
       AND ($2::text IS NULL OR turn.installation_id <= $2 COLLATE \"C\")
-      AND ((SELECT min(entry.due_at)
+      AND ((SELECT entry.due_at
             FROM entry
             WHERE entry.state = 'waiting'
               AND entry.lease_token IS NULL
-              AND entry.installation_id = turn.installation_id) <= $3
+              AND entry.installation_id = turn.installation_id
+            ORDER BY entry.due_at, entry.id
+            LIMIT 1) <= $3
            -- Too far ahead: the clock was set back.
-           OR (SELECT max(entry.due_at)
+           OR (SELECT entry.due_at
                FROM entry
                WHERE entry.state = 'waiting'
                  AND entry.lease_token IS NULL
-                 AND entry.installation_id = turn.installation_id) > $4)
+                 AND entry.installation_id = turn.installation_id
+               ORDER BY entry.due_at DESC, entry.id DESC
+               LIMIT 1) > $4)
       -- A manual pause may have ended by itself.
       AND NOT EXISTS (SELECT 1
                       FROM pause

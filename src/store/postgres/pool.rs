@@ -6,6 +6,7 @@
 //! lock of a session) unless the connection is known to reach the server itself, so that a pooler in between does no harm.
 
 use std::str::FromStr as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,11 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(45);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a transaction waits for a free connection.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how many entries written a connection plans its statements anew.
+///
+/// The server keeps the plan of a prepared statement until somebody collects statistics. One that was made while there were few entries
+/// goes through all of them, and that is what a state looks like before the first large change.
+const ENTRIES_PER_PLAN: u64 = 10_000;
 /// A setting that reaches the server only on a connection of its own: poolers drop or refuse what they do not know.
 const PROBE: &str = "reconciled.direct";
 
@@ -43,6 +49,8 @@ pub(super) struct Pool {
     pooled: PgConnectOptions,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    /// How many entries were written.
+    written: AtomicU64,
 }
 
 /// An open connection.
@@ -50,6 +58,8 @@ struct Connection {
     connection: PgConnection,
     /// Whether it reaches the server itself, so that prepared statements may stay there.
     is_direct: bool,
+    /// How many entries had been written when its statements were planned.
+    planned_at: u64,
 }
 
 /// What a transaction is for.
@@ -143,6 +153,7 @@ impl Pool {
             direct: pooled.clone().options([(PROBE, "on")]),
             pooled: pooled.statement_cache_capacity(0),
             idle: Mutex::default(),
+            written: AtomicU64::new(0),
             permits: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
         })
     }
@@ -183,6 +194,7 @@ impl Pool {
                     return Ok(Connection {
                         connection,
                         is_direct,
+                        planned_at: self.written.load(Ordering::Relaxed),
                     });
                 }
                 None
@@ -205,6 +217,7 @@ impl Pool {
         Ok(Connection {
             connection,
             is_direct: false,
+            planned_at: 0,
         })
     }
 
@@ -213,7 +226,13 @@ impl Pool {
         mut connection: Connection,
         purpose: Purpose,
     ) -> Result<Transaction, Fault> {
-        let begin = AssertSqlSafe(purpose.begin());
+        let mut begin = purpose.begin();
+        let written = self.written.load(Ordering::Relaxed);
+        if connection.is_direct && written - connection.planned_at >= ENTRIES_PER_PLAN {
+            begin.push_str("; DISCARD PLANS");
+            connection.planned_at = written;
+        }
+        let begin = AssertSqlSafe(begin);
         let began = sqlx::raw_sql(begin).execute(&mut connection.connection);
         timeout(CONNECT_TIMEOUT, began)
             .await
@@ -267,6 +286,13 @@ impl Transaction {
     /// A statement for this connection: kept prepared only where that is safe.
     pub(super) fn query(&self, sql: &'static str) -> Query<'static, Postgres, PgArguments> {
         sqlx::query(sql).persistent(self.connection.is_direct)
+    }
+
+    /// Notes that so many entries were written.
+    pub(super) fn wrote_entries(&self, entries: usize) {
+        self.pool
+            .written
+            .fetch_add(entries as u64, Ordering::Relaxed);
     }
 
     /// Whether its connection reaches the server itself.

@@ -81,8 +81,13 @@ pub(super) async fn locked(
             "SELECT entry.installation_id, entry.resource_id, ",
             codec::entry_columns!(),
             " FROM unnest($1::text[], $2::text[]) AS wanted (installation_id, resource_id)
-             JOIN entry USING (installation_id, resource_id)
-             WHERE entry.closed_at IS NULL"
+             -- One look at the index for each of them, whatever the planner knows of the table.
+             CROSS JOIN LATERAL (SELECT *
+                                 FROM entry
+                                 WHERE entry.installation_id = wanted.installation_id
+                                   AND entry.resource_id = wanted.resource_id
+                                   AND entry.closed_at IS NULL
+                                 OFFSET 0) AS entry"
         ))
         .bind(installations)
         .bind(resources)
@@ -153,21 +158,28 @@ pub(super) async fn progress(transaction: &mut Transaction) -> Result<Progress, 
 pub(super) async fn next_due(transaction: &mut Transaction) -> Result<Option<Timestamp>, Fault> {
     let row = transaction
         .query(
-            "SELECT (SELECT min(due_at)
+            // The first of an order is taken from its index; the least of all may be looked for among all.
+            "SELECT (SELECT due_at
                      FROM entry
                      WHERE state = 'waiting'
-                       AND lease_token IS NULL) AS due_at,
-                    (SELECT min(lease_expires_at)
+                       AND lease_token IS NULL
+                     ORDER BY due_at
+                     LIMIT 1) AS due_at,
+                    (SELECT lease_expires_at
                      FROM entry
-                     WHERE lease_token IS NOT NULL) AS lease_expires_at,
+                     WHERE lease_token IS NOT NULL
+                     ORDER BY lease_expires_at
+                     LIMIT 1) AS lease_expires_at,
                     EXISTS (SELECT 1 FROM pause)
                     -- A limit that ends before anything is due keeps nothing back.
                     OR EXISTS (SELECT 1
                                FROM installation
-                               WHERE limited_until > (SELECT min(due_at)
+                               WHERE limited_until > (SELECT due_at
                                                       FROM entry
                                                       WHERE state = 'waiting'
-                                                        AND lease_token IS NULL)) AS blocks",
+                                                        AND lease_token IS NULL
+                                                      ORDER BY due_at
+                                                      LIMIT 1)) AS blocks",
         )
         .fetch_one(transaction.connection())
         .await?;
@@ -298,23 +310,32 @@ pub(super) async fn resources(transaction: &mut Transaction) -> Result<u64, Faul
 pub(super) async fn counts(transaction: &mut Transaction, now: Timestamp) -> Result<Counts, Fault> {
     let row = transaction
         .query(
-            "SELECT (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'waiting') AS waiting,
-                    (SELECT count(*) FROM entry WHERE lease_token IS NOT NULL) AS in_flight,
-                    (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'held') AS held,
-                    (SELECT count(*) FROM entry WHERE closed_at IS NULL AND state = 'dead') AS dead,
+            "WITH leased (entries, oldest) AS (
+                 SELECT count(*), min(created_at)
+                 FROM entry
+                 WHERE lease_token IS NOT NULL
+             ),
+             unleased (entries, oldest) AS (
+                 SELECT count(*), min(created_at)
+                 FROM entry
+                 WHERE state = 'waiting'
+                   AND lease_token IS NULL
+             )
+             SELECT unleased.entries + leased.entries AS waiting,
+                    leased.entries AS in_flight,
+                    (SELECT count(*) FROM entry WHERE state = 'held') AS held,
+                    (SELECT count(*) FROM entry WHERE state = 'dead') AS dead,
                     (SELECT count(*) FROM quarantine) AS quarantined,
                     (SELECT count(DISTINCT installation_id)
                      FROM pause
                      WHERE ends_at IS NULL
                         OR ends_at > $1) AS paused,
                     (SELECT count(*) FROM resource WHERE missing_since IS NOT NULL) AS missing,
-                    (SELECT min(created_at)
-                     FROM entry
-                     WHERE closed_at IS NULL
-                       AND state = 'waiting') AS oldest_waiting,
+                    least(leased.oldest, unleased.oldest) AS oldest_waiting,
                     (SELECT max(acknowledged_at)
                      FROM resource
-                     WHERE acknowledged_at IS NOT NULL) AS last_acknowledged",
+                     WHERE acknowledged_at IS NOT NULL) AS last_acknowledged
+             FROM leased, unleased",
         )
         .bind(now.as_millis())
         .fetch_one(transaction.connection())
@@ -339,25 +360,32 @@ pub(super) async fn watch(transaction: &mut Transaction) -> Result<Option<Lease>
 /// has ended, never while another pause is there. Steps from one installation to the next by index.
 const NEXT_DUE: &str = "
     WITH RECURSIVE turn (installation_id) AS (
-        SELECT (SELECT min(entry.installation_id)
-                FROM entry
-                WHERE entry.state = 'waiting'
-                  AND entry.lease_token IS NULL)
-        UNION ALL
-        SELECT (SELECT min(entry.installation_id)
+        SELECT (SELECT entry.installation_id
                 FROM entry
                 WHERE entry.state = 'waiting'
                   AND entry.lease_token IS NULL
-                  AND entry.installation_id > turn.installation_id)
+                ORDER BY entry.installation_id
+                LIMIT 1)
+        UNION ALL
+        SELECT (SELECT entry.installation_id
+                FROM entry
+                WHERE entry.state = 'waiting'
+                  AND entry.lease_token IS NULL
+                  AND entry.installation_id > turn.installation_id
+                ORDER BY entry.installation_id
+                LIMIT 1)
         FROM turn
         WHERE turn.installation_id IS NOT NULL
     )
     -- greatest() passes over what is not there.
-    SELECT min(greatest((SELECT min(entry.due_at)
+    SELECT min(greatest((SELECT entry.due_at
                          FROM entry
                          WHERE entry.state = 'waiting'
                            AND entry.lease_token IS NULL
-                           AND entry.installation_id = turn.installation_id),
+                           AND entry.installation_id = turn.installation_id
+                         -- By number too: that order only the index by installation has.
+                         ORDER BY entry.due_at, entry.id
+                         LIMIT 1),
                         (SELECT limited_until
                          FROM installation
                          WHERE installation.installation_id = turn.installation_id),

@@ -190,6 +190,7 @@ impl Unit {
         if old.is_empty() {
             return Ok(());
         }
+        transaction.wrote_entries(old.len());
         let writes = old.values().collect::<Vec<_>>();
         let columns = EntryColumns::of(&writes);
         let ids: Vec<i64> = old.keys().copied().collect();
@@ -218,7 +219,9 @@ impl Unit {
                       AS new (state, desired, generation, mode, reason, due_at, attempts, failures, conflicts, rejected,
                               hold_id, lease_owner, lease_token, lease_expires_at, in_flight, closed_at, id)
                  WHERE entry.id = new.id
-                   AND entry.closed_at IS NULL",
+                   -- In words that no index is about: where nothing is known of the table the planner takes the open entries for few, and
+                   -- would go through all of them.
+                   AND num_nulls(entry.closed_at) = 1",
             )
             .bind(columns.state)
             .bind(columns.desired)
@@ -247,6 +250,7 @@ impl Unit {
         if new.is_empty() {
             return Ok(());
         }
+        transaction.wrote_entries(new.len());
         // The first has the greatest of the negative numbers.
         let (made, writes): (Vec<i64>, Vec<&EntryWrite>) =
             new.iter().rev().map(|(id, write)| (*id, write)).unzip();

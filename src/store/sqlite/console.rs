@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use rusqlite::params;
 
-use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
+use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
 use crate::store::console::{
-    Act, ActId, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, InstallationSummary,
-    Order, Person, Story,
+    Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
+    InstallationSummary, Order, Person, Story,
 };
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
@@ -239,45 +239,27 @@ async fn carry_out(
 
 fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
     let EntryFilter {
-        states,
+        states: _,
         installation_id,
         field,
         since,
         ids,
         limit,
     } = filter;
-    let open_only = states.iter().all(|state| state.is_open());
-    let resting_only = !states.is_empty()
-        && states
-            .iter()
-            .all(|state| matches!(state, EntryState::Held | EntryState::Dead));
-    let names: Vec<&str> = EntryState::ALL
-        .into_iter()
-        .filter(|state| {
-            if states.is_empty() {
-                state.is_open()
-            } else {
-                states.contains(state)
-            }
-        })
-        .map(EntryState::name)
-        .collect();
     let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
     // The open ones and those that wait for a person have indexes of their own; of all others there may be many.
-    let query = if resting_only {
-        filtered!(
+    let query = match filter.among() {
+        Among::Resting => filtered!(
             "entry.id IN (SELECT id
                           FROM entry INDEXED BY entry_resting
                           WHERE state = 'held' OR state = 'dead')"
-        )
-    } else if open_only {
-        filtered!(
+        ),
+        Among::Open => filtered!(
             "entry.id IN (SELECT id
                           FROM entry INDEXED BY entry_open
                           WHERE closed_at IS NULL)"
-        )
-    } else {
-        filtered!("true")
+        ),
+        Among::All => filtered!("true"),
     };
     let mut page = EntryPage {
         entries: Vec::new(),
@@ -287,7 +269,7 @@ fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
     db.each(
         query,
         params![
-            json(&names),
+            json(&filter.state_names()),
             installation_id.as_ref().map(InstallationId::as_str),
             since.map(Timestamp::as_millis),
             ids.as_ref().map(json),

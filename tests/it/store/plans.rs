@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use reconciled::model::{LeaseToken, ResourceKey};
 use reconciled::plan::Outcome;
-use reconciled::store::{ClaimRequest, PostgresStore, Store as _};
+use reconciled::store::{ClaimRequest, PauseKind, PostgresStore, Store as _};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -123,7 +123,13 @@ async fn state() -> (TestDatabase, PostgresStore) {
             break;
         }
     }
-    // In every session that begins from now on; a notice reaches whoever asked, with the statement.
+    tell_plans(&database).await;
+    let store = open_postgres(&database.url).await;
+    (database, store)
+}
+
+/// In every session that begins from now on; a notice reaches whoever asked, with the statement.
+async fn tell_plans(database: &TestDatabase) {
     let name = &database.name;
     database
         .execute(&format!(
@@ -134,8 +140,6 @@ async fn state() -> (TestDatabase, PostgresStore) {
              ALTER DATABASE {name} SET auto_explain.log_timing = off"
         ))
         .await;
-    let store = open_postgres(&database.url).await;
-    (database, store)
 }
 
 fn keys(count: usize) -> Vec<ResourceKey> {
@@ -153,6 +157,31 @@ fn looks(plan: &str) -> impl Iterator<Item = (&str, &str)> {
         (how.contains("Scan") && !how.starts_with("CTE") && !how.starts_with("Function"))
             .then_some((how, table))
     })
+}
+
+/// How many rows of the state's large tables the scans of a plan looked at.
+fn looked_at(plan: &str) -> f64 {
+    let number = |text: &str| text.parse::<f64>().expect("a number");
+    let mut loops = 0.0;
+    let mut looked_at = 0.0;
+    for line in plan.lines() {
+        let (what, told) = line.split_once("  (cost=").unwrap_or((line, ""));
+        if let Some((_, actual)) = told.split_once("(actual rows=") {
+            let is_scan = [" on resource", " on entry"]
+                .iter()
+                .any(|on| what.contains(on));
+            let (rows, rest) = actual.split_once(" loops=").expect("both are told");
+            loops = if is_scan && what.contains("Scan") {
+                number(rest.trim_end_matches(')'))
+            } else {
+                0.0
+            };
+            looked_at += number(rows) * loops;
+        } else if let Some((_, removed)) = line.split_once("Rows Removed by Filter: ") {
+            looked_at += number(removed.trim()) * loops;
+        }
+    }
+    looked_at
 }
 
 /// Rows that an index-only scan had to look up in the table all the same.
@@ -250,5 +279,60 @@ async fn statements_of_every_second_read_indexes_and_where_they_can_nothing_else
         for (statement, plan) in &told[what] {
             assert_eq!(heap_fetches(plan), 0, "{what}:{statement}{plan}");
         }
+    }
+}
+
+/// A large change comes before anybody has collected statistics: in the first minute of a state, and in each after a long rest.
+#[tokio::test]
+async fn tables_that_the_server_takes_for_empty_are_read_by_the_key_all_the_same() {
+    const PAGE: usize = 500;
+    let database = Postgres::shared().database().await;
+    open_postgres(&database.url).await.close();
+    for table in ["resource", "entry", "attempt"] {
+        let off = format!("ALTER TABLE reconciled.{table} SET (autovacuum_enabled = off)");
+        database.execute(&off).await;
+        let empty = format!("ANALYZE reconciled.{table}");
+        database.execute(&empty).await;
+    }
+    tell_plans(&database).await;
+    let store = open_postgres(&database.url).await;
+    let plans = Plans::default();
+    let subscriber = tracing_subscriber::registry().with(plans.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    // Often enough for plans that are kept, while there is next to nothing.
+    for round in 0..8 {
+        let key = key("icfg_few", &format!("res_{round}"));
+        deliver(&store, START, &key, &status("ready")).await;
+    }
+    let all = keys(22 * PAGE);
+    let rows = all.iter().map(|key| row(key, &status("ready")));
+    let rows: Vec<_> = rows.collect();
+    let (last, pages) = rows.split_at(PAGE);
+    for page in pages.chunks(PAGE) {
+        read(&store, START, page.to_vec()).await;
+    }
+    plans.take();
+    store.glance(&all[..PAGE]).await.expect("glanced");
+    read(&store, START, last.to_vec()).await;
+    let claimed = claim_by(&store, &request(START, 64)).await;
+    assert_eq!(claimed.len(), 64);
+    let settled = claimed.iter().map(|claimed| {
+        let outcome = Outcome::Acknowledged { sent_at: START };
+        settlement(claimed, outcome, START)
+    });
+    store
+        .advance_all(settled.collect())
+        .await
+        .expect("recorded");
+    store.next_due().await.expect("found");
+    let elsewhere = pause("icfg_elsewhere", PauseKind::Manual, START);
+    store.pause(&elsewhere).await.expect("paused");
+    store.next_due().await.expect("found");
+    let told = plans.take();
+    assert!(told.len() >= 10, "{}", told.len());
+    for (statement, plan) in &told {
+        // A page looks each of its rows up once or twice, and so is each installation with a pause somewhere.
+        let most = 4 * PAGE;
+        assert!(looked_at(plan) <= most as f64, "{statement}{plan}");
     }
 }
