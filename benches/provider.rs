@@ -50,6 +50,8 @@ pub(crate) struct Setting {
     pub(crate) max_in_flight: u64,
     /// Whether the daemon listens, and polls on schedule once a minute only.
     pub(crate) listens: bool,
+    /// How often it writes a summary, for which resources are counted: "60s" by default.
+    pub(crate) summaries: &'static str,
 }
 
 impl Provider {
@@ -143,6 +145,7 @@ impl Provider {
             vercel,
             max_in_flight,
             listens,
+            summaries,
         } = setting;
         let (listen, poll) = match listens {
             true => ("listen = \"reconciled\"", "0 * * * * *"),
@@ -161,7 +164,7 @@ impl Provider {
              [state]\nurl = \"{state}\"\n\
              [vercel]\nbase_url = \"{vercel}\"\nmax_in_flight = {max_in_flight}\n\
              [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n\
-             [log]\nfilter = \"info,reconciled::app::watch=debug\"\nsummary_interval = \"5s\"\n",
+             [log]\nfilter = \"info,reconciled::app::watch=debug\"\nsummary_interval = \"{summaries}\"\n",
             overlap = match self.database.engine {
                 Engine::Sqlite => "overlap = 0",
                 _ => "",

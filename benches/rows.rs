@@ -49,7 +49,7 @@ impl Scale {
         few: 10_000,
         many: 1_000_000,
         backlog: 500_000,
-        idle_seconds: 30,
+        idle_seconds: 120,
         singles: 40,
     };
 

@@ -19,6 +19,7 @@ pub(crate) async fn drained(scale: Scale, mock: &Mock) -> Vec<Figure> {
         vercel,
         max_in_flight: 64,
         listens: false,
+        summaries: "5s",
     };
     let config = provider.configure(&setting(nobody));
     let mut daemon = Daemon::start(&config);

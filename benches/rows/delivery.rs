@@ -105,6 +105,7 @@ async fn compare(
         vercel: mock.url(),
         max_in_flight: load.in_flight,
         listens: false,
+        summaries: "60s",
     });
     provider.adopt(&config).await;
     let cpu_bar = cpu_bar.map_or(Bar::None, Bar::AtMost);

@@ -17,6 +17,7 @@ pub(crate) async fn instant(scale: Scale, mock: &Mock) -> Vec<Figure> {
         vercel: mock.url(),
         max_in_flight: 64,
         listens: true,
+        summaries: "60s",
     });
     provider.adopt(&config).await;
     let mut daemon = Daemon::start(&config);

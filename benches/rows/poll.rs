@@ -24,6 +24,7 @@ pub(crate) async fn polls(scale: Scale, mock: &Mock) -> Vec<Figure> {
             vercel: mock.url(),
             max_in_flight: 64,
             listens: false,
+            summaries: "60s",
         });
         provider.adopt(&config).await;
         let mut daemon = Daemon::start(&config);

@@ -19,6 +19,7 @@ pub(crate) async fn unchanged(scale: Scale, mock: &Mock, engine: Engine) -> Vec<
         vercel: mock.url(),
         max_in_flight: 64,
         listens: false,
+        summaries: "60s",
     });
     let started = Instant::now();
     provider.adopt(&config).await;

@@ -26,6 +26,7 @@ pub(crate) async fn rounds() -> Vec<Figure> {
         vercel: mock.url(),
         max_in_flight: IN_FLIGHT.into(),
         listens: false,
+        summaries: "60s",
     });
     provider.adopt(&config).await;
     let mut daemon = Absolute::of("reconciled");
