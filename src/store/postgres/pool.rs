@@ -35,11 +35,11 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(45);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a transaction waits for a free connection.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
-/// After how many entries written a connection plans its statements anew.
+/// After how many rows written, of resources and entries, a connection plans its statements anew.
 ///
-/// The server keeps the plan of a prepared statement until somebody collects statistics. One that was made while there were few entries
-/// goes through all of them, and that is what a state looks like before the first large change.
-const ENTRIES_PER_PLAN: u64 = 10_000;
+/// The server keeps the plan of a prepared statement until somebody collects statistics. One that was made while there were few rows goes
+/// through all of them, and that is what a state looks like before the first large change.
+const ROWS_PER_PLAN: u64 = 10_000;
 /// A setting that reaches the server only on a connection of its own: poolers drop or refuse what they do not know.
 const PROBE: &str = "reconciled.direct";
 
@@ -49,7 +49,7 @@ pub(super) struct Pool {
     pooled: PgConnectOptions,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
-    /// How many entries were written.
+    /// How many rows were written.
     written: AtomicU64,
 }
 
@@ -58,7 +58,7 @@ struct Connection {
     connection: PgConnection,
     /// Whether it reaches the server itself, so that prepared statements may stay there.
     is_direct: bool,
-    /// How many entries had been written when its statements were planned.
+    /// How many rows had been written when its statements were planned.
     planned_at: u64,
 }
 
@@ -228,7 +228,7 @@ impl Pool {
     ) -> Result<Transaction, Fault> {
         let mut begin = purpose.begin();
         let written = self.written.load(Ordering::Relaxed);
-        if connection.is_direct && written - connection.planned_at >= ENTRIES_PER_PLAN {
+        if connection.is_direct && written - connection.planned_at >= ROWS_PER_PLAN {
             begin.push_str("; DISCARD PLANS");
             connection.planned_at = written;
         }
@@ -288,11 +288,9 @@ impl Transaction {
         sqlx::query(sql).persistent(self.connection.is_direct)
     }
 
-    /// Notes that so many entries were written.
-    pub(super) fn wrote_entries(&self, entries: usize) {
-        self.pool
-            .written
-            .fetch_add(entries as u64, Ordering::Relaxed);
+    /// Notes that so many rows of resources or entries were written.
+    pub(super) fn wrote_rows(&self, rows: usize) {
+        self.pool.written.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
     /// Whether its connection reaches the server itself.

@@ -190,7 +190,7 @@ impl Unit {
         if old.is_empty() {
             return Ok(());
         }
-        transaction.wrote_entries(old.len());
+        transaction.wrote_rows(old.len());
         let writes = old.values().collect::<Vec<_>>();
         let columns = EntryColumns::of(&writes);
         let ids: Vec<i64> = old.keys().copied().collect();
@@ -250,7 +250,7 @@ impl Unit {
         if new.is_empty() {
             return Ok(());
         }
-        transaction.wrote_entries(new.len());
+        transaction.wrote_rows(new.len());
         // The first has the greatest of the negative numbers.
         let (made, writes): (Vec<i64>, Vec<&EntryWrite>) =
             new.iter().rev().map(|(id, write)| (*id, write)).unzip();
@@ -331,6 +331,7 @@ impl Unit {
                 rows.push(known.record.clone());
             }
         }
+        transaction.wrote_rows(stored.len() + new.len());
         if !stored.is_empty() {
             let updated = bind_resources(transaction, UPDATE_RESOURCES, &stored).await?;
             affected("resources", stored.len(), updated)?;
