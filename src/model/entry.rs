@@ -379,3 +379,16 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_has_one_name_in_the_state_and_in_json() {
+        for mode in [Mode::Whole, Mode::Split, Mode::Compare] {
+            let name = serde_json::to_value(mode).expect("a name");
+            assert_eq!(name, mode.name());
+        }
+    }
+}

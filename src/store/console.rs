@@ -409,3 +409,30 @@ pub enum Answer {
     /// There is no such entry.
     Unknown,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_looks_among_the_fewest_entries_that_hold_what_it_asks_for() {
+        use EntryState::{Dead, Delivered, Held, Waiting};
+        let open = ["waiting", "held", "dead"];
+        let cases: [(&[EntryState], Among, &[&str]); 6] = [
+            (&[], Among::Open, &open),
+            (&[Dead], Among::Resting, &["dead"]),
+            (&[Dead, Held], Among::Resting, &["held", "dead"]),
+            (&[Waiting], Among::Open, &["waiting"]),
+            (&[Waiting, Held], Among::Open, &["waiting", "held"]),
+            (&[Dead, Delivered], Among::All, &["dead", "delivered"]),
+        ];
+        for (states, among, names) in cases {
+            let filter = EntryFilter {
+                states: states.to_vec(),
+                ..EntryFilter::default()
+            };
+            assert_eq!(filter.among(), among, "{states:?}");
+            assert_eq!(filter.state_names(), names, "{states:?}");
+        }
+    }
+}
