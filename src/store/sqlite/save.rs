@@ -406,35 +406,4 @@ const UPDATE_SEEN: &str = "
       AND resource_id = ?2";
 
 #[cfg(test)]
-mod tests {
-    use rusqlite::params_from_iter;
-    use rusqlite::types::Null;
-
-    use crate::store::codec::Cells as _;
-
-    use super::*;
-
-    #[test]
-    fn what_is_written_for_a_delivery_fills_no_table_for_its_constraints() {
-        let db = Db::of_state().expect("a state");
-        for sql in [
-            INSERT_ENTRY,
-            UPDATE_LEASE,
-            UPDATE_COURSE,
-            UPDATE_SEEN,
-            UPDATE_DOUBT,
-            PUT_RESOURCE,
-            ADD_ATTEMPT,
-        ] {
-            let parameters = db.prepare(sql).expect("a statement").parameter_count();
-            let params = params_from_iter(vec![Null; parameters]);
-            let steps = db
-                .rows(&format!("EXPLAIN {sql}"), params, |row| {
-                    Ok(row.text("opcode")?.to_owned())
-                })
-                .expect("its steps");
-            assert!(steps.iter().any(|step| step == "OpenWrite"), "{sql}");
-            assert!(!steps.iter().any(|step| step == "OpenEphemeral"), "{sql}");
-        }
-    }
-}
+mod tests;
