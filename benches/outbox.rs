@@ -36,7 +36,8 @@ impl Tables {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "least" => Self::Least,
-            _ => Self::State,
+            "state" => Self::State,
+            other => unreachable!("{other} names no tables"),
         }
     }
 
