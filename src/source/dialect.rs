@@ -48,6 +48,11 @@ pub(super) trait Dialect: Send + Sync + 'static {
     fn cursor_filter(&self, cursor: &CursorColumn) -> String;
     /// The value of a cursor; `None` when the text cannot be one of this column's.
     fn cursor_param(&self, cursor: &CursorColumn, text: &str) -> Option<Param>;
+    /// The cursor's value such that the planner cannot look at it: it plans for many rows whatever its statistics say of that value,
+    /// and computes it once for the whole statement.
+    fn unseen(&self, param: Param) -> Param {
+        param
+    }
     /// Appends the cursor less the column's reach.
     fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, param: &Param);
 

@@ -93,7 +93,7 @@ impl Dialect for PostgresDialect {
     const LEXIS: Lexis = Lexis::Postgres;
     const PLACEHOLDERS: Placeholders = Placeholders::Numbered;
     const COMPARISON: Comparison = Comparison::RowValues;
-    // Rows come in the order of an index on the cursor, and only ties are sorted.
+    // Rows come in the order of an index on the cursor, and only ties are sorted, where the planner expects many.
     const BOUNDS_POLLS: bool = false;
 
     fn target(&self) -> &str {
@@ -143,6 +143,14 @@ impl Dialect for PostgresDialect {
             other => (native_key_fits(other, text), native_cast(other)?),
         };
         fits.then(|| Param::cast("", Bind::Text(text.to_owned()), format!("::text{cast}")))
+    }
+
+    fn unseen(&self, param: Param) -> Param {
+        Param {
+            before: "(SELECT ",
+            after: format!("{})", param.after),
+            ..param
+        }
     }
 
     fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, param: &Param) {

@@ -9,7 +9,7 @@ mod poll;
 mod sweep;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -45,6 +45,8 @@ struct Inner<D: Dialect> {
     unpacked: AtomicU32,
     /// How much memory the rows of the last poll's page took.
     poll_bytes: AtomicUsize,
+    /// Whether the last pass had more than a page, as the next may have.
+    is_long: AtomicBool,
 }
 
 /// What the columns of both queries mean.
@@ -73,6 +75,7 @@ impl<D: Dialect> Reader<D> {
             layouts: Mutex::default(),
             unpacked: AtomicU32::new(0),
             poll_bytes: AtomicUsize::new(0),
+            is_long: AtomicBool::new(false),
         }))
     }
 

@@ -56,7 +56,12 @@ impl<D: Dialect> Inner<D> {
         let dialect = &self.connections.dialect;
         let (start, horizon) = match from {
             PollFrom::After(position) => match poll_params(dialect, cursor, &keys, position) {
-                Some(params) => (PollStart::After(params), position.horizon.clone()),
+                Some([after, ids @ ..]) => {
+                    let [installation, resource] = ids;
+                    let after = dialect.unseen(after);
+                    let start = PollStart::After([after, installation, resource]);
+                    (start, position.horizon.clone())
+                }
                 None => (PollStart::Beginning, position.horizon.clone()),
             },
             // Before the first row is read: what is open now may commit behind the pass.
@@ -64,6 +69,11 @@ impl<D: Dialect> Inner<D> {
                 let param = dialect.cursor_param(cursor, text);
                 let from = param.as_ref().map(|_| text.as_str());
                 let horizon = horizon(session, cursor, from).await?;
+                // Statistics may be older than a change of many rows: by those nothing lies here, and to sort all of nothing costs nothing.
+                let param = match self.is_long.load(Ordering::Relaxed) {
+                    true => param.map(|param| dialect.unseen(param)),
+                    false => param,
+                };
                 let start = param.map_or(PollStart::Beginning, PollStart::Cursor);
                 (start, horizon)
             }
@@ -119,7 +129,8 @@ impl<D: Dialect> Inner<D> {
         };
         let horizon_param = horizon
             .as_deref()
-            .and_then(|horizon| dialect.cursor_param(cursor, horizon));
+            .and_then(|horizon| dialect.cursor_param(cursor, horizon))
+            .map(|param| dialect.unseen(param));
         let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
         // As much as the page before had: what a page has outgrown is copied and wiped each time.
         let bytes = self.poll_bytes.load(Ordering::Relaxed);
@@ -128,6 +139,9 @@ impl<D: Dialect> Inner<D> {
         let size_read = sheet.rows.size().min(KEPT_BYTES_MAX);
         self.poll_bytes.store(size_read, Ordering::Relaxed);
         let is_full = is_cut || sheet.rows.len() >= size(limit) || upper.is_some();
+        if is_full || !matches!(start, PollStart::After(_)) {
+            self.is_long.store(is_full, Ordering::Relaxed);
+        }
         // Rows are in the order of their cursors: the last one tells whether all are settled.
         let is_settled = sheet.is_settled;
         let next = match is_full {

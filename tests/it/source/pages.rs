@@ -422,6 +422,50 @@ async fn pages_one_after_another_take_one_connection() {
     }
 }
 
+/// All rows change at once, and until the server collects statistics again, a minute later or never, none of them lies after the cursor by
+/// what it knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_pass_reads_each_row_once_though_the_server_knows_nothing_of_the_change() {
+    const ROWS: usize = 3_000;
+    let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'by_cursor'";
+    let bed = Bed::postgres().await;
+    bed.create(bed.timestamp()).await;
+    insert_many(&bed, ROWS, |index| {
+        format!(
+            "('i', 'r{index:04}', '2026-01-31 12:{:02}:{:02}', 'ready')",
+            index / 60,
+            index % 60
+        )
+    })
+    .await;
+    let prepare = "CREATE INDEX by_cursor ON resource (updated_at);
+                   ALTER TABLE resource SET (autovacuum_enabled = off)";
+    bed.database.execute(prepare).await;
+    bed.database.execute("VACUUM ANALYZE resource").await;
+    let change = "UPDATE resource SET updated_at = updated_at + interval '1 day'";
+    bed.database.execute(change).await;
+    let source = bed.source_with(&bed.query(), |settings| {
+        settings.overlap = Overlap::Duration(Duration::ZERO);
+    });
+    let sessions = "SELECT count(*) FROM (
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'reconciled-test'
+        ) AS ended";
+    let mut before = bed.database.integer(read).await;
+    // The first page of the first pass may have to sort them all.
+    for most in [2 * ROWS + ROWS / 10, ROWS + ROWS / 10] {
+        let from = PollFrom::Cursor("2026-01-31 12:59:59+00".to_owned());
+        let (rows, pages) = poll_all(&*source, from, 100).await;
+        assert_eq!((rows.len(), pages), (ROWS, ROWS / 100 + 1));
+        // A session that has ended has told what it read.
+        while bed.database.integer(sessions).await > 0 {}
+        let after = bed.database.integer(read).await;
+        let looked_at = usize::try_from(after - before).expect("it grows");
+        assert!((ROWS..=most).contains(&looked_at), "{looked_at}");
+        before = after;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_page_leaves_a_transaction_open() {
     for bed in [Bed::postgres().await, Bed::mariadb().await] {
