@@ -108,8 +108,8 @@ impl Dialect for SqliteDialect {
     const LEXIS: Lexis = Lexis::Sqlite;
     const PLACEHOLDERS: Placeholders = Placeholders::Positional;
     const COMPARISON: Comparison = Comparison::RowValues;
-    // Rows come in the order of an index on the cursor, and only ties are sorted.
-    const BOUNDS_POLLS: bool = false;
+    // With statistics the planner takes no account of the limit: it reads and sorts all rows after the cursor, if they are many.
+    const BOUNDS_POLLS: bool = true;
     // Constant rows by themselves would be looked through for each row of the query.
     const PAIRS: (&'static str, &'static str) = ("SELECT column1, column2 FROM (VALUES ", ")");
 
