@@ -380,7 +380,8 @@ impl Store for SqliteStore {
     }
 
     async fn resources(&self) -> Result<u64, StoreError> {
-        self.read("count resources", read::resources).await
+        let counted = self.readers.resources().await;
+        counted.map_err(|fault| fault.during("count resources"))
     }
 
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
