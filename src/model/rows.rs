@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
 
 use super::{Field, FingerprintKey, RawRow, RawText, RowHash};
 
@@ -23,7 +23,7 @@ pub const NO_UTF8: &str = "is no UTF-8";
 /// Rows, zeroed when dropped.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RawRows {
-    bytes: Zeroizing<Vec<u8>>,
+    bytes: Vec<u8>,
     ends: Vec<End>,
 }
 
@@ -54,7 +54,7 @@ impl RawRows {
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         Self {
-            bytes: Zeroizing::new(Vec::with_capacity(bytes)),
+            bytes: Vec::with_capacity(bytes),
             ends: Vec::new(),
         }
     }
@@ -173,10 +173,22 @@ impl RawRows {
         if needed > self.bytes.capacity() {
             let mut grown = Vec::with_capacity(needed.max(2 * self.bytes.capacity()).max(4_096));
             grown.extend_from_slice(&self.bytes);
-            let mut left = std::mem::replace(&mut *self.bytes, grown);
-            left.zeroize();
+            zero(&mut std::mem::replace(&mut self.bytes, grown));
         }
     }
+}
+
+impl Drop for RawRows {
+    fn drop(&mut self) {
+        zero(&mut self.bytes);
+    }
+}
+
+/// Zeroes the memory and holds nothing any more. What a vector holds is zeroed byte by byte, what is spare in it all at once: first it
+/// holds nothing, then all of it is spare.
+fn zero(bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.zeroize();
 }
 
 impl FromIterator<RawRow> for RawRows {

@@ -211,9 +211,9 @@ impl Fingerprint {
     /// The first 16 bytes of what was hashed.
     #[must_use]
     pub fn from_hasher(hasher: &blake3::Hasher) -> Self {
-        let mut bytes = [0; 16];
-        hasher.finalize_xof().fill(&mut bytes);
-        Self(bytes)
+        let hash = hasher.finalize();
+        let first = hash.as_bytes().first_chunk();
+        Self(*first.expect("a hash has 32 bytes"))
     }
 
     /// The bytes.

@@ -372,6 +372,19 @@ fn unhex(digits: &str) -> Option<[u8; 16]> {
     Some(bytes)
 }
 
+/// Notes the next resource of a range.
+pub(super) fn note_resource(glances: &mut Glances, row: &impl Cells) -> Result<(), Fault> {
+    let key = (row.text("installation_id")?, row.text("resource_id")?);
+    let hash = row.bytes_or_null("row_hash")?;
+    let glance = Glance {
+        row_hash: hash.map(|hash| fingerprint(hash, "row_hash")).transpose()?,
+        missing: row.integer_or_null("missing_since")?.is_some(),
+        ..Glance::default()
+    };
+    glances.push(key, glance);
+    Ok(())
+}
+
 /// Notes an open entry of a range.
 pub(super) fn note_entry(glances: &mut Glances, row: &impl Cells) -> Result<(), Fault> {
     let key = (row.text("installation_id")?, row.text("resource_id")?);
