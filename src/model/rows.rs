@@ -7,7 +7,7 @@ use std::fmt;
 
 use zeroize::Zeroize as _;
 
-use super::{Field, FingerprintKey, RawRow, RawText, RowHash};
+use super::{Field, FingerprintKey, RawRow, RawText, ResourceKey, RowHash};
 
 /// The tag of both ids; fields have their own numbers.
 const ID_TAG: u8 = u8::MAX;
@@ -284,6 +284,13 @@ impl<'a> RawRowRef<'a> {
         Some((id()?, id()?))
     }
 
+    /// The row's key, if both texts are ids.
+    #[must_use]
+    pub fn key(self) -> Option<ResourceKey> {
+        let (installation_id, resource_id) = self.ids()?;
+        ResourceKey::new(installation_id, resource_id).ok()
+    }
+
     /// The row as it was read.
     #[must_use]
     pub fn to_row(self) -> RawRow {
@@ -417,6 +424,9 @@ mod tests {
         let mut page: RawRows = rows.iter().cloned().collect();
         let out = page.to_rows();
         assert_eq!(out, rows);
+        let keys = rows.iter().map(|row| row.key().ok());
+        assert!(page.iter().map(RawRowRef::key).eq(keys));
+        assert!(page.iter().any(|row| row.key().is_some()));
         let again = page.clone();
         page.append(&again);
         assert_eq!(page.len(), 2 * rows.len());

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::model::{InstallationId, Origin, RawRow, ResourceKey};
 use crate::plan::baseline::Baseline;
 use crate::plan::{Decision, guard};
-use crate::store::Batch;
+use crate::store::{Batch, Glance};
 
 use super::page::Sorted;
 use super::{PassError, QuarantineNotice, Reconciler};
@@ -80,7 +80,8 @@ impl Reconciler {
             }
         }
         for (key, rows) in &by_key {
-            self.take(&mut sorted, key, rows, crate::store::Glance::default());
+            let hash = self.hash(rows);
+            self.take(&mut sorted, key, rows, hash, Glance::default());
         }
         let quarantined = sorted.quarantined.clone();
         let batch = Batch {

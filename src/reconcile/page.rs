@@ -122,6 +122,14 @@ pub(super) enum Duplicates {
     Anywhere(BTreeMap<ResourceKey, usize>),
 }
 
+/// Rows that name one resource, as far as the page tells: others may name it too.
+struct Suspect {
+    key: ResourceKey,
+    rows: Vec<RawRow>,
+    hash: RowHash,
+    glance: Glance,
+}
+
 /// The rows of a page, sorted by what they need.
 #[derive(Default)]
 pub(super) struct Sorted {
@@ -251,12 +259,17 @@ impl Reconciler {
                 sorted.counts.quarantined += rows.len() as u64;
             } else if may_repeat || glance.quarantined.is_some() {
                 // A row that looks usable may be one of two: its key alone tells.
-                suspects.push((key, rows, glance));
+                suspects.push(Suspect {
+                    key,
+                    rows,
+                    hash,
+                    glance,
+                });
             } else {
-                self.take(&mut sorted, &key, &rows, glance);
+                self.take(&mut sorted, &key, &rows, hash, glance);
             }
         }
-        let suspected: usize = suspects.iter().map(|(_, rows, _)| rows.len()).sum();
+        let suspected: usize = suspects.iter().map(|suspect| suspect.rows.len()).sum();
         let taken = self.take_suspects(&mut sorted, suspects, found).await?;
         if !may_repeat {
             // A sweep accounts for each of them as it is now: it may be gone, or two.
@@ -270,14 +283,14 @@ impl Reconciler {
     async fn take_suspects(
         &self,
         sorted: &mut Sorted,
-        suspects: Vec<(ResourceKey, Vec<RawRow>, Glance)>,
+        suspects: Vec<Suspect>,
         mut found: BTreeMap<ResourceKey, usize>,
     ) -> Result<u64, PassError> {
         let mut taken = 0;
         if suspects.is_empty() {
             return Ok(taken);
         }
-        let keys = suspects.iter().map(|(key, ..)| key);
+        let keys = suspects.iter().map(|suspect| &suspect.key);
         let unknown: Vec<ResourceKey> = keys
             .filter(|key| !found.contains_key(key))
             .cloned()
@@ -303,8 +316,8 @@ impl Reconciler {
         let is_one = |key: &ResourceKey, rows: &[RawRow]| rows.len() == 1 && count(key) == 1;
         let several: Vec<ResourceKey> = suspects
             .iter()
-            .filter(|(key, rows, _)| count(key) > 0 && !is_one(key, rows))
-            .map(|(key, ..)| key.clone())
+            .filter(|suspect| count(&suspect.key) > 0 && !is_one(&suspect.key, &suspect.rows))
+            .map(|suspect| suspect.key.clone())
             .collect();
         let mut fetched: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
         if !several.is_empty() {
@@ -314,33 +327,38 @@ impl Reconciler {
                 }
             }
         }
-        for (key, rows, glance) in suspects {
-            // A row that is gone meanwhile is for the sweep to find missing.
-            let rows = match is_one(&key, &rows) {
-                true => Some(rows),
-                false => fetched.remove(&key),
-            };
-            let Some(rows) = rows else {
-                continue;
+        for suspect in suspects {
+            let Suspect { key, glance, .. } = suspect;
+            let (rows, hash) = match is_one(&key, &suspect.rows) {
+                true => (suspect.rows, suspect.hash),
+                false => match fetched.remove(&key) {
+                    Some(rows) => {
+                        let hash = self.hash(&rows);
+                        (rows, hash)
+                    }
+                    // A row that is gone meanwhile is for the sweep to find missing.
+                    None => continue,
+                },
             };
             taken += rows.len() as u64;
-            if glance.quarantined == Some(self.hash(&rows)) {
+            if glance.quarantined == Some(hash) {
                 sorted.counts.quarantined += rows.len() as u64;
             } else {
-                self.take(sorted, &key, &rows, glance);
+                self.take(sorted, &key, &rows, hash, glance);
             }
         }
         Ok(taken)
     }
 
+    /// Takes the rows that name one resource, whose hash that is.
     pub(super) fn take(
         &self,
         sorted: &mut Sorted,
         key: &ResourceKey,
         rows: &[RawRow],
+        row_hash: RowHash,
         glance: Glance,
     ) {
-        let row_hash = self.hash(rows);
         let decoded = match rows {
             [row] => row.decode(),
             _ => Err(Unusable::duplicate()),
@@ -397,7 +415,7 @@ impl Reconciler {
     }
 
     /// The hash of the rows that name one resource: of the row itself when there is one, as there should be.
-    fn hash(&self, rows: &[RawRow]) -> RowHash {
+    pub(super) fn hash(&self, rows: &[RawRow]) -> RowHash {
         let epoch = self.settings.epoch();
         let mut hashes: Vec<RowHash> = rows.iter().map(|row| row.hash(&self.key, epoch)).collect();
         if let [hash] = hashes[..] {
@@ -463,7 +481,7 @@ impl Reconciler {
         }
         let mut sorted = Sorted::default();
         for (key, rows) in &by_key {
-            self.take(&mut sorted, key, rows, Glance::default());
+            self.take(&mut sorted, key, rows, self.hash(rows), Glance::default());
             if let [row] = &rows[..]
                 && let Some(secrets) = row.decode().ok().and_then(|row| row.secrets)
             {

@@ -155,9 +155,7 @@ impl Reconciler {
             let is_news = *last != hashes;
             *last = hashes;
             if is_news {
-                news.iter()
-                    .filter_map(|(row, _)| row.to_row().key().ok())
-                    .collect()
+                news.iter().filter_map(|(row, _)| row.key()).collect()
             } else {
                 Vec::new()
             }
