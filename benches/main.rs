@@ -75,6 +75,10 @@ fn main() {
                 let count = count.parse().expect("a number");
                 print_json(&outbox::write(path, outbox::Tables::of(tables), count));
             }
+            ["bare-outbox-postgres", url, count] => {
+                let count = count.parse().expect("a number");
+                print_json(&outbox::postgres::write(url, count).await);
+            }
             ["bare-scan-in-thread", url] => print_json(&bare::scan_in_thread(url)),
             _ => measure(&words).await,
         }

@@ -2,6 +2,8 @@
 //!
 //! A process of its own, so that its processor time can be told.
 
+pub(crate) mod postgres;
+
 use std::time::Instant;
 
 use rusqlite::{Connection, params};

@@ -1,10 +1,12 @@
-//! What durability costs before a daemon does anything: the same changes written by SQLite's own interface, beside the bare client.
+//! What durability costs before a daemon does anything: the same changes written by SQLite's own interface or by plain statements on
+//! PostgreSQL, beside the bare client.
 
 use crate::bare::Report;
 use crate::figure::{Bar, Figure};
 use crate::mock::Mock;
 use crate::process;
 use crate::support::directory::Directory;
+use crate::support::postgres::Postgres;
 
 use super::{Scale, delivery, float};
 
@@ -44,5 +46,30 @@ pub(crate) async fn written(scale: Scale, mock: &Mock) -> Vec<Figure> {
         }
         figures.extend([rate, cpu, absolute]);
     }
+    figures.extend(written_to_postgres(scale, mock).await);
     figures
+}
+
+/// The state's tables on a server that flushes each commit, a fresh one for each round. What it costs is mostly the server's time.
+async fn written_to_postgres(scale: Scale, mock: &Mock) -> [Figure; 2] {
+    let name = "the state's tables on PostgreSQL";
+    let mut rate = Figure::new(
+        format!("written/s of the bare client's requests, {name}"),
+        "x",
+        Bar::None,
+    );
+    let mut absolute = Figure::plain(format!("  written, {name}"), "/s");
+    for _ in 0..scale.rounds {
+        let bare = delivery::bare(mock, IN_FLIGHT, scale.changes).await;
+        let server = Postgres::dedicated();
+        let database = server.database().await;
+        let changes = scale.changes.to_string();
+        let report: Report =
+            process::role(&["bare-outbox-postgres", &database.url, &changes]).await;
+        assert_eq!(report.items, scale.changes);
+        let per_second = float(report.items) / report.seconds;
+        rate.push(per_second / bare.per_second);
+        absolute.push(per_second);
+    }
+    [rate, absolute]
 }
