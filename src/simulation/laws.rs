@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::model::{
-    Field, FingerprintKey, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch,
+    Field, FingerprintKey, Json, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch,
     Timestamp,
 };
 
@@ -144,13 +144,14 @@ impl Laws {
         }
     }
 
-    /// A request took effect in its time: what Vercel holds must not have gone back.
+    /// A request took effect in its time: what Vercel holds must not have gone back, but for the status of a resource that had no usable
+    /// row when the request left: what was to be uninstalled may be given back the status that it had.
     pub(super) fn applied(
         &mut self,
         key: &ResourceKey,
         patch: &Patch,
         histories: &Histories,
-        late: bool,
+        Effect { late, gives_back }: Effect,
         now: Timestamp,
     ) {
         if late {
@@ -160,11 +161,14 @@ impl Laws {
         for (item, version) in written(patch, key, histories) {
             let id = (key.clone(), item);
             let floor = self.applied.get(&id).copied().unwrap_or(0);
-            let newest = histories
-                .get(&id)
-                .and_then(|versions| versions.iter().rposition(|v| *v == version));
+            let versions = histories.get(&id).map_or(&[][..], Vec::as_slice);
+            let newest = versions.iter().rposition(|v| *v == version);
+            let uninstalled = Version::Value(Json::from_text("uninstalled"));
+            let is_given_back = gives_back
+                && id.1 == Item::Field(Field::Status)
+                && versions.get(floor) == Some(&uninstalled);
             match newest {
-                Some(newest) if newest < floor => {
+                Some(newest) if newest < floor && !is_given_back => {
                     let what = format!("{:?} of {key} went back at Vercel", id.1);
                     self.broken(Law::OneAtATime, now, what);
                 }
@@ -172,6 +176,15 @@ impl Laws {
             }
         }
     }
+}
+
+/// How a request took effect.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effect {
+    /// After it was answered or given up.
+    pub(super) late: bool,
+    /// The resource had no usable row when it left.
+    pub(super) gives_back: bool,
 }
 
 /// Raises a floor to the earliest version from there on that equals `version`.
@@ -284,4 +297,59 @@ fn wrong_values(
         .iter()
         .find(|(name, print)| prints.get(name) != Some(print));
     wrong.map(|(name, _)| format!("another value of the secret {name} than was claimed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SharedMap;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn version(text: &str) -> Version {
+        Version::Value(Json::from_text(text))
+    }
+
+    /// What the first of two requests wrote was true later than what the second writes: whether that breaks a law.
+    fn goes_back(field: Field, versions: [&str; 2], effect: Effect) -> bool {
+        let key = ResourceKey::new("icfg_1", "res_1").expect("ids");
+        let item = (key.clone(), Item::Field(field));
+        let histories: Histories = [(item, versions.map(version).to_vec())].into();
+        let writes = |text: &str| Patch {
+            values: SharedMap::from([(field, Json::from_text(text))]),
+            secrets: None,
+        };
+        let mut laws = Laws::default();
+        let in_time = Effect {
+            late: false,
+            gives_back: false,
+        };
+        let [older, newer] = versions;
+        laws.applied(&key, &writes(newer), &histories, in_time, NOW);
+        assert!(laws.violation.is_none(), "{versions:?}");
+        laws.applied(&key, &writes(older), &histories, effect, NOW);
+        laws.violation.is_some()
+    }
+
+    #[test]
+    fn nothing_goes_back_but_an_uninstallation_of_what_has_no_usable_row() {
+        let cases = [
+            (Field::Status, ["ready", "uninstalled"], true, false),
+            (Field::Status, ["ready", "uninstalled"], false, true),
+            (Field::Status, ["ready", "suspended"], true, true),
+            (Field::Name, ["ready", "uninstalled"], true, true),
+            (Field::Name, ["a", "b"], false, true),
+        ];
+        for (field, versions, gives_back, expected) in cases {
+            let late = false;
+            let effect = Effect { late, gives_back };
+            let is_broken = goes_back(field, versions, effect);
+            assert_eq!(is_broken, expected, "{field:?} {versions:?} {gives_back}");
+            let late = Effect {
+                late: true,
+                gives_back,
+            };
+            assert!(!goes_back(field, versions, late), "{versions:?}");
+        }
+    }
 }

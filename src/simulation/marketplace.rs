@@ -14,7 +14,7 @@ use crate::vercel::Marketplace;
 use super::backend::Committed;
 use super::executor::Handle;
 use super::fate::{Fate, Reply};
-use super::laws::Law;
+use super::laws::{Effect, Law};
 use super::limits::Limits;
 use super::provider::Item;
 use super::remote::{Request, Truth, writes};
@@ -158,6 +158,7 @@ impl World {
             patch: patch.clone(),
             secrets: values(patch, secrets),
             sent_at: now,
+            gives_back: !usable,
             claim: holder(record),
             truth: Truth::Open,
             promised: reply.truth,
@@ -273,10 +274,12 @@ impl World {
             return;
         }
         let late = request.ended_at.is_some();
+        let gives_back = request.gives_back;
         let (key, patch) = (request.key.clone(), request.patch.clone());
         let now = self.now();
         let (laws, histories) = (&mut self.laws, &self.provider.history);
-        laws.applied(&key, &patch, histories, late, now);
+        let effect = Effect { late, gives_back };
+        laws.applied(&key, &patch, histories, effect, now);
         self.remote.apply(number);
         let late = if late { " late" } else { "" };
         self.say(format_args!("request {number}: takes effect{late}"));

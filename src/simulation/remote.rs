@@ -80,6 +80,8 @@ pub(super) struct Request {
     /// The values that came with it.
     pub(super) secrets: BTreeMap<String, String>,
     pub(super) sent_at: Timestamp,
+    /// Whether its resource had no usable row then.
+    pub(super) gives_back: bool,
     /// The claim that it was sent under.
     pub(super) claim: LeaseToken,
     pub(super) truth: Truth,

@@ -286,6 +286,13 @@ fn seed_1174010_uninstalls_what_a_dead_letter_delivered_after_its_row_was_missed
     obeys(1_174_010);
 }
 
+/// It found that the judge let a resource without a usable row be given back the status that it had, and then took it for gone back
+/// when that took effect after the uninstallation had.
+#[test]
+fn seed_5025729_gives_back_the_status_of_what_is_there_again_though_unusable() {
+    obeys(5_025_729);
+}
+
 /// They found that the GET after a 409 was not counted, and that a request which had waited since its claim left together with newer
 /// ones. That a claim took a whole burst of which a part was used is in the scenario of "more changes than the limit allows at once".
 #[test]
