@@ -24,11 +24,16 @@ pub(crate) struct Report {
 }
 
 fn report(items: u64, elapsed: Duration) -> Report {
+    report_since(Duration::ZERO, items, elapsed)
+}
+
+/// What this process used since it had used so much of a processor's time.
+pub(crate) fn report_since(cpu: Duration, items: u64, elapsed: Duration) -> Report {
     let usage = Usage::of(std::process::id());
     Report {
         items,
         seconds: elapsed.as_secs_f64(),
-        cpu_seconds: usage.cpu.as_secs_f64(),
+        cpu_seconds: (usage.cpu - cpu).as_secs_f64(),
         peak_bytes: usage.peak_bytes,
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rusqlite::{Connection, params};
 
-use crate::bare::Report;
+use crate::bare::{self, Report};
 use crate::process::Usage;
 use crate::provider;
 
@@ -178,12 +178,5 @@ pub(crate) fn write(path: &str, tables: Tables, changes: u64) -> Report {
             transaction.commit().expect("room on the disk");
         }
     }
-    let elapsed = started.elapsed();
-    let after = Usage::of(std::process::id());
-    Report {
-        items: changes.len() as u64,
-        seconds: elapsed.as_secs_f64(),
-        cpu_seconds: (after.cpu - before).as_secs_f64(),
-        peak_bytes: after.peak_bytes,
-    }
+    bare::report_since(before, changes.len() as u64, started.elapsed())
 }

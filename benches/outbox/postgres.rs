@@ -5,7 +5,7 @@ use std::time::Instant;
 use sqlx::{Connection as _, PgConnection};
 
 use super::{ANNOUNCED, AT, Change, DOUBT, HASH, HELD, TOGETHER, change};
-use crate::bare::Report;
+use crate::bare::{self, Report};
 use crate::process::Usage;
 
 /// The state's tables, in a database that has none yet.
@@ -145,12 +145,5 @@ pub(crate) async fn write(url: &str, changes: u64) -> Report {
         columns.announce(&mut db).await.expect("rows");
         columns.settle(&mut db).await.expect("rows");
     }
-    let elapsed = started.elapsed();
-    let after = Usage::of(std::process::id());
-    Report {
-        items: changes.len() as u64,
-        seconds: elapsed.as_secs_f64(),
-        cpu_seconds: (after.cpu - before).as_secs_f64(),
-        peak_bytes: after.peak_bytes,
-    }
+    bare::report_since(before, changes.len() as u64, started.elapsed())
 }

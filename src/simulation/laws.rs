@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::model::{
-    Field, FingerprintKey, Json, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch,
+    Field, FingerprintKey, LeaseToken, Patch, Record, ResourceKey, SecretSet, SecretsPatch,
     Timestamp,
 };
 
@@ -151,7 +151,7 @@ impl Laws {
         key: &ResourceKey,
         patch: &Patch,
         histories: &Histories,
-        Effect { late, gives_back }: Effect,
+        Effect { late, had_no_row }: Effect,
         now: Timestamp,
     ) {
         if late {
@@ -163,10 +163,9 @@ impl Laws {
             let floor = self.applied.get(&id).copied().unwrap_or(0);
             let versions = histories.get(&id).map_or(&[][..], Vec::as_slice);
             let newest = versions.iter().rposition(|v| *v == version);
-            let uninstalled = Version::Value(Json::from_text("uninstalled"));
-            let is_given_back = gives_back
+            let is_given_back = had_no_row
                 && id.1 == Item::Field(Field::Status)
-                && versions.get(floor) == Some(&uninstalled);
+                && versions.get(floor) == Some(&Version::uninstalled());
             match newest {
                 Some(newest) if newest < floor && !is_given_back => {
                     let what = format!("{:?} of {key} went back at Vercel", id.1);
@@ -184,7 +183,7 @@ pub(super) struct Effect {
     /// After it was answered or given up.
     pub(super) late: bool,
     /// The resource had no usable row when it left.
-    pub(super) gives_back: bool,
+    pub(super) had_no_row: bool,
 }
 
 /// Raises a floor to the earliest version from there on that equals `version`.
@@ -302,7 +301,7 @@ fn wrong_values(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SharedMap;
+    use crate::model::{Json, SharedMap};
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -310,7 +309,7 @@ mod tests {
         Version::Value(Json::from_text(text))
     }
 
-    /// What the first of two requests wrote was true later than what the second writes: whether that breaks a law.
+    /// Whether it breaks a law that the newer version took effect, and then the older one in this way.
     fn goes_back(field: Field, versions: [&str; 2], effect: Effect) -> bool {
         let key = ResourceKey::new("icfg_1", "res_1").expect("ids");
         let item = (key.clone(), Item::Field(field));
@@ -322,7 +321,7 @@ mod tests {
         let mut laws = Laws::default();
         let in_time = Effect {
             late: false,
-            gives_back: false,
+            had_no_row: false,
         };
         let [older, newer] = versions;
         laws.applied(&key, &writes(newer), &histories, in_time, NOW);
@@ -340,16 +339,15 @@ mod tests {
             (Field::Name, ["ready", "uninstalled"], true, true),
             (Field::Name, ["a", "b"], false, true),
         ];
-        for (field, versions, gives_back, expected) in cases {
-            let late = false;
-            let effect = Effect { late, gives_back };
-            let is_broken = goes_back(field, versions, effect);
-            assert_eq!(is_broken, expected, "{field:?} {versions:?} {gives_back}");
-            let late = Effect {
-                late: true,
-                gives_back,
-            };
-            assert!(!goes_back(field, versions, late), "{versions:?}");
+        for (field, versions, had_no_row, in_time) in cases {
+            // What takes effect late may take back anything.
+            for (late, expected) in [(false, in_time), (true, false)] {
+                let is_broken = goes_back(field, versions, Effect { late, had_no_row });
+                assert_eq!(
+                    is_broken, expected,
+                    "{field:?} {versions:?} {had_no_row} {late}"
+                );
+            }
         }
     }
 }

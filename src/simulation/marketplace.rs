@@ -158,7 +158,7 @@ impl World {
             patch: patch.clone(),
             secrets: values(patch, secrets),
             sent_at: now,
-            gives_back: !usable,
+            had_no_row: !usable,
             claim: holder(record),
             truth: Truth::Open,
             promised: reply.truth,
@@ -274,11 +274,11 @@ impl World {
             return;
         }
         let late = request.ended_at.is_some();
-        let gives_back = request.gives_back;
+        let had_no_row = request.had_no_row;
         let (key, patch) = (request.key.clone(), request.patch.clone());
         let now = self.now();
         let (laws, histories) = (&mut self.laws, &self.provider.history);
-        let effect = Effect { late, gives_back };
+        let effect = Effect { late, had_no_row };
         laws.applied(&key, &patch, histories, effect, now);
         self.remote.apply(number);
         let late = if late { " late" } else { "" };

@@ -30,6 +30,13 @@ pub(super) enum Version {
     Absent,
 }
 
+impl Version {
+    /// The status of a resource whose row is gone.
+    pub(super) fn uninstalled() -> Self {
+        Self::Value(Json::from_text("uninstalled"))
+    }
+}
+
 /// The columns of a row: `None` is NULL.
 pub(super) type Columns = BTreeMap<Field, Option<String>>;
 
@@ -231,8 +238,7 @@ impl Provider {
 
     /// A row is gone: from now on its resource may be uninstalled.
     pub(super) fn forget(&mut self, key: &ResourceKey) {
-        let uninstalled = Version::Value(Json::from_text("uninstalled"));
-        self.push(key, Item::Field(Field::Status), uninstalled);
+        self.push(key, Item::Field(Field::Status), Version::uninstalled());
     }
 
     fn push(&mut self, key: &ResourceKey, item: Item, version: Version) {

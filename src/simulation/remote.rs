@@ -81,7 +81,7 @@ pub(super) struct Request {
     pub(super) secrets: BTreeMap<String, String>,
     pub(super) sent_at: Timestamp,
     /// Whether its resource had no usable row then.
-    pub(super) gives_back: bool,
+    pub(super) had_no_row: bool,
     /// The claim that it was sent under.
     pub(super) claim: LeaseToken,
     pub(super) truth: Truth,
