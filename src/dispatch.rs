@@ -11,6 +11,7 @@ mod fixture;
 mod pace;
 mod places;
 mod report;
+mod running;
 mod token;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -139,6 +138,10 @@ pub struct Dispatcher {
     /// Answered, and waiting for the batch before to be recorded.
     unrecorded: Vec<Answered>,
     is_recording: bool,
+    /// Recorded, and not told yet: the next ones are given to the state first.
+    untold: Vec<Delivery>,
+    /// Whether the run's deadline has passed.
+    is_over: bool,
     /// Whether claiming and recording have got on since the last mark.
     moved: (bool, bool),
     probes_looked_for: Option<Timestamp>,
@@ -155,7 +158,7 @@ struct Lease {
     allowance: Option<Allowance>,
 }
 
-type Running<'a> = FuturesUnordered<BoxFuture<'a, Ended>>;
+type Running<'a> = running::Running<'a, Ended>;
 
 /// Something that ended in the dispatcher's task.
 enum Ended {
@@ -205,6 +208,8 @@ impl Dispatcher {
             offered: None,
             unrecorded: Vec::new(),
             is_recording: false,
+            untold: Vec::new(),
+            is_over: false,
             moved: (false, false),
             probes_looked_for: None,
             followed: None,
@@ -244,14 +249,16 @@ impl Dispatcher {
     ///
     /// Returns what was done.
     pub async fn run(&mut self, until: Until) -> Totals {
-        let mut running: Running<'_> = FuturesUnordered::new();
+        let mut running = Running::new();
         loop {
             self.configure();
             let handing_over = !self.withdraw();
-            let stopping = self.signals.stop.is_cancelled() || self.is_over(until);
+            self.is_over = self.is_past(until);
+            let stopping = self.is_stopping();
             // What was claimed just now leaves before the state is asked what else is due.
             self.take_ended(&mut running);
             self.record(&running);
+            self.tell();
             let wait = if stopping {
                 LOOK_AGAIN
             } else {
@@ -305,6 +312,7 @@ impl Dispatcher {
             Ended::Claim(claimed) => {
                 self.moved.0 = true;
                 self.claimed(running, claimed);
+                self.claim_on(running);
             }
             Ended::Supplied(supplied) => {
                 for (claimed, supply) in supplied {
@@ -318,12 +326,13 @@ impl Dispatcher {
             Ended::Record(deliveries, failed) => {
                 self.is_recording = false;
                 self.moved.1 = true;
-                deliveries.iter().for_each(|delivery| self.finish(delivery));
+                self.record(running);
+                self.untold.extend(deliveries);
                 for answered in failed {
                     let worker = Arc::clone(&self.worker);
-                    running.push(Box::pin(async move {
+                    running.push(async move {
                         Ended::Single(Box::new(worker.record_one(answered).await))
-                    }));
+                    });
                 }
             }
             Ended::Single(delivery) => self.finish(&delivery),
@@ -377,9 +386,7 @@ impl Dispatcher {
         }
         if needy.len() > 1 {
             let worker = Arc::clone(&self.worker);
-            running.push(Box::pin(async move {
-                Ended::Supplied(worker.supply(needy).await)
-            }));
+            running.push(async move { Ended::Supplied(worker.supply(needy).await) });
         } else {
             for claim in needy {
                 self.deliver(running, claim, Supply::None);
@@ -395,11 +402,11 @@ impl Dispatcher {
             None => (CancellationToken::new(), None),
         };
         let allowance = allowance.unwrap_or_else(|| self.pace.hold(&claimed.key.installation_id));
-        running.push(Box::pin(async move {
+        running.push(async move {
             Ended::Answer(Box::new(
                 worker.deliver(claimed, supply, allowance, over).await,
             ))
-        }));
+        });
     }
 
     /// Has what was answered recorded, all of it in one transaction.
@@ -412,14 +419,19 @@ impl Dispatcher {
             Arc::clone(&self.worker),
             std::mem::take(&mut self.unrecorded),
         );
-        running.push(Box::pin(async move {
+        running.ask(async move {
             let (deliveries, failed) = worker.record_all(batch).await;
             Ended::Record(deliveries, failed)
-        }));
+        });
+    }
+
+    /// Whether nothing more is claimed.
+    fn is_stopping(&self) -> bool {
+        self.is_over || self.signals.stop.is_cancelled()
     }
 
     /// Whether the deadline has passed: what is still due waits for the next run, however much it is.
-    fn is_over(&self, until: Until) -> bool {
+    fn is_past(&self, until: Until) -> bool {
         match until {
             Until::Idle { deadline } => self.worlds.clock.now() > deadline,
             Until::Stopped => false,
@@ -462,6 +474,13 @@ impl Dispatcher {
             deliver::Reached::NotTried => return,
         };
         self.report.transition(transition, self.outage.since());
+    }
+
+    /// Takes note of the deliveries that were recorded.
+    fn tell(&mut self) {
+        for delivery in std::mem::take(&mut self.untold) {
+            self.finish(&delivery);
+        }
     }
 
     /// Takes note of a delivery that was recorded, or a probe that ended.

@@ -85,21 +85,39 @@ impl Dispatcher {
             }
             None => {}
         }
-        let asked = self.room(now);
-        if asked > 0 {
-            self.claims.asked = Some((asked, now));
-            self.claims.answers.claim_begins();
-            let limit = u32::try_from(asked).unwrap_or(u32::MAX);
-            let (store, request) = (Arc::clone(&self.worlds.store), self.request(now, limit));
-            running.push(Box::pin(async move {
-                Ended::Claim(store.claim(&request).await)
-            }));
+        if self.claim(running, now) {
             return Ok(LOOK_AGAIN);
         }
         match self.outage.since() {
             Some(_) => self.until_next(now).await,
             // A place that becomes free wakes this loop.
             None => Ok(LOOK_AGAIN),
+        }
+    }
+
+    /// Claims for the places that are free; false when there are none.
+    fn claim(&mut self, running: &Running<'_>, now: Timestamp) -> bool {
+        let asked = self.room(now);
+        if asked == 0 {
+            return false;
+        }
+        self.claims.asked = Some((asked, now));
+        self.claims.answers.claim_begins();
+        let limit = u32::try_from(asked).unwrap_or(u32::MAX);
+        let (store, request) = (Arc::clone(&self.worlds.store), self.request(now, limit));
+        running.ask(async move { Ended::Claim(store.claim(&request).await) });
+        true
+    }
+
+    /// Claims on after a claim that found all that it asked for, before what it found is sent.
+    pub(super) fn claim_on(&mut self, running: &Running<'_>) {
+        let now = self.worlds.clock.now();
+        let may_claim = self.claims.asked.is_none()
+            && self.claims.found.is_none()
+            && self.offered.is_none()
+            && !self.is_stopping();
+        if may_claim && !self.end_leases(now) {
+            self.claim(running, now);
         }
     }
 
@@ -217,9 +235,7 @@ impl Dispatcher {
         for pause in due {
             self.probing.insert(pause.installation_id.clone(), ());
             let worker = Arc::clone(&self.worker);
-            running.push(Box::pin(async move {
-                Ended::Probe(Box::new(worker.probe(pause).await))
-            }));
+            running.push(async move { Ended::Probe(Box::new(worker.probe(pause).await)) });
         }
         Ok(())
     }

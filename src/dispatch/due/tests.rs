@@ -69,7 +69,6 @@ impl<'a> Look<'a> {
 
     /// Lets what was started run on until nothing in it gets on by itself.
     fn turn(&mut self) -> Vec<Ended> {
-        use futures_util::stream::StreamExt as _;
         let mut ended = Vec::new();
         while let Some(Some(one)) = self.stand.clock.turn(pin!(self.running.next())) {
             ended.push(one);
@@ -263,6 +262,43 @@ fn one_claim_is_made_at_a_time() {
     assert_eq!(look.once(), LOOK_AGAIN);
     assert_eq!(look.turn().len(), 1);
     assert_eq!(look.limits(), [4]);
+}
+
+/// What is asked for at once after a claim for four places, during which nine requests were answered.
+fn claims_on(desired: usize, change: impl FnOnce(&mut Look<'_>)) -> Vec<u32> {
+    let stand = Stand::new();
+    stand.desire("icfg_1", desired, "ready");
+    let mut look = Look::new(&stand, |_| {});
+    look.once();
+    (0..9).for_each(|_| look.dispatcher.claims.answers.add());
+    let found = look.turn();
+    change(&mut look);
+    for ended in found {
+        look.dispatcher.take(&look.running, ended);
+    }
+    look.turn();
+    look.limits()
+}
+
+#[test]
+fn claiming_goes_on_at_once_after_a_claim_that_found_all_that_it_asked_for() {
+    assert_eq!(claims_on(20, |_| {}), [4, 9]);
+    assert_eq!(claims_on(3, |_| {}), [4], "it found three");
+}
+
+#[test]
+fn claiming_does_not_go_on_when_nothing_more_is_to_be_sent() {
+    let stopped = claims_on(20, |look| look.dispatcher.signals.stop.cancel());
+    let over = claims_on(20, |look| look.dispatcher.is_over = true);
+    assert_eq!((stopped, over), (vec![4], vec![4]));
+}
+
+#[test]
+fn claiming_does_not_go_on_before_deliveries_whose_lease_is_over_have_ended() {
+    let claimed = claims_on(20, |look| {
+        look.lease(99, START);
+    });
+    assert_eq!(claimed, [4]);
 }
 
 #[test]

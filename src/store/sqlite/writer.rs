@@ -1,4 +1,5 @@
-//! The one thread that writes: it takes whatever has arrived and commits it in one transaction before answering anybody.
+//! The one thread that writes: it takes whatever has arrived and commits it in one transaction before answering anybody. What arrives
+//! while it works on that joins the transaction, once: nobody waits for more than what had arrived when his own work was done.
 //!
 //! Every job is isolated by a savepoint: one that fails leaves nothing and spoils no other. When the transaction itself fails, for
 //! instance on a full disk, all of its jobs fail and nothing of them is kept.
@@ -18,7 +19,7 @@ use super::file::DaemonLock;
 use super::session::SqliteRows;
 use crate::store::fault::Fault;
 
-/// The most jobs in one transaction.
+/// The most jobs that a transaction begins with, and the most that join it.
 const JOBS_MAX: usize = 256;
 /// The most jobs that wait; further ones make their callers wait.
 const QUEUE_MAX: usize = 1024;
@@ -177,7 +178,7 @@ impl<T: Send + 'static> Job for Task<T> {
 fn run(mut rows: SqliteRows, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
     let mut arrived = Vec::with_capacity(JOBS_MAX);
     while jobs.blocking_recv_many(&mut arrived, JOBS_MAX) > 0 {
-        let committed = commit_together(&mut rows, &mut arrived);
+        let committed = commit_together(&mut rows, &mut arrived, &mut jobs);
         for job in arrived.drain(..) {
             job.answer(committed.as_ref().copied());
         }
@@ -185,8 +186,13 @@ fn run(mut rows: SqliteRows, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
     rows.close();
 }
 
-fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
-    let result = try_commit(rows, jobs);
+/// Does what has arrived and what arrives meanwhile, which is added to it.
+fn commit_together(
+    rows: &mut SqliteRows,
+    arrived: &mut Vec<Box<dyn Job>>,
+    jobs: &mut mpsc::Receiver<Box<dyn Job>>,
+) -> Result<(), Failure> {
+    let result = try_commit(rows, arrived, jobs);
     if result.is_err() {
         rows.roll_back();
     }
@@ -196,24 +202,40 @@ fn commit_together(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(
     })
 }
 
-fn try_commit(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Fault> {
+fn try_commit(
+    rows: &mut SqliteRows,
+    arrived: &mut Vec<Box<dyn Job>>,
+    jobs: &mut mpsc::Receiver<Box<dyn Job>>,
+) -> Result<(), Fault> {
     rows.begin()?;
-    if let [job] = jobs {
+    if let [job] = &mut arrived[..] {
         // Alone it spoils no other.
-        if job.run(rows) {
-            rows.commit()?;
-        } else {
+        if !job.run(rows) {
             rows.roll_back();
+            return Ok(());
         }
-        return Ok(());
+    } else {
+        run_parts(rows, arrived)?;
     }
+    let first = arrived.len();
+    while arrived.len() < first + JOBS_MAX
+        && let Ok(job) = jobs.try_recv()
+    {
+        arrived.push(job);
+    }
+    run_parts(rows, &mut arrived[first..])?;
+    rows.commit()
+}
+
+/// Does each job as a part of the transaction that can be undone by itself.
+fn run_parts(rows: &mut SqliteRows, jobs: &mut [Box<dyn Job>]) -> Result<(), Fault> {
     for job in jobs {
         rows.begin_part()?;
         let done = job.run(rows);
         // Fails when SQLite undid the whole transaction, and so do all of its jobs then.
         rows.end_part(done)?;
     }
-    rows.commit()
+    Ok(())
 }
 
 #[cfg(test)]
@@ -265,16 +287,26 @@ mod tests {
         writer.write("read", work).await.expect("readable")
     }
 
-    /// Makes the thread wait in a transaction of its own until the sender is used, so that what arrives meanwhile is committed
-    /// together.
-    async fn busy(writer: &Writer) -> (std::sync::mpsc::Sender<()>, impl Future<Output = ()>) {
+    /// Makes the thread write a value and wait until it is told whether that is done or fails. What arrives meanwhile joins its
+    /// transaction, or is committed together in the next.
+    async fn busy(
+        writer: &Writer,
+        value: i64,
+    ) -> (
+        std::sync::mpsc::Sender<bool>,
+        impl Future<Output = Result<(), StoreError>>,
+    ) {
         let (started, has_started) = oneshot::channel::<()>();
-        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
-        let work = boxed(move |_| {
+        let (go_on, is_done) = std::sync::mpsc::channel::<bool>();
+        let work = boxed(move |rows| {
             Box::pin(async move {
+                rows.db()
+                    .run("INSERT INTO kept (value) VALUES (?1)", params![value])?;
                 let _ = started.send(());
-                let _ = may_go_on.recv();
-                Ok(())
+                match is_done.recv() {
+                    Ok(true) => Ok(()),
+                    _ => Err(Fault::Corrupt("as told".to_owned())),
+                }
             })
         });
         let jobs = locked(&writer.jobs).clone().expect("open");
@@ -287,23 +319,49 @@ mod tests {
         };
         assert!(jobs.send(Box::new(job)).await.is_ok());
         has_started.await.expect("it starts");
-        let done = async move { answer.await.expect("answered").expect("done") };
-        (go_on, done)
+        (go_on, async move { answer.await.expect("answered") })
     }
 
     #[tokio::test]
     async fn job_that_fails_leaves_nothing_and_spoils_no_other() {
+        // Together with what was being done when they came, and together by themselves.
+        for is_joined in [true, false] {
+            let writer = writer();
+            let (go_on, first) = busy(&writer, 9).await;
+            let jobs = (0..6).map(|value| put(&writer, value % 5, 0, value == 1));
+            let (answers, first, ()) = tokio::join!(join_all(jobs), first, async {
+                // The jobs are polled first, so all of them are in the queue.
+                go_on.send(is_joined).expect("it waits");
+            });
+            assert_eq!(first.is_ok(), is_joined);
+            let done: Vec<bool> = answers.iter().map(Result::is_ok).collect();
+            // The second was told to fail; the last repeats a value, which the table refuses.
+            assert_eq!(done, [true, false, true, true, true, false]);
+            let kept = kept(&writer).await;
+            let first: &[i64] = if is_joined { &[9] } else { &[] };
+            assert_eq!(kept, [&[0, 2, 3, 4], first].concat());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_arrives_while_another_is_done_is_committed_with_it() {
         let writer = writer();
-        let (go_on, waited) = busy(&writer).await;
-        let jobs = (0..6).map(|value| put(&writer, value % 5, 0, value == 1));
-        let (answers, (), ()) = tokio::join!(join_all(jobs), waited, async {
-            // The jobs are polled first, so all of them are in the queue.
-            go_on.send(()).expect("it waits");
+        let (go_on, first) = busy(&writer, 1).await;
+        // Repeats the value in a way that has SQLite undo the whole transaction, whatever belongs to it.
+        let work = boxed(|rows| {
+            Box::pin(async move {
+                let repeat = "INSERT OR ROLLBACK INTO kept (value) VALUES (1)";
+                rows.db().run(repeat, params![])
+            })
         });
-        let done: Vec<bool> = answers.iter().map(Result::is_ok).collect();
-        // The second was told to fail; the last repeats a value, which the table refuses.
-        assert_eq!(done, [true, false, true, true, true, false]);
-        assert_eq!(kept(&writer).await, [0, 2, 3, 4]);
+        let (second, first, ()) = tokio::join!(writer.write("put a value", work), first, async {
+            go_on.send(true).expect("it waits");
+        });
+        assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
+        assert_eq!(kept(&writer).await, [0; 0]);
+        put(&writer, 1, 0, false)
+            .await
+            .expect("as if nothing had been");
     }
 
     #[tokio::test]
@@ -340,30 +398,30 @@ mod tests {
     #[tokio::test]
     async fn work_is_done_even_when_the_caller_stops_waiting() {
         let writer = writer();
-        let (go_on, waited) = busy(&writer).await;
+        let (go_on, first) = busy(&writer, 6).await;
         {
             let abandoned = put(&writer, 7, 0, false);
             tokio::pin!(abandoned);
             assert!(futures_util::poll!(&mut abandoned).is_pending());
         }
-        go_on.send(()).expect("it waits");
-        waited.await;
-        assert_eq!(kept(&writer).await, [7]);
+        go_on.send(true).expect("it waits");
+        first.await.expect("done");
+        assert_eq!(kept(&writer).await, [6, 7]);
     }
 
     #[tokio::test]
     async fn closing_finishes_what_was_asked_for() {
         let writer = writer();
-        let (go_on, waited) = busy(&writer).await;
-        let (answer, (), (), ()) = tokio::join!(
+        let (go_on, first) = busy(&writer, 6).await;
+        let (answer, first, (), ()) = tokio::join!(
             put(&writer, 7, 0, false),
-            waited,
+            first,
             async {
-                go_on.send(()).expect("it waits");
+                go_on.send(true).expect("it waits");
             },
             writer.close()
         );
-        answer.expect("committed");
+        answer.and(first).expect("committed");
         assert!(put(&writer, 8, 0, false).await.is_err());
     }
 }
