@@ -177,6 +177,7 @@ def check_dockerfile():
         assert f"!{path}" in ignored, f"the image copies {path}, which Dockerfile.dockerignore keeps out"
     for path in (line[1:] for line in ignored if line.startswith("!")):
         assert path in sources, f"Dockerfile.dockerignore lets {path} in, which nothing copies"
+    assert ".cargo" in sources, "the image's SQLite would be compiled otherwise than every other"
     manifest = tomllib.loads((ROOT / "Cargo.toml").read_text())
     for kind in ("bin", "test", "bench", "example"):
         for target in manifest.get(kind, []):

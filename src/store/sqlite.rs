@@ -556,6 +556,18 @@ mod tests {
     }
 
     #[test]
+    fn connections_share_no_memory_and_no_lock_on_it() {
+        // Set in .cargo/config.toml, which a build outside the repository does not see.
+        let db = Db::in_memory().expect("a database");
+        let is_used = |option: &str| -> bool {
+            let question = "SELECT sqlite_compileoption_used(?1)";
+            db.value(question, params![option]).expect("an answer")
+        };
+        assert!(is_used("DEFAULT_MEMSTATUS=0"));
+        assert!(!is_used("ENABLE_MEMORY_MANAGEMENT"));
+    }
+
+    #[test]
     fn an_sqlite_that_can_corrupt_a_wal_database_is_refused() {
         for sound in ["3.51.3", "3.52.0", "4.0.0"] {
             assert!(is_sound(sound), "{sound}");
