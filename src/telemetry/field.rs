@@ -6,6 +6,8 @@
 use std::error::Error;
 use std::fmt::{self, Write as _};
 
+use serde::ser::{SerializeSeq, Serializer as _};
+use serde::{Deserialize, Deserializer, de};
 use tracing::field::{Field, Visit};
 
 /// A list of texts as one field: `fields = %JsonList::new(&names)` becomes a JSON array.
@@ -21,11 +23,15 @@ impl JsonList {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let items: Vec<_> = items
-            .into_iter()
-            .map(|item| item.as_ref().to_owned())
-            .collect();
-        Self(serde_json::to_string(&items).expect("a list of texts is JSON"))
+        let mut json = Vec::with_capacity(LIST_BYTES_USUAL);
+        let mut writer = serde_json::Serializer::new(&mut json);
+        let mut list = writer.serialize_seq(None).expect("memory takes a list");
+        for item in items {
+            let item = list.serialize_element(item.as_ref());
+            item.expect("text is JSON");
+        }
+        SerializeSeq::end(list).expect("memory takes a list");
+        Self(String::from_utf8(json).expect("JSON is UTF-8"))
     }
 }
 
@@ -35,6 +41,9 @@ impl fmt::Display for JsonList {
     }
 }
 
+/// Room that most lists find enough.
+const LIST_BYTES_USUAL: usize = 64;
+
 /// Marks the text of a list; a control character, which no other text begins with.
 const LIST_MARK: char = '\u{1d}';
 
@@ -42,9 +51,52 @@ const LIST_MARK: char = '\u{1d}';
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum FieldValue {
     Text(String),
-    /// A number or `true`/`false`, in JSON's spelling.
+    Integer(i64),
+    /// Another number or `true`/`false`, in JSON's spelling.
     Plain(String),
-    List(Vec<String>),
+    /// Texts, as JSON without a line break.
+    List(String),
+}
+
+impl FieldValue {
+    /// A number of any size.
+    fn integer<T: TryInto<i64> + ToString + Copy>(value: T) -> Self {
+        match value.try_into() {
+            Ok(value) => Self::Integer(value),
+            Err(_) => Self::Plain(value.to_string()),
+        }
+    }
+}
+
+/// The texts of a list.
+pub(super) fn items(json: &str) -> Vec<String> {
+    serde_json::from_str(json).unwrap_or_default()
+}
+
+/// One text of a list, of which only is looked at whether it is one.
+struct Item;
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyText;
+        impl de::Visitor<'_> for AnyText {
+            type Value = Item;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Item, E> {
+                Ok(Item)
+            }
+        }
+        deserializer.deserialize_str(AnyText)
+    }
+}
+
+fn is_list(json: &str) -> bool {
+    // Between its items JSON may have line breaks.
+    !json.contains(|character| character < ' ') && serde_json::from_str::<Vec<Item>>(json).is_ok()
 }
 
 /// The fields in the order in which they were recorded, each name once.
@@ -52,6 +104,11 @@ pub(super) enum FieldValue {
 pub(super) struct Fields(Vec<(&'static str, FieldValue)>);
 
 impl Fields {
+    /// No fields yet, and room for so many.
+    pub(super) fn with_capacity(count: usize) -> Self {
+        Self(Vec::with_capacity(count))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &FieldValue)> {
         self.0.iter().map(|(name, value)| (*name, value))
     }
@@ -61,7 +118,8 @@ impl Fields {
         let index = self.0.iter().position(|(known, _)| *known == name)?;
         match self.0.remove(index).1 {
             FieldValue::Text(text) | FieldValue::Plain(text) => Some(text),
-            FieldValue::List(items) => Some(items.join(", ")),
+            FieldValue::Integer(value) => Some(value.to_string()),
+            FieldValue::List(json) => Some(items(&json).join(", ")),
         }
     }
 
@@ -85,10 +143,9 @@ impl Fields {
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let text = format!("{value:?}");
-        let list = text
-            .strip_prefix(LIST_MARK)
-            .and_then(|json| serde_json::from_str(json).ok());
-        self.set(field, list.map_or(FieldValue::Text(text), FieldValue::List));
+        let list = text.strip_prefix(LIST_MARK).filter(|json| is_list(json));
+        let list = list.map(|json| FieldValue::List(json.to_owned()));
+        self.set(field, list.unwrap_or(FieldValue::Text(text)));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -100,19 +157,19 @@ impl Visit for Fields {
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field, FieldValue::Plain(value.to_string()));
+        self.set(field, FieldValue::integer(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field, FieldValue::Plain(value.to_string()));
+        self.set(field, FieldValue::integer(value));
     }
 
     fn record_i128(&mut self, field: &Field, value: i128) {
-        self.set(field, FieldValue::Plain(value.to_string()));
+        self.set(field, FieldValue::integer(value));
     }
 
     fn record_u128(&mut self, field: &Field, value: u128) {
-        self.set(field, FieldValue::Plain(value.to_string()));
+        self.set(field, FieldValue::integer(value));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {

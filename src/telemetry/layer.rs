@@ -61,7 +61,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
+        let mut fields = Fields::with_capacity(event.metadata().fields().len());
         event.record(&mut fields);
         // From the innermost span outwards, so that the nearest value of a name wins.
         for span in context.event_scope(event).into_iter().flatten() {

@@ -3,13 +3,14 @@
 //! JSON: one flat object, `timestamp`, `level`, `event`, the fields, `message`. Pretty: `14:02:11.123 WARN  event  sentence  key=value`.
 //! Neither can be broken or recoloured by a value: control characters and line breaks are escaped in both.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 use tracing::Level;
 
-use super::field::{FieldValue, Fields};
+use super::field::{FieldValue, Fields, items};
 
 /// The shape of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,35 +32,42 @@ impl Line<'_> {
     pub(super) fn render(mut self, style: Style) -> String {
         let message = self.fields.take_text("message").unwrap_or_default();
         let event = self.fields.take_text("event");
-        let text = match style {
-            Style::Json => self.json(event.as_deref(), &message),
-            Style::Pretty { colour } => self.pretty(event.as_deref(), &message, colour),
-        };
-        text.expect("writing to a string cannot fail")
+        match style {
+            Style::Json => {
+                let mut text = Vec::with_capacity(JSON_BYTES_USUAL);
+                self.json(event.as_deref(), &message, &mut text)
+                    .expect("memory takes every byte");
+                String::from_utf8(text).expect("JSON is UTF-8")
+            }
+            Style::Pretty { colour } => self
+                .pretty(event.as_deref(), &message, colour)
+                .expect("writing to a string cannot fail"),
+        }
     }
 
-    fn json(&self, event: Option<&str>, message: &str) -> Result<String, std::fmt::Error> {
-        let mut text = String::with_capacity(256);
+    /// Piece by piece into one text: there is a line for each delivery.
+    fn json(&self, event: Option<&str>, message: &str, text: &mut Vec<u8>) -> io::Result<()> {
         let timestamp = humantime::format_rfc3339_millis(self.time);
-        write!(
-            text,
-            r#"{{"timestamp":"{timestamp}","level":"{}""#,
-            self.level
-        )?;
-        write!(text, r#","event":{}"#, json_text(event.unwrap_or(FOREIGN)))?;
+        let level = self.level;
+        write!(text, r#"{{"timestamp":"{timestamp}","level":"{level}""#)?;
+        json_member(text, "event", event.unwrap_or(FOREIGN))?;
         if event.is_none() {
-            write!(text, r#","target":{}"#, json_text(self.target))?;
+            json_member(text, "target", self.target)?;
         }
         for (name, value) in self.fields.iter() {
-            let name = if RESERVED.contains(&name) {
-                format!("{name}_")
+            if RESERVED.contains(&name) {
+                json_name(text, &format!("{name}_"))?;
             } else {
-                name.to_owned()
-            };
-            write!(text, ",{}:{}", json_text(&name), json_value(value))?;
+                json_name(text, name)?;
+            }
+            match value {
+                FieldValue::Text(value) => serde_json::to_writer(&mut *text, value)?,
+                FieldValue::Integer(value) => write!(text, "{value}")?,
+                FieldValue::Plain(json) | FieldValue::List(json) => write!(text, "{json}")?,
+            }
         }
-        writeln!(text, r#","message":{}}}"#, json_text(message))?;
-        Ok(text)
+        json_member(text, "message", message)?;
+        text.write_all(b"}\n")
     }
 
     fn pretty(
@@ -93,6 +101,9 @@ impl Line<'_> {
     }
 }
 
+/// Room that most lines find enough.
+const JSON_BYTES_USUAL: usize = 768;
+
 /// What `event` says of a line that another library wrote.
 const FOREIGN: &str = "log";
 
@@ -109,23 +120,21 @@ fn level_style(level: Level) -> Ansi {
     colour.on_default()
 }
 
-fn json_value(value: &FieldValue) -> String {
-    match value {
-        FieldValue::Plain(text) => text.clone(),
-        FieldValue::Text(text) => json_text(text),
-        FieldValue::List(items) => {
-            let items: Vec<String> = items.iter().map(|item| json_text(item)).collect();
-            format!("[{}]", items.join(","))
-        }
-    }
+fn json_member(text: &mut Vec<u8>, name: &str, value: &str) -> io::Result<()> {
+    json_name(text, name)?;
+    Ok(serde_json::to_writer(text, value)?)
 }
 
-fn json_text(text: &str) -> String {
-    serde_json::to_string(text).expect("text is JSON")
+fn json_name(text: &mut Vec<u8>, name: &str) -> io::Result<()> {
+    text.push(b',');
+    serde_json::to_writer(&mut *text, name)?;
+    text.push(b':');
+    Ok(())
 }
 
 fn pretty_value(value: &FieldValue) -> String {
     match value {
+        FieldValue::Integer(value) => value.to_string(),
         FieldValue::Plain(text) => text.clone(),
         FieldValue::Text(text) if text.is_empty() || text.contains([' ', '"', '=']) => {
             format!(
@@ -134,8 +143,8 @@ fn pretty_value(value: &FieldValue) -> String {
             )
         }
         FieldValue::Text(text) => escaped(text),
-        FieldValue::List(items) => {
-            let items: Vec<String> = items.iter().map(|item| escaped(item)).collect();
+        FieldValue::List(json) => {
+            let items: Vec<String> = items(json).iter().map(|item| escaped(item)).collect();
             format!("[{}]", items.join(","))
         }
     }

@@ -275,3 +275,31 @@ fn warnings_and_errors_are_counted_by_name_whatever_the_filter_hides() {
     counted.retain(|(_, count)| *count > 0);
     assert_eq!(counted, [("guard.held", 1), ("drift.found", 2)]);
 }
+
+#[test]
+fn what_only_looks_like_a_list_stays_text_on_one_line() {
+    let lines = written("info", Style::Json, |_| {
+        info!(event = "x", list = %JsonList::new(["a\u{7f}b", "c\nd"]), "One");
+        let broken = "\u{1d}[\"a\",\n\"b\"]";
+        let of_numbers = "\u{1d}[1]";
+        info!(event = "x", %broken, %of_numbers, "Two");
+    });
+    let list: serde_json::Value = serde_json::from_str(&lines[0]).expect("a line is JSON");
+    assert_eq!(list["list"], serde_json::json!(["a\u{7f}b", "c\nd"]));
+    insta::assert_snapshot!(lines[1], @r#"{"timestamp":"…","level":"INFO","event":"x","broken":"\u001d[\"a\",\n\"b\"]","of_numbers":"\u001d[1]","message":"Two"}"#);
+}
+
+#[test]
+fn numbers_of_any_size_are_numbers() {
+    let lines = written("info", Style::Json, |_| {
+        info!(
+            event = "x",
+            most = u64::MAX,
+            least = i128::MIN,
+            negative = -1_i64,
+            "Numbers"
+        );
+    });
+    let values = r#""most":18446744073709551615,"least":-170141183460469231731687303715884105728,"negative":-1"#;
+    assert!(lines[0].contains(values), "{lines:?}");
+}
