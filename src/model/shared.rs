@@ -51,9 +51,12 @@ impl<K: Ord, V, const N: usize> From<[(K, V); N]> for SharedMap<K, V> {
     }
 }
 
+/// One entry after the other: there are few, mostly in order, and a map that is made of all at once would sort them in a list first.
 impl<K: Ord, V> FromIterator<(K, V)> for SharedMap<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
-        BTreeMap::from_iter(entries).into()
+        let mut map = BTreeMap::new();
+        map.extend(entries);
+        map.into()
     }
 }
 
