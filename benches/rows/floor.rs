@@ -13,6 +13,12 @@ use super::{Scale, delivery, float};
 /// How many requests the bare client has in flight.
 const IN_FLIGHT: u64 = 64;
 
+/// What is written each second, of the bare client's requests.
+fn rate_of(name: &str) -> Figure {
+    let what = format!("written/s of the bare client's requests, {name}");
+    Figure::new(what, "x", Bar::None)
+}
+
 /// Both sets of tables, in turns with the bare client.
 pub(crate) async fn written(scale: Scale, mock: &Mock) -> Vec<Figure> {
     let mut figures = Vec::new();
@@ -20,11 +26,7 @@ pub(crate) async fn written(scale: Scale, mock: &Mock) -> Vec<Figure> {
         ("least", "an outbox without history"),
         ("state", "the state's tables"),
     ] {
-        let mut rate = Figure::new(
-            format!("written/s of the bare client's requests, {name}"),
-            "x",
-            Bar::None,
-        );
+        let mut rate = rate_of(name);
         let mut cpu = Figure::new(
             format!("  processor time each, of a bare request's, {name}"),
             "x",
@@ -53,11 +55,7 @@ pub(crate) async fn written(scale: Scale, mock: &Mock) -> Vec<Figure> {
 /// The state's tables on a server that flushes each commit, a fresh one for each round. What it costs is mostly the server's time.
 async fn written_to_postgres(scale: Scale, mock: &Mock) -> [Figure; 2] {
     let name = "the state's tables on PostgreSQL";
-    let mut rate = Figure::new(
-        format!("written/s of the bare client's requests, {name}"),
-        "x",
-        Bar::None,
-    );
+    let mut rate = rate_of(name);
     let mut absolute = Figure::plain(format!("  written, {name}"), "/s");
     for _ in 0..scale.rounds {
         let bare = delivery::bare(mock, IN_FLIGHT, scale.changes).await;

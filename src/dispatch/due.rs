@@ -112,11 +112,8 @@ impl Dispatcher {
     /// Claims on after a claim that found all that it asked for, before what it found is sent.
     pub(super) fn claim_on(&mut self, running: &Running<'_>) {
         let now = self.worlds.clock.now();
-        let may_claim = self.claims.asked.is_none()
-            && self.claims.found.is_none()
-            && self.offered.is_none()
-            && !self.is_stopping();
-        if may_claim && !self.end_leases(now) {
+        let found_all = self.claims.found.is_none();
+        if found_all && !self.is_stopping() && !self.end_leases(now) {
             self.claim(running, now);
         }
     }

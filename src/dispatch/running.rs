@@ -23,12 +23,12 @@ impl<'a, T> Running<'a, T> {
         }
     }
 
-    /// Starts something that is mostly done elsewhere, and soon asked for.
+    /// Asks something of the state; it is handed over when the next is waited for.
     pub(super) fn ask(&self, of_state: impl Future<Output = T> + Send + 'a) {
         self.of_state.push(Box::pin(of_state));
     }
 
-    /// Starts anything else.
+    /// Starts a request, or whatever else may wait until the state has been asked.
     pub(super) fn push(&self, request: impl Future<Output = T> + Send + 'a) {
         self.requests.push(Box::pin(request));
     }

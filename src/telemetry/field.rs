@@ -68,9 +68,9 @@ impl FieldValue {
     }
 }
 
-/// The texts of a list.
+/// The texts of a [`FieldValue::List`].
 pub(super) fn items(json: &str) -> Vec<String> {
-    serde_json::from_str(json).unwrap_or_default()
+    serde_json::from_str(json).expect("only a list of texts is kept as one")
 }
 
 /// One text of a list, of which only is looked at whether it is one.

@@ -302,6 +302,28 @@ fn claiming_does_not_go_on_before_deliveries_whose_lease_is_over_have_ended() {
 }
 
 #[test]
+fn what_was_answered_meanwhile_is_recorded_as_soon_as_the_batch_before_is() {
+    let stand = Stand::new();
+    stand.desire("icfg_1", 2, "ready");
+    let mut look = Look::new(&stand, |_| {});
+    look.once();
+    // A batch is being recorded while these are claimed, sent and answered.
+    look.dispatcher.is_recording = true;
+    for _ in 0..2 {
+        for ended in look.turn() {
+            look.dispatcher.take(&look.running, ended);
+        }
+    }
+    assert_eq!(look.dispatcher.unrecorded.len(), 2);
+    look.dispatcher.record(&look.running);
+    assert!(look.turn().is_empty(), "one batch at a time");
+    let ended = Ended::Record(Vec::new(), Vec::new());
+    look.dispatcher.take(&look.running, ended);
+    let ended = look.turn();
+    assert!(matches!(&ended[..], [Ended::Record(both, _)] if both.len() == 2));
+}
+
+#[test]
 fn nothing_is_claimed_while_every_place_is_taken() {
     let stand = Stand::new();
     stand.desire("icfg_1", 9, "ready");

@@ -287,22 +287,22 @@ mod tests {
         writer.write("read", work).await.expect("readable")
     }
 
-    /// Makes the thread write a value and wait until it is told whether that is done or fails. What arrives meanwhile joins its
-    /// transaction, or is committed together in the next.
-    async fn busy(
-        writer: &Writer,
-        value: i64,
-    ) -> (
-        std::sync::mpsc::Sender<bool>,
-        impl Future<Output = Result<(), StoreError>>,
-    ) {
-        let (started, has_started) = oneshot::channel::<()>();
+    /// Work that writes a value and waits until it is told whether that is done or fails.
+    struct Held {
+        /// Told once the value is written.
+        started: oneshot::Receiver<()>,
+        go_on: std::sync::mpsc::Sender<bool>,
+        answer: oneshot::Receiver<Result<(), StoreError>>,
+    }
+
+    async fn hold(writer: &Writer, value: i64) -> Held {
+        let (start, started) = oneshot::channel::<()>();
         let (go_on, is_done) = std::sync::mpsc::channel::<bool>();
         let work = boxed(move |rows| {
             Box::pin(async move {
                 rows.db()
                     .run("INSERT INTO kept (value) VALUES (?1)", params![value])?;
-                let _ = started.send(());
+                let _ = start.send(());
                 match is_done.recv() {
                     Ok(true) => Ok(()),
                     _ => Err(Fault::Corrupt("as told".to_owned())),
@@ -318,8 +318,39 @@ mod tests {
             reply,
         };
         assert!(jobs.send(Box::new(job)).await.is_ok());
-        has_started.await.expect("it starts");
+        Held {
+            started,
+            go_on,
+            answer,
+        }
+    }
+
+    /// Makes the thread do such work. What arrives meanwhile joins its transaction, or is committed together in the next.
+    async fn busy(
+        writer: &Writer,
+        value: i64,
+    ) -> (
+        std::sync::mpsc::Sender<bool>,
+        impl Future<Output = Result<(), StoreError>>,
+    ) {
+        let Held {
+            started,
+            go_on,
+            answer,
+        } = hold(writer, value).await;
+        started.await.expect("it starts");
         (go_on, async move { answer.await.expect("answered") })
+    }
+
+    /// Repeats a value in a way that has SQLite undo the whole transaction, whatever belongs to it.
+    async fn undo_all(writer: &Writer, value: i64) -> Result<u64, StoreError> {
+        let work = boxed(move |rows| {
+            Box::pin(async move {
+                let repeat = "INSERT OR ROLLBACK INTO kept (value) VALUES (?1)";
+                rows.db().run(repeat, params![value])
+            })
+        });
+        writer.write("put a value", work).await
     }
 
     #[tokio::test]
@@ -347,14 +378,7 @@ mod tests {
     async fn what_arrives_while_another_is_done_is_committed_with_it() {
         let writer = writer();
         let (go_on, first) = busy(&writer, 1).await;
-        // Repeats the value in a way that has SQLite undo the whole transaction, whatever belongs to it.
-        let work = boxed(|rows| {
-            Box::pin(async move {
-                let repeat = "INSERT OR ROLLBACK INTO kept (value) VALUES (1)";
-                rows.db().run(repeat, params![])
-            })
-        });
-        let (second, first, ()) = tokio::join!(writer.write("put a value", work), first, async {
+        let (second, first, ()) = tokio::join!(undo_all(&writer, 1), first, async {
             go_on.send(true).expect("it waits");
         });
         assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
@@ -362,6 +386,23 @@ mod tests {
         put(&writer, 1, 0, false)
             .await
             .expect("as if nothing had been");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_what_arrives_after_his_transaction_was_joined() {
+        let writer = writer();
+        let (go_on, first) = busy(&writer, 1).await;
+        let joined = hold(&writer, 2).await;
+        go_on.send(true).expect("it waits");
+        joined.started.await.expect("it starts");
+        let (third, first, joined, ()) =
+            tokio::join!(undo_all(&writer, 1), first, joined.answer, async {
+                joined.go_on.send(true).expect("it waits");
+            });
+        first.expect("committed before the third began");
+        joined.expect("answered").expect("committed with the first");
+        assert!(third.is_err());
+        assert_eq!(kept(&writer).await, [1, 2]);
     }
 
     #[tokio::test]
