@@ -2,18 +2,17 @@
 //!
 //! Key order, white space and the spelling of numbers do not survive; everything else does, digits included.
 
-use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use smol_str::SmolStr;
 
-/// A JSON value in canonical text: keys sorted, no white space, numbers in their shortest decimal form. A copy shares the text.
-#[derive(Clone)]
-pub struct Json(Arc<RawValue>);
+/// A JSON value in canonical text: keys sorted, no white space, numbers in their shortest decimal form. A copy shares the text, and a
+/// short one, as most statuses and names are, takes no memory of its own.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Json(SmolStr);
 
 impl Json {
     /// The canonical form of a value.
@@ -21,7 +20,7 @@ impl Json {
     pub fn from_value(value: &Value) -> Self {
         let mut text = String::new();
         write_canonical(&mut text, value);
-        Self::from_canonical(text)
+        Self(text.into())
     }
 
     /// A JSON string.
@@ -29,18 +28,13 @@ impl Json {
     pub fn from_text(text: &str) -> Self {
         let mut quoted = String::with_capacity(text.len() + 2);
         write_string(&mut quoted, text);
-        Self::from_canonical(quoted)
+        Self(quoted.into())
     }
 
     /// The JSON value `null`.
     #[must_use]
-    pub fn null() -> Self {
-        Self(RawValue::NULL.to_owned().into())
-    }
-
-    fn from_canonical(text: String) -> Self {
-        let raw = RawValue::from_string(text).expect("canonical text is JSON by construction");
-        Self(raw.into())
+    pub const fn null() -> Self {
+        Self(SmolStr::new_static("null"))
     }
 
     /// Whether this is the JSON value `null`.
@@ -52,39 +46,13 @@ impl Json {
     /// The canonical text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        self.0.get()
+        &self.0
     }
 
     /// The value, parsed again.
     #[must_use]
     pub fn to_value(&self) -> Value {
         serde_json::from_str(self.as_str()).expect("canonical text is JSON by construction")
-    }
-}
-
-impl PartialEq for Json {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Eq for Json {}
-
-impl PartialOrd for Json {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Json {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.as_str().cmp(other.as_str())
-    }
-}
-
-impl Hash for Json {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state);
     }
 }
 
@@ -103,18 +71,33 @@ impl fmt::Display for Json {
 /// Embeds the value itself, not a string holding it.
 impl Serialize for Json {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        match plain_text(self.as_str()) {
+            // The usual kind, and a string is written without being parsed first.
+            Some(text) => serializer.serialize_str(text),
+            None => raw(self.as_str()).serialize(serializer),
+        }
     }
+}
+
+/// The inside of canonical text that is a string without escapes.
+fn plain_text(text: &str) -> Option<&str> {
+    let inside = text.strip_prefix('"')?.strip_suffix('"')?;
+    (!inside.contains('\\')).then_some(inside)
+}
+
+/// Canonical text as JSON that is written as it is.
+fn raw(text: &str) -> &RawValue {
+    serde_json::from_str(text).expect("canonical text is JSON by construction")
 }
 
 /// What the state holds is canonical already, which is seen in one pass; anything else is parsed and written anew.
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(deserializer)?;
-        if is_canonical(raw.get()) {
-            return Ok(Self(raw.into()));
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        if is_canonical(text) {
+            return Ok(Self(text.into()));
         }
-        let value = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
+        let value = serde_json::from_str(text).map_err(serde::de::Error::custom)?;
         Ok(Self::from_value(&value))
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -51,7 +52,8 @@ impl Serialize for SecretName {
 
 impl<'de> Deserialize<'de> for SecretName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(String::deserialize(deserializer)?.into()))
+        // Whatever was written as a name is one, without a second look.
+        deserializer.deserialize_str(Text("a name", |name| Some(Self(name.into()))))
     }
 }
 
@@ -263,8 +265,23 @@ impl Serialize for Fingerprint {
 
 impl<'de> Deserialize<'de> for Fingerprint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("no fingerprint"))
+        deserializer.deserialize_str(Text("a fingerprint", Self::parse))
+    }
+}
+
+/// What is read from text where it lies, without a copy of it: what it is, and how.
+struct Text<T>(&'static str, fn(&str) -> Option<T>);
+
+impl<T> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        // The error must not repeat the text.
+        (self.1)(text).ok_or_else(|| E::custom(format_args!("no text of {}", self.0)))
     }
 }
 

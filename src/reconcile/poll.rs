@@ -1,15 +1,16 @@
 //! The poll: what changed since the cursor.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::model::{Origin, RawRow, RawRows, RowHasher, Timestamp};
+use crate::model::{Origin, RawRow, RawRows, ResourceKey, RowHasher, Timestamp};
 use crate::planted::{Bug, is_planted};
 use crate::source::{PollFrom, PollPage, RawKey, SourceError, Suspects};
 use crate::store::PollProgress;
 
-use super::page::{Duplicates, Position};
+use super::page::{Duplicates, PageReport, Position};
 use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
 
 /// How often a pass that finds nothing new notes how far it is: each time is a commit, and a pass that is cut off reads anew what came
@@ -18,6 +19,12 @@ const NOTED_EVERY: Duration = Duration::from_secs(1);
 
 /// Of so few rows that are not known it is asked with their page how many rows their resources have.
 const NEWS_MAX: usize = 8;
+
+/// A pass's pages grow to so many times `page_rows`: where many rows have one cursor, the source looks at all of those that are left for
+/// each page.
+const GROWTH_MAX: u32 = 4;
+/// Pages do not grow to more bytes than this.
+const PAGE_BYTES: usize = 1 << 20;
 
 /// What a poll found.
 #[derive(Debug, Default)]
@@ -82,7 +89,7 @@ impl Reconciler {
             None => {
                 // Whoever moved the cursor may have done more.
                 self.known().forget_all();
-                self.poll_page(&from, NEWS_MAX).await
+                self.first_page(&from).await
             }
         };
         let told = match &first {
@@ -127,16 +134,36 @@ impl Reconciler {
     /// The first page of a pass from where the last one left the state, if there was one, and where it was read from.
     async fn read_ahead(&self) -> Option<(PollFrom, Result<PollPage, SourceError>)> {
         let from = PollFrom::Cursor(self.left_at().take()?);
-        let page = self.poll_page(&from, NEWS_MAX).await;
+        let page = self.first_page(&from).await;
         Some((from, page))
     }
 
-    /// A page, and how many rows the resources have of which it has news, if there are at most so many of them.
-    async fn poll_page(&self, from: &PollFrom, news_max: usize) -> Result<PollPage, SourceError> {
-        let suspects = self.suspects(news_max);
-        self.source
-            .poll_page(from, self.settings.page_rows, Some(suspects))
+    async fn first_page(&self, from: &PollFrom) -> Result<PollPage, SourceError> {
+        self.poll_page(from, self.settings.page_rows, NEWS_MAX)
             .await
+    }
+
+    /// A page, and how many rows the resources have of which it has news, if there are at most so many of them.
+    async fn poll_page(
+        &self,
+        from: &PollFrom,
+        limit: u32,
+        news_max: usize,
+    ) -> Result<PollPage, SourceError> {
+        let suspects = self.suspects(news_max);
+        self.source.poll_page(from, limit, Some(suspects)).await
+    }
+
+    /// How many rows the page after one of so many rows and bytes may have.
+    fn next_poll_rows(&self, limit: u32, bytes: usize) -> u32 {
+        let least = self.settings.page_rows;
+        let most = least.saturating_mul(GROWTH_MAX);
+        if bytes > PAGE_BYTES {
+            return (limit / 2).clamp(least, most);
+        }
+        let fits = bytes <= PAGE_BYTES / 2;
+        let next = if fits { limit.saturating_mul(2) } else { limit };
+        next.clamp(least, most)
     }
 
     /// Of a page with so few rows that are not known, unless they are those of the page before: these resources.
@@ -177,6 +204,44 @@ impl Reconciler {
         (rest, counts)
     }
 
+    /// Commits what a page of rows means, so many together that other transactions need not wait for long. The position is committed
+    /// with the last of them: what is cut off before is read again.
+    async fn commit_rows(
+        &self,
+        mut rows: Vec<RawRow>,
+        found: BTreeMap<ResourceKey, usize>,
+        position: Position,
+    ) -> Result<PageReport, PassError> {
+        let mut report = PageReport::default();
+        let most = usize::try_from(self.settings.page_rows).unwrap_or(usize::MAX);
+        while rows.len() > most {
+            let later = rows.split_off(most);
+            let keys = rows.iter().filter_map(|row| row.key().ok());
+            let found = keys
+                .filter_map(|key| {
+                    found
+                        .get_key_value(&key)
+                        .map(|(key, rows)| (key.clone(), *rows))
+                })
+                .collect();
+            let duplicates = Duplicates::Anywhere(found);
+            let some = Position::default();
+            let done = self
+                .commit_page(rows, Origin::Poll, duplicates, some)
+                .await?;
+            report.counts.add(&done.counts);
+            report.notices.extend(done.notices);
+            rows = later;
+        }
+        let found = Duplicates::Anywhere(found);
+        let done = self
+            .commit_page(rows, Origin::Poll, found, position)
+            .await?;
+        report.counts.add(&done.counts);
+        report.notices.extend(done.notices);
+        Ok(report)
+    }
+
     fn left_at(&self) -> MutexGuard<'_, Option<String>> {
         self.left_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -197,9 +262,10 @@ impl Reconciler {
         let restart = cursor.is_none() && from == PollFrom::Beginning;
         let mut page = match first {
             Some(page) => page,
-            None => self.poll_page(&from, NEWS_MAX).await?,
+            None => self.first_page(&from).await?,
         };
         let mut news_max = NEWS_MAX;
+        let mut limit = self.settings.page_rows;
         let mut reached = cursor.clone();
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
@@ -237,14 +303,14 @@ impl Reconciler {
             let (rest, known) = self.pass_over(&page.rows);
             report.counts.add(&known);
             let next = page.next.map(PollFrom::After);
+            limit = self.next_poll_rows(limit, page.rows.size());
             let reading = async {
                 match &next {
-                    Some(next) => Some(self.poll_page(next, news_max).await),
+                    Some(next) => Some(self.poll_page(next, limit, news_max).await),
                     None => None,
                 }
             };
-            let duplicates = Duplicates::Anywhere(page.found);
-            let deciding = self.commit_page(rest, Origin::Poll, duplicates, position);
+            let deciding = self.commit_rows(rest, page.found, position);
             // What the state has of the next page's rows is asked for after this page was committed.
             let (done, read) = futures_util::future::join(deciding, reading).await;
             let done = done?;
@@ -333,8 +399,8 @@ mod tests {
 
     #[tokio::test]
     async fn where_most_rows_of_a_page_have_changed_those_of_later_pages_are_looked_up_with_them() {
-        // The second page is read before it is known what the first one held.
-        for (changed_of_ten, apart) in [(10, 2), (6, 2), (5, 6)] {
+        // The second page, of twice as many rows, is read before it is known what the first one held.
+        for (changed_of_ten, apart) in [(10, 3), (6, 3), (5, 6)] {
             let bench = Bench::new(rows(60));
             let ten_a_page = |settings: &mut Settings| settings.page_rows = 10;
             polled(&bench.reconciler(ten_a_page)).await;
@@ -352,6 +418,105 @@ mod tests {
                 .collect();
             let expected = format!("ids of {changed_of_ten}");
             assert_eq!(looked_up, vec![&expected; apart], "{asked:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_of_a_long_pass_grow_fourfold_and_the_next_pass_begins_with_a_small_one() {
+        let bench = Bench::new(rows(70));
+        let reconciler = bench.reconciler(|_| {});
+        let report = polled(&reconciler).await;
+        assert_eq!((report.counts.rows, report.counts.adopted), (70, 70));
+        let pages = |asked: Vec<String>| -> Vec<String> {
+            let is_page = |what: &String| what.starts_with("poll");
+            asked.into_iter().filter(is_page).collect()
+        };
+        let expected = [&["poll 2", "poll 4"][..], &["poll 8"; 8]].concat();
+        assert_eq!(pages(bench.table.asked()), expected);
+        polled(&reconciler).await;
+        assert_eq!(pages(bench.table.asked()), ["poll 2"]);
+    }
+
+    #[test]
+    fn a_page_grows_no_further_than_its_bytes_allow_and_shrinks_where_rows_are_long() {
+        let bench = Bench::new([]);
+        let reconciler = bench.reconciler(|settings| settings.page_rows = 100);
+        for (limit, bytes, expected) in [
+            (100, 0, 200),
+            (200, PAGE_BYTES / 2, 400),
+            (400, PAGE_BYTES / 2, 400),
+            (200, PAGE_BYTES / 2 + 1, 200),
+            (400, PAGE_BYTES, 400),
+            (400, PAGE_BYTES + 1, 200),
+            (100, PAGE_BYTES + 1, 100),
+        ] {
+            assert_eq!(reconciler.next_poll_rows(limit, bytes), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_page_is_committed_in_parts_and_its_position_with_the_last() {
+        let bench = Bench::new(rows(5));
+        let reconciler = bench.reconciler(|_| {});
+        let position = || Position {
+            poll: Some(PollProgress {
+                cursor: Some("4".to_owned()),
+                identity: "a database".to_owned(),
+                completed_at: None,
+                rows: 5,
+            }),
+            sweep: None,
+            keep: true,
+            ends_pass: true,
+        };
+        // The rows of the third part are asked for in vain, when the others are committed.
+        let failing = Arc::clone(&bench.table);
+        bench.table.when_asked(move |what, rows| {
+            if what == "ids of 1" {
+                rows.clear();
+            }
+        });
+        let found = BTreeMap::new;
+        let cut_off = reconciler
+            .commit_rows(rows(5).collect(), found(), position())
+            .await;
+        assert!(cut_off.is_err());
+        let mut parts = failing.asked();
+        parts.truncate(3);
+        assert_eq!(parts, ["ids of 2", "ids of 2", "ids of 1"]);
+        assert_eq!(bench.progress().await.poll, None);
+        for row in rows(5) {
+            bench.table.puts(row);
+        }
+        bench.table.when_asked(|_, _| {});
+        let done = reconciler
+            .commit_rows(rows(5).collect(), found(), position())
+            .await
+            .expect("it can be read");
+        // Four were decided on before it was cut off.
+        assert_eq!((done.counts.rows, done.counts.adopted), (5, 1));
+        assert_eq!(bench.progress().await.poll, position().poll);
+    }
+
+    #[tokio::test]
+    async fn rows_of_one_resource_in_two_parts_of_a_page_are_unusable() {
+        let bench = Bench::new(rows(3));
+        let twice = row("res_000", "b", 3);
+        bench.table.doubles(twice.clone());
+        let reconciler = bench.reconciler(|_| {});
+        let page: Vec<RawRow> = [
+            &[twice.clone()],
+            &rows(3).collect::<Vec<_>>()[1..],
+            &[twice],
+        ]
+        .concat();
+        let keys = [key("res_000"), key("res_001")];
+        for found in [BTreeMap::new(), [(key("res_000"), 2)].into()] {
+            let done = reconciler.commit_rows(page.clone(), found, Position::default());
+            done.await.expect("it can be read");
+            let records = bench.store.records(&keys).await.expect("in memory");
+            let decided: Vec<bool> = records.iter().map(|r| r.row_hash.is_some()).collect();
+            assert_eq!(decided, [false, true]);
         }
     }
 
@@ -416,29 +581,30 @@ mod tests {
     async fn a_pass_without_news_notes_where_it_is_at_its_end_and_once_a_second() {
         let ms = Duration::from_millis;
         for (a_page, expected) in [(ms(0), 1), (ms(999), 2), (ms(1_000), 4)] {
-            let bench = Bench::new(rows(7));
+            // Four pages, since each may have twice as many rows as the one before.
+            let bench = Bench::new(rows(15));
             let reconciler = bench.reconciler(|_| {});
             polled(&reconciler).await;
             // The same rows again, found later.
-            for id in 0..7 {
-                bench.table.puts(row(&format!("res_{id:03}"), "a", 10 + id));
+            for id in 0..15 {
+                bench.table.puts(row(&format!("res_{id:03}"), "a", 20 + id));
             }
             let clock = Arc::clone(&bench.clock);
             bench.table.when_asked(move |_, _| clock.pass(a_page));
             assert_eq!(commits(&reconciler).await, expected, "{a_page:?}");
             let progress = bench.progress().await.poll.expect("there was one");
-            assert_eq!(progress.cursor.as_deref(), Some("16"));
+            assert_eq!(progress.cursor.as_deref(), Some("34"));
             assert_eq!(commits(&reconciler).await, 0, "it has not moved");
         }
     }
 
     #[tokio::test]
     async fn a_pass_without_news_notes_where_it_is_whenever_the_clock_was_set_back() {
-        let bench = Bench::new(rows(7));
+        let bench = Bench::new(rows(15));
         let reconciler = bench.reconciler(|_| {});
         polled(&reconciler).await;
-        for id in 0..7 {
-            bench.table.puts(row(&format!("res_{id:03}"), "a", 10 + id));
+        for id in 0..15 {
+            bench.table.puts(row(&format!("res_{id:03}"), "a", 20 + id));
         }
         let clock = Arc::clone(&bench.clock);
         let a_moment = Duration::from_millis(1);
