@@ -91,6 +91,8 @@ fn raw(text: &str) -> &RawValue {
 }
 
 /// What the state holds is canonical already, which is seen in one pass; anything else is parsed and written anew.
+///
+/// From text in memory alone, in which it is looked at where it lies: not from a reader.
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <&RawValue>::deserialize(deserializer)?.get();
@@ -423,6 +425,15 @@ mod tests {
             let read = serde_json::from_str::<Json>(&text).ok();
             let parsed = serde_json::from_str(&text).ok().map(|value| Json::from_value(&value));
             prop_assert_eq!(read, parsed);
+        }
+
+        #[test]
+        fn it_is_written_as_its_text_whatever_it_holds(spelled in spelled(), text in any::<String>()) {
+            let read = serde_json::from_str::<Json>(&spelled).ok();
+            for json in read.into_iter().chain([Json::from_text(&text), Json::null()]) {
+                prop_assert_eq!(serde_json::to_string(&json).expect("JSON"), json.as_str());
+                prop_assert_eq!(serde_json::to_value(&json).expect("JSON"), json.to_value());
+            }
         }
 
         #[test]

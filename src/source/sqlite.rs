@@ -35,9 +35,9 @@ const BEGIN: &str = "BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1";
 /// After how long a reader that has to wait for a writer looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// How much of the file a connection keeps in memory, in the words of `PRAGMA cache_size`: 1 MiB. What lies above the rows finds room in
-/// it; the rows themselves are read once in a pass.
-const CACHE_SIZE: &str = "-1024";
+/// How much of the file a connection keeps in memory, in the words of `PRAGMA cache_size`: 256 KiB. What lies above the rows that are read
+/// next finds room in it; the rows themselves are read once in a pass.
+const CACHE_SIZE: &str = "-256";
 
 /// One SQLite file.
 pub(super) struct SqliteDialect {

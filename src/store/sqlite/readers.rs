@@ -21,7 +21,7 @@ const READERS_MAX: usize = 4;
 const IDLE_MAX: usize = 2;
 
 /// What each keeps of the file: what lies above the rows. The rows themselves are rarely read twice.
-const CACHE_KIB: u32 = 1024;
+const CACHE_KIB: u32 = 256;
 
 /// A connection that reads.
 #[derive(Debug)]
