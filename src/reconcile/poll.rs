@@ -212,34 +212,32 @@ impl Reconciler {
         found: BTreeMap<ResourceKey, usize>,
         position: Position,
     ) -> Result<PageReport, PassError> {
-        let mut report = PageReport::default();
         let most = usize::try_from(self.settings.page_rows).unwrap_or(usize::MAX);
-        while rows.len() > most {
-            let later = rows.split_off(most);
+        let mut report = PageReport::default();
+        let mut position = Some(position);
+        loop {
+            let later = (rows.len() > most).then(|| rows.split_off(most));
+            let here = match &later {
+                Some(_) => Position::default(),
+                None => position.take().unwrap_or_default(),
+            };
+            // What was found of others proves nothing of these: they may have been asked for in another statement.
+            let of_these = |key| {
+                let (key, rows) = found.get_key_value(&key)?;
+                Some((key.clone(), *rows))
+            };
             let keys = rows.iter().filter_map(|row| row.key().ok());
-            let found = keys
-                .filter_map(|key| {
-                    found
-                        .get_key_value(&key)
-                        .map(|(key, rows)| (key.clone(), *rows))
-                })
-                .collect();
-            let duplicates = Duplicates::Anywhere(found);
-            let some = Position::default();
+            let duplicates = Duplicates::Anywhere(keys.filter_map(of_these).collect());
             let done = self
-                .commit_page(rows, Origin::Poll, duplicates, some)
+                .commit_page(rows, Origin::Poll, duplicates, here)
                 .await?;
             report.counts.add(&done.counts);
             report.notices.extend(done.notices);
-            rows = later;
+            match later {
+                Some(later) => rows = later,
+                None => return Ok(report),
+            }
         }
-        let found = Duplicates::Anywhere(found);
-        let done = self
-            .commit_page(rows, Origin::Poll, found, position)
-            .await?;
-        report.counts.add(&done.counts);
-        report.notices.extend(done.notices);
-        Ok(report)
     }
 
     fn left_at(&self) -> MutexGuard<'_, Option<String>> {
@@ -496,6 +494,25 @@ mod tests {
         // Four were decided on before it was cut off.
         assert_eq!((done.counts.rows, done.counts.adopted), (5, 1));
         assert_eq!(bench.progress().await.poll, position().poll);
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_found_nothing_of_a_part_is_not_believed() {
+        for missed in [["res_000", "res_001"], ["res_002", "res_003"]] {
+            let bench = Bench::new(rows(4));
+            let reconciler = bench.reconciler(|_| {});
+            let found = |row: RawRow| {
+                let key = row.key().expect("ids");
+                let is_missed = missed.contains(&key.resource_id.as_str());
+                (key, usize::from(!is_missed))
+            };
+            let found = rows(4).map(found).collect();
+            let done = reconciler
+                .commit_rows(rows(4).collect(), found, Position::default())
+                .await
+                .expect("it can be read");
+            assert_eq!(done.counts.adopted, 4, "{missed:?}");
+        }
     }
 
     #[tokio::test]
