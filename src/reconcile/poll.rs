@@ -521,12 +521,9 @@ mod tests {
         let twice = row("res_000", "b", 3);
         bench.table.doubles(twice.clone());
         let reconciler = bench.reconciler(|_| {});
-        let page: Vec<RawRow> = [
-            &[twice.clone()],
-            &rows(3).collect::<Vec<_>>()[1..],
-            &[twice],
-        ]
-        .concat();
+        let mut page: Vec<RawRow> = rows(3).collect();
+        page[0] = twice.clone();
+        page.push(twice);
         let keys = [key("res_000"), key("res_001")];
         for found in [BTreeMap::new(), [(key("res_000"), 2)].into()] {
             let done = reconciler.commit_rows(page.clone(), found, Position::default());
