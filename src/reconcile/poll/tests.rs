@@ -1,0 +1,380 @@
+use super::*;
+use crate::clock::Clock as _;
+use crate::reconcile::Settings;
+use crate::reconcile::fixture::{Bench, Failure, START, key, row, swept};
+use crate::store::Store as _;
+
+/// A poll, in pages of a hundred rows.
+async fn polled(reconciler: &Reconciler) -> PollReport {
+    let report = reconciler.poll().await.expect("it can be read");
+    report.expect("there is a cursor")
+}
+
+fn rows(count: u32) -> impl Iterator<Item = RawRow> {
+    (0..count).map(|id| row(&format!("res_{id:03}"), "a", id.into()))
+}
+
+fn in_one_page(settings: &mut Settings) {
+    settings.page_rows = 100;
+}
+
+#[tokio::test]
+async fn rows_of_the_overlap_are_passed_over_and_counted_as_known() {
+    let bench = Bench::new(rows(3));
+    let reconciler = bench.reconciler(in_one_page);
+    let first = polled(&reconciler).await.counts;
+    assert_eq!((first.rows, first.changed, first.adopted), (3, 3, 3));
+    // From the last cursor on there is its row.
+    let again = polled(&reconciler).await.counts;
+    let expected = PageCounts {
+        rows: 1,
+        known: 1,
+        ..PageCounts::default()
+    };
+    assert_eq!(again, expected);
+    bench.table.puts(row("res_000", "b", 7));
+    let changed = polled(&reconciler).await.counts;
+    assert_eq!((changed.rows, changed.changed, changed.enqueued), (2, 1, 1));
+    assert_eq!((changed.known, changed.folded), (2, 0));
+}
+
+#[tokio::test]
+async fn a_few_changed_rows_are_looked_up_with_their_page_and_more_by_themselves() {
+    for (changed, expected) in [(8_u32, None), (9, Some("ids of 9"))] {
+        let bench = Bench::new(rows(20));
+        let reconciler = bench.reconciler(in_one_page);
+        polled(&reconciler).await;
+        for id in 0..changed {
+            bench
+                .table
+                .puts(row(&format!("res_{id:03}"), "b", 100 + i64::from(id)));
+        }
+        bench.table.asked();
+        let counts = polled(&reconciler).await.counts;
+        assert_eq!(counts.changed, u64::from(changed));
+        let mut asked = vec!["poll 100"];
+        asked.extend(expected);
+        assert_eq!(bench.table.asked(), asked);
+    }
+}
+
+#[tokio::test]
+async fn where_most_rows_of_a_page_have_changed_those_of_later_pages_are_looked_up_with_them() {
+    // The second page, of twice as many rows, is read before it is known what the first one held.
+    for (changed_of_ten, apart) in [(10, 3), (6, 3), (5, 6)] {
+        let bench = Bench::new(rows(60));
+        let ten_a_page = |settings: &mut Settings| settings.page_rows = 10;
+        polled(&bench.reconciler(ten_a_page)).await;
+        for id in (0..60).filter(|id| id % 10 < changed_of_ten) {
+            bench.table.puts(row(&format!("res_{id:03}"), "b", id));
+        }
+        // Of another database every row is read, and nothing is known after a start.
+        bench.table.becomes("another");
+        bench.table.asked();
+        polled(&bench.reconciler(ten_a_page)).await;
+        let asked = bench.table.asked();
+        let looked_up: Vec<&String> = asked
+            .iter()
+            .filter(|what| what.starts_with("ids"))
+            .collect();
+        let expected = format!("ids of {changed_of_ten}");
+        assert_eq!(looked_up, vec![&expected; apart], "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_a_long_pass_grow_fourfold_and_the_next_pass_begins_with_a_small_one() {
+    let bench = Bench::new(rows(70));
+    let reconciler = bench.reconciler(|_| {});
+    let report = polled(&reconciler).await;
+    assert_eq!((report.counts.rows, report.counts.adopted), (70, 70));
+    let pages = |asked: Vec<String>| -> Vec<String> {
+        let is_page = |what: &String| what.starts_with("poll");
+        asked.into_iter().filter(is_page).collect()
+    };
+    let expected = [&["poll 2", "poll 4"][..], &["poll 8"; 8]].concat();
+    assert_eq!(pages(bench.table.asked()), expected);
+    polled(&reconciler).await;
+    assert_eq!(pages(bench.table.asked()), ["poll 2"]);
+}
+
+#[test]
+fn a_page_grows_no_further_than_its_bytes_allow_and_shrinks_where_rows_are_long() {
+    let bench = Bench::new([]);
+    let reconciler = bench.reconciler(|settings| settings.page_rows = 100);
+    for (limit, bytes, expected) in [
+        (100, 0, 200),
+        (200, PAGE_BYTES / 2, 400),
+        (400, PAGE_BYTES / 2, 400),
+        (200, PAGE_BYTES / 2 + 1, 200),
+        (400, PAGE_BYTES, 400),
+        (400, PAGE_BYTES + 1, 200),
+        (100, PAGE_BYTES + 1, 100),
+    ] {
+        assert_eq!(reconciler.next_poll_rows(limit, bytes), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_large_page_is_committed_in_parts_and_its_position_with_the_last() {
+    let bench = Bench::new(rows(5));
+    let reconciler = bench.reconciler(|_| {});
+    let position = || Position {
+        poll: Some(PollProgress {
+            cursor: Some("4".to_owned()),
+            identity: "a database".to_owned(),
+            completed_at: None,
+            rows: 5,
+        }),
+        sweep: None,
+        keep: true,
+        ends_pass: true,
+    };
+    // The rows of the third part are asked for in vain, when the others are committed.
+    bench.table.when_asked(move |what, rows| {
+        if what == "ids of 1" {
+            rows.clear();
+        }
+    });
+    let found = BTreeMap::new;
+    let cut_off = reconciler
+        .commit_rows(rows(5).collect(), found(), position())
+        .await;
+    assert!(cut_off.is_err());
+    let mut parts = bench.table.asked();
+    parts.truncate(3);
+    assert_eq!(parts, ["ids of 2", "ids of 2", "ids of 1"]);
+    assert_eq!(bench.progress().await.poll, None);
+    for row in rows(5) {
+        bench.table.puts(row);
+    }
+    bench.table.when_asked(|_, _| {});
+    let done = reconciler
+        .commit_rows(rows(5).collect(), found(), position())
+        .await
+        .expect("it can be read");
+    // Four were decided on before it was cut off.
+    assert_eq!((done.counts.rows, done.counts.adopted), (5, 1));
+    assert_eq!(bench.progress().await.poll, position().poll);
+}
+
+#[tokio::test]
+async fn a_look_up_that_found_nothing_of_a_part_is_not_believed() {
+    for missed in [["res_000", "res_001"], ["res_002", "res_003"]] {
+        let bench = Bench::new(rows(4));
+        let reconciler = bench.reconciler(|_| {});
+        let found = |row: RawRow| {
+            let key = row.key().expect("ids");
+            let is_missed = missed.contains(&key.resource_id.as_str());
+            (key, usize::from(!is_missed))
+        };
+        let found = rows(4).map(found).collect();
+        let done = reconciler
+            .commit_rows(rows(4).collect(), found, Position::default())
+            .await
+            .expect("it can be read");
+        assert_eq!(done.counts.adopted, 4, "{missed:?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_of_one_resource_in_two_parts_of_a_page_are_unusable() {
+    let bench = Bench::new(rows(3));
+    let twice = row("res_000", "b", 3);
+    bench.table.doubles(twice.clone());
+    let reconciler = bench.reconciler(|_| {});
+    let mut page: Vec<RawRow> = rows(3).collect();
+    page[0] = twice.clone();
+    page.push(twice);
+    let keys = [key("res_000"), key("res_001")];
+    for found in [BTreeMap::new(), [(key("res_000"), 2)].into()] {
+        let done = reconciler.commit_rows(page.clone(), found, Position::default());
+        done.await.expect("it can be read");
+        let records = bench.store.records(&keys).await.expect("in memory");
+        let decided: Vec<bool> = records.iter().map(|r| r.row_hash.is_some()).collect();
+        assert_eq!(decided, [false, true]);
+    }
+}
+
+#[tokio::test]
+async fn a_poll_of_several_pages_counts_all_and_goes_on_from_the_last_row() {
+    let bench = Bench::new(rows(5));
+    let reconciler = bench.reconciler(|_| {});
+    let report = polled(&reconciler).await;
+    assert_eq!((report.counts.rows, report.counts.adopted), (5, 5));
+    assert_eq!(report.needs_sweep, None);
+    let progress = bench.progress().await.poll.expect("there was one");
+    assert_eq!(progress.cursor.as_deref(), Some("4"));
+    assert_eq!((progress.rows, progress.completed_at), (5, Some(START)));
+}
+
+#[tokio::test]
+async fn every_row_is_to_be_read_if_the_cursor_cannot_be_trusted() {
+    let bench = Bench::new(rows(3));
+    let reconciler = bench.reconciler(in_one_page);
+    assert_eq!(polled(&reconciler).await.needs_sweep, None);
+    bench.table.becomes("restored");
+    let report = polled(&reconciler).await;
+    let why = "the source is another database than before";
+    assert_eq!((report.needs_sweep, report.counts.rows), (Some(why), 3));
+    assert_eq!(polled(&reconciler).await.needs_sweep, None);
+    bench.table.deletes("res_002");
+    let report = polled(&reconciler).await;
+    let why = "the newest row of the source is older than before";
+    assert_eq!((report.needs_sweep, report.counts.rows), (Some(why), 2));
+    assert_eq!(polled(&reconciler).await.needs_sweep, None);
+}
+
+#[tokio::test]
+async fn a_poll_that_fails_leaves_the_next_one_to_read_the_same_rows() {
+    let bench = Bench::new(rows(3));
+    let reconciler = bench.reconciler(in_one_page);
+    polled(&reconciler).await;
+    bench.table.puts(row("res_000", "b", 7));
+    bench.table.fails(Some(Failure::Away));
+    assert!(matches!(reconciler.poll().await, Err(PassError::Source(_))));
+    bench.table.fails(None);
+    assert_eq!(polled(&reconciler).await.counts.enqueued, 1);
+}
+
+#[tokio::test]
+async fn the_time_that_a_poll_took_is_told() {
+    let bench = Bench::new(rows(1));
+    let reconciler = bench.reconciler(in_one_page);
+    let (clock, later) = (bench.clock, START.plus(Duration::from_secs(3)));
+    bench.table.when_asked(move |_, _| clock.set(later));
+    assert_eq!(polled(&reconciler).await.duration, Duration::from_secs(3));
+}
+
+/// What a poll commits: whatever it does, nothing else runs here.
+async fn commits(reconciler: &Reconciler) -> u64 {
+    let before = reconciler.overtakes.load(Ordering::Relaxed);
+    polled(reconciler).await;
+    reconciler.overtakes.load(Ordering::Relaxed) - before
+}
+
+#[tokio::test]
+async fn a_pass_without_news_notes_where_it_is_at_its_end_and_once_a_second() {
+    let ms = Duration::from_millis;
+    for (a_page, expected) in [(ms(0), 1), (ms(999), 2), (ms(1_000), 4)] {
+        // Four pages, since each may have twice as many rows as the one before.
+        let bench = Bench::new(rows(15));
+        let reconciler = bench.reconciler(|_| {});
+        polled(&reconciler).await;
+        // The same rows again, found later.
+        for id in 0..15 {
+            bench.table.puts(row(&format!("res_{id:03}"), "a", 20 + id));
+        }
+        let clock = Arc::clone(&bench.clock);
+        bench.table.when_asked(move |_, _| clock.pass(a_page));
+        assert_eq!(commits(&reconciler).await, expected, "{a_page:?}");
+        let progress = bench.progress().await.poll.expect("there was one");
+        assert_eq!(progress.cursor.as_deref(), Some("34"));
+        assert_eq!(commits(&reconciler).await, 0, "it has not moved");
+    }
+}
+
+#[tokio::test]
+async fn a_pass_without_news_notes_where_it_is_whenever_the_clock_was_set_back() {
+    let bench = Bench::new(rows(15));
+    let reconciler = bench.reconciler(|_| {});
+    polled(&reconciler).await;
+    for id in 0..15 {
+        bench.table.puts(row(&format!("res_{id:03}"), "a", 20 + id));
+    }
+    let clock = Arc::clone(&bench.clock);
+    let a_moment = Duration::from_millis(1);
+    bench
+        .table
+        .when_asked(move |_, _| clock.set(clock.now().minus(a_moment)));
+    // Of the first page the clock says what it said at the beginning or less.
+    assert_eq!(commits(&reconciler).await, 4);
+}
+
+#[tokio::test]
+async fn the_first_poll_of_a_database_is_noted_although_it_is_empty() {
+    let bench = Bench::new(rows(1));
+    let reconciler = bench.reconciler(|_| {});
+    assert_eq!(commits(&reconciler).await, 1);
+    bench.table.deletes("res_000");
+    bench.table.becomes("another");
+    assert_eq!(commits(&reconciler).await, 1);
+    let progress = bench.progress().await.poll.expect("there was one");
+    assert_eq!(
+        (progress.identity.as_str(), progress.cursor),
+        ("another", None)
+    );
+}
+
+#[tokio::test]
+async fn a_poll_that_may_have_left_changes_undecided_ends_with_a_commit() {
+    let bench = Bench::new(rows(1));
+    let reconciler = bench.reconciler(|_| {});
+    polled(&reconciler).await;
+    assert_eq!(commits(&reconciler).await, 0);
+    // As after a restart.
+    assert_eq!(commits(&bench.reconciler(|_| {})).await, 1);
+    let held = bench.reconciler(|settings| settings.guard.changes_max = Some(1));
+    polled(&held).await;
+    swept(&held).await;
+    assert_eq!(commits(&held).await, 0, "a sweep leaves nothing to a poll");
+}
+
+#[tokio::test]
+async fn the_cursor_is_not_moved_past_a_transaction_that_is_still_open() {
+    let bench = Bench::new(rows(5));
+    let reconciler = bench.reconciler(|_| {});
+    bench.table.is_held_back_at(Some(1));
+    polled(&reconciler).await;
+    let cursor = async || {
+        let progress = bench.progress().await.poll.expect("there was one");
+        progress.cursor
+    };
+    assert_eq!(cursor().await.as_deref(), Some("1"));
+    bench.table.is_held_back_at(None);
+    polled(&reconciler).await;
+    assert_eq!(cursor().await.as_deref(), Some("4"));
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_the_cursor_is_read_anew_only_if_it_is_another() {
+    for (other, is_read) in [(true, true), (false, false)] {
+        let bench = Bench::new(rows(3));
+        let reconciler = bench.reconciler(in_one_page);
+        polled(&reconciler).await;
+        if other {
+            bench.table.becomes("another");
+        }
+        bench.table.refuses_once();
+        let report = reconciler.poll().await;
+        assert_eq!(report.is_ok(), is_read);
+        if let Ok(Some(report)) = report {
+            assert_eq!(report.counts.rows, 3);
+            assert!(report.needs_sweep.is_some());
+        }
+    }
+    // Without a cursor it is the query that is refused.
+    let bench = Bench::new(rows(3));
+    let reconciler = bench.reconciler(in_one_page);
+    bench.table.fails(Some(Failure::Refuses));
+    assert!(matches!(reconciler.poll().await, Err(PassError::Source(_))));
+    assert_eq!(bench.table.asked(), ["poll 100"]);
+}
+
+#[tokio::test]
+async fn a_row_that_is_back_as_it_was_is_found_again_though_it_is_known() {
+    let bench = Bench::new(rows(2));
+    let reconciler = bench.reconciler(in_one_page);
+    polled(&reconciler).await;
+    polled(&reconciler).await;
+    bench.table.deletes("res_001");
+    assert_eq!(swept(&reconciler).await.newly_missing, 1);
+    bench.table.puts(row("res_001", "a", 1));
+    polled(&reconciler).await;
+    let record = bench
+        .store
+        .records(&[key("res_001")])
+        .await
+        .expect("in memory");
+    assert_eq!(record[0].missing, None);
+}
