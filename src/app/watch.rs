@@ -160,7 +160,9 @@ impl Watcher {
                 () = self.leading.changed() => {}
                 () = self.clock.sleep(HEARTBEAT) => {}
             }
-            self.metrics.contacted(Contact::Elsewhere);
+            if !self.leading.leads() {
+                self.metrics.contacted(Contact::Elsewhere);
+            }
             self.progressed.leave();
             self.beat().await;
         }
@@ -471,7 +473,7 @@ mod tests {
     use super::super::lead::Turn;
     use super::*;
     use crate::clock::SeededRandom;
-    use crate::model::{Field, FieldSet};
+    use crate::model::{Field, FieldSet, LeaseToken};
     use crate::plan::{Policy, guard};
     use crate::reconcile::PageCounts;
     use crate::reconcile::fixture::{Bench, START, row, swept};
@@ -531,6 +533,27 @@ mod tests {
             owes_sweep: true,
         };
         (watcher, sender)
+    }
+
+    #[tokio::test]
+    async fn that_another_reads_the_source_is_said_after_a_wait_by_who_still_does_not_lead() {
+        for (waits, expected) in [(false, Contact::Untried), (true, Contact::Elsewhere)] {
+            let bench = Bench::new([]);
+            let (mut watcher, _settings) = watcher(&bench);
+            let (turn, leading) = watch::channel(Turn::Waiting);
+            watcher.leading = Leading::new(leading);
+            let metrics = Arc::clone(&watcher.metrics);
+            let mut waiting = std::pin::pin!(watcher.await_turn());
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            assert_eq!(metrics.contact(), Contact::Untried);
+            if waits {
+                bench.clock.pass(HEARTBEAT);
+                assert!(futures_util::poll!(&mut waiting).is_pending());
+            }
+            turn.send_replace(Turn::Held(LeaseToken(1)));
+            assert!(waiting.await, "it leads now");
+            assert_eq!(metrics.contact(), expected);
+        }
     }
 
     /// Whether a bell was rung since this was last asked.

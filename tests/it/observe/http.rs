@@ -7,9 +7,7 @@ use tokio::time::timeout;
 
 use super::{World, ask, get, listening};
 use crate::support::HUNG;
-use crate::support::database::TestDatabase;
 use crate::support::postgres::Postgres;
-use crate::support::proxy::{Mode, Proxy};
 
 #[tokio::test]
 async fn a_daemon_at_work_is_alive_and_ready_and_answers_nothing_else() {
@@ -130,23 +128,19 @@ async fn an_outage_of_source_and_vercel_is_neither_unhealthy_nor_unready() {
 
 #[tokio::test]
 async fn until_the_source_was_tried_it_is_alive_and_not_ready() {
-    let direct = Postgres::shared().database().await;
-    let proxy = Proxy::in_front_of_url(&direct.url).await;
-    let url = proxy.url(&direct.url);
-    let world = World::over(direct).await;
-    proxy.set(Mode::Swallow);
-    let world = World {
-        provider: TestDatabase {
-            url,
-            ..world.provider
-        },
-        ..world
-    };
+    let world = World::over(Postgres::shared().database().await).await;
     world.configure("", "");
-    let mut daemon = world.installation.run();
+    let mut migration = world.provider.session().await;
+    migration
+        .execute("BEGIN; LOCK TABLE resource IN ACCESS EXCLUSIVE MODE")
+        .await;
+    // However long the rest of this test takes, its first statement waits.
+    let patient = ["--set", "source.statement_timeout=1h", "run"];
+    let mut daemon = world.installation.start(&patient);
     let address = listening(&daemon).await;
-    // Its connection stands, and nothing comes back on it.
-    proxy.await_withheld(1).await;
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'resource'::regclass";
+    let asked = async { while world.provider.integer(waiting).await == 0 {} };
+    timeout(HUNG, asked).await.expect("it asks the source");
     let alive = get(&address, "/healthz").await;
     assert_eq!(alive.status, 200, "{alive:?}");
     let ready = get(&address, "/readyz").await;
