@@ -1,6 +1,6 @@
 //! Proves what the other tests stand on: private servers, the faulty network, the captured process.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use rustix::process::Signal;
 use tokio::{
@@ -14,6 +14,7 @@ use crate::support::{
     database::{Engine, TestDatabase},
     mariadb::MariaDb,
     pgbouncer::PgBouncer,
+    port,
     postgres::Postgres,
     process::{Installation, Process, Stream, holds},
     proxy::{Mode, Proxy},
@@ -228,6 +229,22 @@ async fn proxy_refuses_and_accepts_again_on_the_same_port() {
         exchange(&mut again, b"heard").await.expect("it forwards"),
         b"heard"
     );
+}
+
+#[test]
+fn free_port_can_be_taken_while_other_threads_start_processes() {
+    let starting = std::thread::spawn(|| {
+        for _ in 0..200 {
+            let status = std::process::Command::new("true").status();
+            assert!(status.expect("every Debian machine has it").success());
+        }
+    });
+    while !starting.is_finished() {
+        let port = port::free();
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        assert!(listener.is_ok(), "{port}: {listener:?}");
+    }
+    starting.join().expect("no panic");
 }
 
 #[tokio::test]

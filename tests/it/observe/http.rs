@@ -138,7 +138,8 @@ async fn until_the_source_was_tried_it_is_alive_and_not_ready() {
     let patient = ["--set", "source.statement_timeout=1h", "run"];
     let mut daemon = world.installation.start(&patient);
     let address = listening(&daemon).await;
-    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'resource'::regclass";
+    let waiting =
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'resource'::regclass";
     let asked = async { while world.provider.integer(waiting).await == 0 {} };
     timeout(HUNG, asked).await.expect("it asks the source");
     let alive = get(&address, "/healthz").await;

@@ -4,15 +4,28 @@
 //! its own port taken by another test's client. The ports here lie below that range.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicU16, Ordering},
+    time::Instant,
 };
+
+use super::HUNG;
 
 const LOWEST: u16 = 12_000;
 const HIGHEST: u16 = 32_000;
 
 /// A port on 127.0.0.1 on which nothing listens now, and which no other call in this process is given.
 pub(crate) fn free() -> u16 {
+    let listener = listen();
+    let address = listener.local_addr();
+    let address = address.expect("a bound socket has an address");
+    drop(listener);
+    await_closed(address);
+    address.port()
+}
+
+/// A listener on such a port.
+pub(crate) fn listen() -> TcpListener {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let span = HIGHEST - LOWEST;
     // Processes that run side by side begin in different places.
@@ -23,9 +36,19 @@ pub(crate) fn free() -> u16 {
         let port = LOWEST
             + u16::try_from((u32::from(begin) + u32::from(step)) % u32::from(span))
                 .expect("as above");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return listener;
         }
     }
     panic!("no port between {LOWEST} and {HIGHEST} is free");
+}
+
+/// Returns when nothing listens there any more: a process that is being started has a copy of each listener of this one until it runs its
+/// own program, and the port is taken for so long.
+pub(crate) fn await_closed(address: SocketAddr) {
+    let begun = Instant::now();
+    while TcpStream::connect_timeout(&address, HUNG).is_ok() {
+        assert!(begun.elapsed() < HUNG, "{address} is still listened on");
+        std::thread::yield_now();
+    }
 }

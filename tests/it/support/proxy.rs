@@ -3,7 +3,7 @@
 //! A test puts it between the daemon and a database or the API. Its faults are commands, never chance.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -48,9 +48,7 @@ pub(crate) enum Mode {
 impl Proxy {
     /// Listens in front of `upstream` and passes everything on.
     pub(crate) async fn in_front_of(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port::free()))
-            .await
-            .expect("the port was free just now");
+        let listener = listener(port::listen());
         let shared = Arc::new(Shared {
             mode: watch::Sender::new(Mode::Forward),
             open: Mutex::default(),
@@ -106,6 +104,7 @@ impl Proxy {
             // The task cannot have ended: it does so only at this word.
             let _ = stop.send(());
             task.await.expect("the acceptor does not panic");
+            port::await_closed(self.address);
         }
     }
 
@@ -189,6 +188,14 @@ impl Shared {
         tasks.close();
         tasks.wait().await;
     }
+}
+
+/// The listener, for the runtime.
+fn listener(listener: std::net::TcpListener) -> TcpListener {
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener))
+        .expect("a listening socket is taken over")
 }
 
 async fn accept(
