@@ -16,7 +16,6 @@ mod identity;
 mod inspect;
 mod listen;
 mod mysql;
-mod packed;
 mod pages;
 mod postgres;
 mod query;

@@ -247,8 +247,8 @@ impl Reconciler {
             done.counts.add(&counts);
             Ok::<_, PassError>(done)
         };
-        // One that could not be read is asked for again in its turn, and then says why.
-        let (done, ahead) = futures_util::future::join(comparing, ahead).await;
+        // One that could not be read is asked for again in its turn, and then says why. It is asked for first.
+        let (ahead, done) = futures_util::future::join(ahead, comparing).await;
         let done = done?;
         sweep.ahead = ahead;
         if keep {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 
 use super::columns::{DEFAULT_OVERLAP, INSTALLATIONS_QUERY, Overlap, SOURCE_QUERY};
 use super::connections::Connections;
@@ -78,8 +77,8 @@ pub fn connect(settings: &Settings) -> Result<Arc<dyn Inspect>, SourceError> {
             reader(settings, MySqlDialect::new(options, target, timeout))
         }
         "sqlite" => {
-            let options = SqliteConnectOptions::from_str(url).map_err(|_| unusable())?;
-            reader(settings, SqliteDialect::new(options, target, timeout))
+            let dialect = SqliteDialect::new(url, target, timeout).ok_or_else(unusable)?;
+            reader(settings, dialect)
         }
         _ => Err(unusable()),
     }

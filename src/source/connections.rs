@@ -109,7 +109,7 @@ impl<D: Dialect> Connections<D> {
     /// The outcome of something that had to be done within [`CONNECT_TIMEOUT`].
     fn settle<T>(
         &self,
-        outcome: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
+        outcome: Result<Result<T, D::Error>, tokio::time::error::Elapsed>,
         statement: &'static str,
     ) -> Result<T, SourceError> {
         match outcome {
@@ -122,7 +122,7 @@ impl<D: Dialect> Connections<D> {
         }
     }
 
-    fn explain(&self, error: sqlx::Error, statement: &'static str) -> SourceError {
+    fn explain(&self, error: D::Error, statement: &'static str) -> SourceError {
         self.of(self.dialect.explain(error), statement)
     }
 
@@ -192,17 +192,16 @@ impl<D: Dialect> Session<D> {
 
     /// Runs a page's statement.
     pub(super) async fn rows(&mut self, statement: &Statement) -> Result<Rows, SourceError> {
-        let mut rows = Rows::default();
-        rows.is_cut = self.read(statement, &mut rows).await?;
-        Ok(rows)
+        let (rows, is_cut) = self.read(statement, Rows::default()).await?;
+        Ok(Rows { is_cut, ..rows })
     }
 
-    /// Runs a page's statement and gives its rows to `sink`; true when they were cut short.
-    pub(super) async fn read(
+    /// Runs a page's statement and gives its rows to `sink`; true beside it when they were cut short.
+    pub(super) async fn read<S: Sink>(
         &mut self,
         statement: &Statement,
-        sink: &mut (dyn Sink + Send),
-    ) -> Result<bool, SourceError> {
+        sink: S,
+    ) -> Result<(S, bool), SourceError> {
         debug_assert!(!self.is_spent, "an answer was cut short on it");
         let (connections, connection) = self.parts();
         let limits = Limits {
@@ -213,9 +212,9 @@ impl<D: Dialect> Session<D> {
             .dialect
             .rows(connection, statement, limits, sink);
         let outcome = timeout(limits.time + GRACE, running).await;
-        let is_cut = !self.judge(outcome)?;
-        self.is_spent |= is_cut;
-        Ok(is_cut)
+        let (sink, is_whole) = self.judge(outcome)?;
+        self.is_spent |= !is_whole;
+        Ok((sink, !is_whole))
     }
 
     /// Whether the server can end a page with all rows that are equal to its last one.
@@ -226,7 +225,7 @@ impl<D: Dialect> Session<D> {
     /// Judges what a call of the dialect gave within the statement timeout.
     pub(super) fn judge<T>(
         &mut self,
-        outcome: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
+        outcome: Result<Result<T, D::Error>, tokio::time::error::Elapsed>,
     ) -> Result<T, SourceError> {
         let failure = match outcome {
             Ok(Ok(done)) => return Ok(done),

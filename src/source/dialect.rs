@@ -21,12 +21,16 @@ pub(super) const MAX_ORDERED_BYTES: usize = 600;
 pub(super) trait Dialect: Send + Sync + 'static {
     /// The driver's connection.
     type Connection: Send + 'static;
+    /// The driver's error.
+    type Error: Send + 'static;
 
     const LEXIS: Lexis;
     const PLACEHOLDERS: Placeholders;
     const COMPARISON: Comparison;
     /// Whether a poll's page is bounded first, since the database would sort everything after the cursor for every page.
     const BOUNDS_POLLS: bool;
+    /// Whether [`Dialect::are_apart`] can say so: then a page of a sweep is read with one row more.
+    const TELLS_APART: bool = false;
     /// What stands before and after a list of pairs in `IN (…)`, such that an index serves it.
     const PAIRS: (&'static str, &'static str) = ("VALUES ", "");
 
@@ -56,15 +60,18 @@ pub(super) trait Dialect: Send + Sync + 'static {
     /// Appends the cursor less the column's reach.
     fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, param: &Param);
 
-    /// A row as one text that [`super::packed`] reads; `None` where reading rows one by one costs no more.
-    fn packed(&self, _: &[&Column]) -> Option<String> {
-        None
-    }
-
     /// How a column takes part in an order that an index can give; `None` when its type has no such order.
     fn native_key(&self, column: &Column) -> Option<Key>;
     /// How any column takes part in an order: byte by byte, NULL first.
     fn binary_key(&self, column: &Column) -> Key;
+    /// The position of an id whose text and type ([`ToldBy::TextAndType`]) were read; `None` when such an id has no place.
+    fn position(&self, _type_name: &str, _id: &str) -> Option<String> {
+        None
+    }
+    /// Whether the ids of two rows have different places, whatever order the columns have.
+    fn are_apart(&self, _left: (&str, &str), _right: (&str, &str)) -> bool {
+        false
+    }
     /// The value of a position in that order; `None` when the text cannot be one.
     fn key_param(&self, key: &Key, text: &str) -> Option<Param>;
     /// The value of an id as a person or the state has it; `None` when the column cannot hold it.
@@ -73,15 +80,15 @@ pub(super) trait Dialect: Send + Sync + 'static {
     fn is_irregular(&self, column: &Column) -> String;
 
     /// Connects and prepares the session.
-    async fn open(&self) -> Result<Self::Connection, sqlx::Error>;
+    async fn open(&self) -> Result<Self::Connection, Self::Error>;
     /// Begins a read-only transaction with its limits.
-    async fn begin(&self, connection: &mut Self::Connection) -> Result<Began, sqlx::Error>;
+    async fn begin(&self, connection: &mut Self::Connection) -> Result<Began, Self::Error>;
     /// Begins the transaction of a pass's first page, and has the database say who it is and, if asked for, what is open in it.
     async fn begin_pass(
         &self,
         connection: &mut Self::Connection,
         _asks_open: bool,
-    ) -> Result<(Began, Standing), sqlx::Error> {
+    ) -> Result<(Began, Standing), Self::Error> {
         let began = self.begin(connection).await?;
         let identity = self.identity(connection).await?;
         let standing = Standing {
@@ -91,22 +98,22 @@ pub(super) trait Dialect: Send + Sync + 'static {
         Ok((began, standing))
     }
     /// Ends the transaction.
-    async fn end(&self, connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
+    async fn end(&self, connection: &mut Self::Connection) -> Result<(), Self::Error>;
     /// The columns of a query, without running it.
     async fn describe(
         &self,
         connection: &mut Self::Connection,
         query: &Query,
-    ) -> Result<Vec<Described>, sqlx::Error>;
+    ) -> Result<Vec<Described>, Self::Error>;
     /// Runs one prepared statement and gives its rows away until they end or hold more than `limits.bytes`: then false, and the
     /// connection must not be used any more.
-    async fn rows(
+    async fn rows<S: Sink>(
         &self,
         connection: &mut Self::Connection,
         statement: &Statement,
         limits: Limits,
-        sink: &mut (dyn Sink + Send),
-    ) -> Result<bool, sqlx::Error>;
+        sink: S,
+    ) -> Result<(S, bool), Self::Error>;
     /// Whether this server can end a page with all rows that are equal to its last one.
     fn has_ties(&self, _: &Self::Connection) -> bool {
         false
@@ -124,36 +131,36 @@ pub(super) trait Dialect: Send + Sync + 'static {
         open: Option<Open>,
         cursor: &CursorColumn,
         from: Option<&str>,
-    ) -> Result<Option<String>, sqlx::Error>;
+    ) -> Result<Option<String>, Self::Error>;
     /// What the change feed has after a place.
     async fn feed(
         &self,
         connection: &mut Self::Connection,
         wanted: feed::Wanted<'_>,
-    ) -> Result<feed::Found, sqlx::Error>;
+    ) -> Result<feed::Found, Self::Error>;
     /// What a poll of the change feed guarantees, and how to get more.
     async fn feed_guarantee(
         &self,
         connection: &mut Self::Connection,
-    ) -> Result<(Guarantee, Option<String>), sqlx::Error>;
+    ) -> Result<(Guarantee, Option<String>), Self::Error>;
     /// Who the database is.
-    async fn identity(&self, connection: &mut Self::Connection) -> Result<String, sqlx::Error>;
+    async fn identity(&self, connection: &mut Self::Connection) -> Result<String, Self::Error>;
     /// What `check` tells of the server and the role.
-    async fn inspect(&self, connection: &mut Self::Connection) -> Result<Inspection, sqlx::Error>;
+    async fn inspect(&self, connection: &mut Self::Connection) -> Result<Inspection, Self::Error>;
     /// What a poll over this cursor guarantees, and how to get more.
     async fn guarantee(
         &self,
         connection: &mut Self::Connection,
         cursor: &CursorColumn,
-    ) -> Result<(Guarantee, Option<String>), sqlx::Error>;
+    ) -> Result<(Guarantee, Option<String>), Self::Error>;
     /// Whether an index serves the statement; `None` when the plan does not say.
     async fn is_indexed(
         &self,
         connection: &mut Self::Connection,
         statement: &Statement,
-    ) -> Result<Option<bool>, sqlx::Error>;
+    ) -> Result<Option<bool>, Self::Error>;
     /// What the driver's error means.
-    fn explain(&self, error: sqlx::Error) -> super::error::Failure;
+    fn explain(&self, error: Self::Error) -> super::error::Failure;
 }
 
 /// How a column takes part in an order.
@@ -165,8 +172,19 @@ pub(super) struct Key {
     pub(super) position: String,
     /// The column's type; `None` for the byte order.
     pub(super) type_name: Option<String>,
-    /// Whether the position is the column's own text.
-    pub(super) is_text: bool,
+    /// What has to be read to know the position.
+    pub(super) told_by: ToldBy,
+}
+
+/// What has to be read of a row to know its position in an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ToldBy {
+    /// The column's own text is the position.
+    Text,
+    /// The column's text, and the type of its value, which this expression gives: they make [`Dialect::position`].
+    TextAndType(String),
+    /// The position itself.
+    Position,
 }
 
 /// What a transaction found when it began.
@@ -194,8 +212,8 @@ pub(super) struct Limits {
 /// One value as the driver gave it: NULL, or bytes that should be UTF-8 text.
 pub(super) type Cell = Option<Zeroizing<Vec<u8>>>;
 
-/// Takes the rows of a statement while they are read.
-pub(super) trait Sink {
+/// Takes the rows of a statement while they are read, in whichever thread reads them.
+pub(super) trait Sink: Send + 'static {
     fn row(&mut self, cells: &[Option<&[u8]>]);
 }
 

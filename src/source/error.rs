@@ -60,7 +60,8 @@ impl Failure {
     }
 }
 
-fn io(error: &std::io::Error) -> String {
+/// What an error of the operating system means.
+pub(super) fn io(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::ConnectionRefused => "connection refused".into(),
@@ -148,7 +149,7 @@ pub(super) const fn needs_recovery(extended: i32) -> bool {
 /// What an SQLite result code means.
 ///
 /// Codes: <https://www.sqlite.org/rescode.html>.
-pub(super) fn sqlite(code: Option<&str>, message: &str) -> Failure {
+pub(super) fn sqlite(extended: i32, message: &str) -> Failure {
     const NAMES_ONLY: [&str; 5] = [
         "no such column",
         "no such table",
@@ -156,7 +157,6 @@ pub(super) fn sqlite(code: Option<&str>, message: &str) -> Failure {
         "ambiguous column name",
         "wrong number of arguments to function",
     ];
-    let extended: i32 = code.and_then(|code| code.parse().ok()).unwrap_or(1);
     match extended & 0xff {
         9 => Failure::Timeout,
         5 | 6 => Failure::Unreachable("the file is locked".into()),
@@ -217,9 +217,9 @@ mod tests {
             mysql(1064, secret),
             mysql(1366, secret),
             mysql(1644, secret),
-            sqlite(Some("1"), secret),
-            sqlite(Some("1"), "near \"hunter2\": syntax error"),
-            sqlite(Some("19"), secret),
+            sqlite(1, secret),
+            sqlite(1, "near \"hunter2\": syntax error"),
+            sqlite(19, secret),
             Failure::of_driver(&sqlx::Error::Protocol(secret.to_owned())),
             Failure::of_driver(&sqlx::Error::Decode(secret.into())),
             Failure::of_driver(&sqlx::Error::Configuration(secret.into())),
@@ -335,14 +335,11 @@ mod tests {
         assert_eq!(mysql(1969, ""), Failure::Timeout);
         assert!(matches!(mysql(1045, "x"), Failure::Login(_)));
         assert!(matches!(mysql(1053, "x"), Failure::Unreachable(_)));
-        assert_eq!(sqlite(Some("9"), ""), Failure::Timeout);
-        assert!(matches!(sqlite(Some("261"), ""), Failure::Unreachable(_)));
-        assert!(matches!(sqlite(Some("1032"), ""), Failure::Query(_)));
-        for recovery in ["264", "520", "776", "1288"] {
-            assert!(matches!(
-                sqlite(Some(recovery), ""),
-                Failure::Unreachable(_)
-            ));
+        assert_eq!(sqlite(9, ""), Failure::Timeout);
+        assert!(matches!(sqlite(261, ""), Failure::Unreachable(_)));
+        assert!(matches!(sqlite(1032, ""), Failure::Query(_)));
+        for recovery in [264, 520, 776, 1288] {
+            assert!(matches!(sqlite(recovery, ""), Failure::Unreachable(_)));
         }
     }
 

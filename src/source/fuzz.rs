@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 
 use super::columns::{CursorColumn, Reach};
 use super::dialect::Dialect;
@@ -59,7 +58,7 @@ pub(crate) fn read_cursor(text: &str) {
         .for_each(|case| check(&postgres, case, text));
     let mysql = MySqlDialect::new(MySqlConnectOptions::new(), target(), time);
     MYSQL.iter().for_each(|case| check(&mysql, case, text));
-    let sqlite = SqliteDialect::new(SqliteConnectOptions::new(), target(), time);
+    let sqlite = SqliteDialect::new("sqlite:fuzzed", target(), time).expect("a file");
     SQLITE.iter().for_each(|case| check(&sqlite, case, text));
     feed::read_place(text);
 }

@@ -12,7 +12,9 @@ use sqlx::{
 };
 
 use super::columns::{Column, CursorColumn, Described, Reach};
-use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
+use super::dialect::{
+    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, ToldBy, hex,
+};
 use super::error::{self, Failure};
 use super::feed;
 use super::horizon::Open;
@@ -114,6 +116,7 @@ fn is_datetime(text: &str) -> bool {
 #[async_trait]
 impl Dialect for MySqlDialect {
     type Connection = MySqlConnection;
+    type Error = sqlx::Error;
 
     const LEXIS: Lexis = Lexis::MySql;
     const PLACEHOLDERS: Placeholders = Placeholders::Positional;
@@ -203,7 +206,7 @@ impl Dialect for MySqlDialect {
             order: self.operand(column.name),
             position: self.text(column),
             type_name: Some(column.type_name.clone()),
-            is_text: true,
+            told_by: ToldBy::Text,
         })
     }
 
@@ -216,7 +219,7 @@ impl Dialect for MySqlDialect {
             order: digits.clone(),
             position: digits,
             type_name: None,
-            is_text: false,
+            told_by: ToldBy::Position,
         }
     }
 
@@ -314,13 +317,13 @@ impl Dialect for MySqlDialect {
         Ok(described)
     }
 
-    async fn rows(
+    async fn rows<S: Sink>(
         &self,
         connection: &mut MySqlConnection,
         statement: &Statement,
         limits: Limits,
-        sink: &mut (dyn Sink + Send),
-    ) -> Result<bool, sqlx::Error> {
+        mut sink: S,
+    ) -> Result<(S, bool), sqlx::Error> {
         let sql = AssertSqlSafe(statement.text().to_owned());
         let query = bind_all(sqlx::query(sql), statement.binds());
         let mut stream = query.fetch(connection);
@@ -336,10 +339,10 @@ impl Dialect for MySqlDialect {
             }
             sink.row(cells);
             if bytes > limits.bytes {
-                return Ok(false);
+                return Ok((sink, false));
             }
         }
-        Ok(true)
+        Ok((sink, true))
     }
 
     async fn horizon(

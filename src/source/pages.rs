@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use zeroize::Zeroizing;
 
 use super::columns::{Column, CursorColumn, Layout};
-use super::dialect::{Cell, Dialect, Key, Rows, text};
+use super::dialect::{Cell, Dialect, Key, Rows, ToldBy, text};
 use super::query::Query;
 use super::statement::{Comparison, Param, Statement};
 use super::{Position, RawKey};
@@ -202,7 +202,7 @@ impl<D: Dialect> Pages<'_, D> {
         statement
     }
 
-    /// A sweep's page as the texts of its ids and fields alone; `None` when a place cannot be told from the texts of the ids.
+    /// A sweep's page as the texts of its ids and fields, and what else tells the places of both ids; `None` when only a position does.
     pub(super) fn sweep_texts(
         &self,
         keys: &Keys,
@@ -210,46 +210,30 @@ impl<D: Dialect> Pages<'_, D> {
         limit: u32,
         has_ties: bool,
     ) -> Option<Statement> {
-        if !keys.installation.is_text || !keys.resource.is_text {
-            return None;
+        let (mut columns, mut types) = (Vec::new(), Vec::new());
+        for (key, column) in [
+            (&keys.installation, &self.layout.installation_id),
+            (&keys.resource, &self.layout.resource_id),
+        ] {
+            match &key.told_by {
+                ToldBy::Text => columns.push(key.position.clone()),
+                ToldBy::TextAndType(type_name) => {
+                    columns.push(self.dialect.text(column));
+                    types.push(type_name.clone());
+                }
+                ToldBy::Position => return None,
+            }
         }
+        let fields = self.layout.fields.iter();
+        columns.extend(fields.map(|(_, column)| self.dialect.value(column)));
+        columns.append(&mut types);
         let mut statement = Statement::new(D::PLACEHOLDERS);
-        statement.push(&format!(
-            "SELECT {},\n  {}",
-            keys.installation.position, keys.resource.position
-        ));
-        for (_, column) in &self.layout.fields {
-            statement.push(&format!(",\n  {}", self.dialect.value(column)));
-        }
+        statement.push("SELECT ").push(&columns.join(",\n  "));
         self.push_sweep(&mut statement, keys, after);
         statement.push(&match has_ties {
             true => format!("\nFETCH FIRST {limit} ROWS WITH TIES"),
             false => format!("\nLIMIT {limit}"),
         });
-        Some(statement)
-    }
-
-    /// A sweep's page as one text, where the dialect can make it.
-    pub(super) fn sweep_packed(
-        &self,
-        keys: &Keys,
-        after: Option<&[Param; 2]>,
-        limit: u32,
-    ) -> Option<Statement> {
-        let (installation, resource) = (&keys.installation, &keys.resource);
-        if installation.type_name.is_none() || resource.type_name.is_none() {
-            return None;
-        }
-        let ids = [&self.layout.installation_id, &self.layout.resource_id];
-        let fields = self.layout.fields.iter().map(|(_, column)| column);
-        let columns: Vec<&Column> = ids.into_iter().chain(fields).collect();
-        let line = self.dialect.packed(&columns)?;
-        let mut statement = Statement::new(D::PLACEHOLDERS);
-        statement.push(&format!(
-            "SELECT group_concat(line, '')\nFROM (SELECT {line} AS line"
-        ));
-        self.push_sweep(&mut statement, keys, after);
-        statement.push(&format!("\nLIMIT {limit})"));
         Some(statement)
     }
 

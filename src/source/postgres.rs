@@ -12,7 +12,9 @@ use sqlx::{
 };
 
 use super::columns::{Column, CursorColumn, Described, Reach};
-use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, Standing};
+use super::dialect::{
+    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, Standing, ToldBy,
+};
 use super::error::{self, Failure};
 use super::feed;
 use super::horizon::{self, OPEN, Open, Sight};
@@ -89,6 +91,7 @@ fn native_cast(type_name: &str) -> Option<&'static str> {
 #[async_trait]
 impl Dialect for PostgresDialect {
     type Connection = PgConnection;
+    type Error = sqlx::Error;
 
     const LEXIS: Lexis = Lexis::Postgres;
     const PLACEHOLDERS: Placeholders = Placeholders::Numbered;
@@ -188,7 +191,7 @@ impl Dialect for PostgresDialect {
             order: self.operand(column.name),
             position: self.text(column),
             type_name: Some(column.type_name.clone()),
-            is_text: true,
+            told_by: ToldBy::Text,
         })
     }
 
@@ -199,7 +202,7 @@ impl Dialect for PostgresDialect {
             order: format!("{prefix} COLLATE \"C\""),
             position: prefix,
             type_name: None,
-            is_text: false,
+            told_by: ToldBy::Position,
         }
     }
 
@@ -315,13 +318,13 @@ impl Dialect for PostgresDialect {
         Ok(described)
     }
 
-    async fn rows(
+    async fn rows<S: Sink>(
         &self,
         connection: &mut PgConnection,
         statement: &Statement,
         limits: Limits,
-        sink: &mut (dyn Sink + Send),
-    ) -> Result<bool, sqlx::Error> {
+        mut sink: S,
+    ) -> Result<(S, bool), sqlx::Error> {
         let mut stream = prepared(statement).fetch(connection);
         let mut bytes = 0;
         while let Some(row) = stream.try_next().await? {
@@ -335,10 +338,10 @@ impl Dialect for PostgresDialect {
             }
             sink.row(cells);
             if bytes > limits.bytes {
-                return Ok(false);
+                return Ok((sink, false));
             }
         }
-        Ok(true)
+        Ok((sink, true))
     }
 
     fn holds_back(type_name: &str) -> bool {

@@ -9,7 +9,7 @@ mod poll;
 mod sweep;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ use super::{
     FeedPage, Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Source, SourceError, Suspects,
     SweepPage, SweepRows,
 };
-use crate::model::{AccessToken, InstallationId, RawRow, ResourceKey};
+use crate::model::{AccessToken, InstallationId, RawRow, RawRows, ResourceKey};
 
 /// A source over one dialect.
 pub(super) struct Reader<D: Dialect>(Arc<Inner<D>>);
@@ -41,10 +41,10 @@ struct Inner<D: Dialect> {
     overlap: Overlap,
     allow_replica: bool,
     layouts: Mutex<Option<Arc<Layouts>>>,
-    /// How many pages of sweeps are still to be read row by row.
-    unpacked: AtomicU32,
     /// How much memory the rows of the last poll's page took.
     poll_bytes: AtomicUsize,
+    /// The same of a sweep's.
+    sweep_bytes: AtomicUsize,
     /// Whether the last pass had more than a page, as the next may have.
     is_long: AtomicBool,
 }
@@ -73,8 +73,8 @@ impl<D: Dialect> Reader<D> {
             overlap,
             allow_replica,
             layouts: Mutex::default(),
-            unpacked: AtomicU32::new(0),
             poll_bytes: AtomicUsize::new(0),
+            sweep_bytes: AtomicUsize::new(0),
             is_long: AtomicBool::new(false),
         }))
     }
@@ -361,6 +361,20 @@ async fn describe<D: Dialect>(
     let (connections, connection) = session.parts();
     let asked = timeout(limit, connections.dialect.describe(connection, query)).await;
     session.judge(asked)
+}
+
+/// The most memory that a page is given before it has any row.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
+/// Room for a page: as much as the one before had, and a little more. What a page has outgrown is copied and wiped each time.
+fn room(last: &AtomicUsize) -> RawRows {
+    let bytes = last.load(Ordering::Relaxed);
+    RawRows::with_capacity(bytes + bytes / 8)
+}
+
+/// Keeps in mind how much room a page took.
+fn remember_room(last: &AtomicUsize, rows: &RawRows) {
+    last.store(rows.size().min(KEPT_BYTES_MAX), Ordering::Relaxed);
 }
 
 fn size(limit: u32) -> usize {

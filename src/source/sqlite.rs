@@ -3,116 +3,60 @@
 //! SQLite's types belong to values, not to columns: an id may be an integer or text, and a cursor is one of both, as its newest
 //! values are. Writers exclude each other, so a cursor that the writing statement itself sets grows with every commit.
 
-use std::time::{Duration, Instant};
+mod file;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
-use sqlx::query::Query as SqlxQuery;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnectOptions, SqliteError, SqliteRow};
-use sqlx::{
-    AssertSqlSafe, Column as _, ConnectOptions, Executor, Row, SqlSafeStr, SqliteConnection,
-    Statement as _, TypeInfo,
-};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension as _, Statement as Prepared};
 
+use self::file::{File, FileError, Location};
 use super::columns::{CURSOR, Column, CursorColumn, Described, Reach};
 use super::connections::CONNECT_TIMEOUT;
-use super::dialect::{Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, hex};
+use super::dialect::{
+    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, ToldBy, hex,
+};
 use super::error::{self, Failure};
 use super::feed;
 use super::horizon::Open;
 use super::inspect::Inspection;
-use super::packed;
 use super::query::{Lexis, Query};
 use super::statement::{Bind, Comparison, Param, Placeholders, Statement, lowered};
 use super::{CursorKind, Guarantee};
 use crate::model::value::MAX_COLUMN_BYTES;
 
-/// After how many of SQLite's own instructions the deadline is looked at.
-const INSTRUCTIONS_BETWEEN_CHECKS: i32 = 1_000;
-
-/// Begins a transaction and takes its place in the file: what its later statements read is there, and nobody has to be waited for.
-const BEGIN: &str = "BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1";
-/// After how long a reader that has to wait for a writer looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
-/// How much of the file a connection keeps in memory, in the words of `PRAGMA cache_size`: 256 KiB. What lies above the rows that are read
-/// next finds room in it; the rows themselves are read once in a pass.
-const CACHE_SIZE: &str = "-256";
+/// The longest statement that a connection keeps prepared, in bytes.
+const KEPT_TEXT_MAX: usize = 8 << 10;
 
 /// One SQLite file.
 pub(super) struct SqliteDialect {
-    options: SqliteConnectOptions,
+    location: Location,
     target: String,
     statement_timeout: Duration,
 }
 
 impl SqliteDialect {
-    pub(super) fn new(
-        options: SqliteConnectOptions,
-        target: String,
-        statement_timeout: Duration,
-    ) -> Self {
-        let options = options
-            .read_only(true)
-            .create_if_missing(false)
-            .pragma("query_only", "ON")
-            .pragma("trusted_schema", "OFF")
-            .pragma("cache_size", CACHE_SIZE)
-            .statement_cache_capacity(0)
-            .disable_statement_logging();
-        let dialect = Self {
-            options,
+    /// A file by its URL; `None` when the URL says what cannot be done.
+    pub(super) fn new(url: &str, target: String, statement_timeout: Duration) -> Option<Self> {
+        let patience = statement_timeout.min(CONNECT_TIMEOUT);
+        Some(Self {
+            location: Location::of(url, patience)?,
             target,
             statement_timeout,
-        };
-        let patience = dialect.patience();
-        Self {
-            options: dialect.options.busy_timeout(patience),
-            ..dialect
-        }
+        })
     }
-}
-
-impl SqliteDialect {
-    /// How long whoever writes the file is waited for.
-    fn patience(&self) -> Duration {
-        self.statement_timeout.min(CONNECT_TIMEOUT)
-    }
-
-    /// Whether a reader has to wait for a writer, which SQLite does by itself only for a lock.
-    ///
-    /// Beside several writers this happens without any of them having been cut off: a reader that sees the journal of one and then not its
-    /// lock takes the journal of the next for one that was left behind (`hasHotJournal` in SQLite's pager.c), which it must not roll back.
-    fn awaits_writer(&self, error: &sqlx::Error, waited: Duration) -> bool {
-        let code = error.as_database_error().and_then(|error| error.code());
-        let needs_recovery = code
-            .and_then(|code| code.parse().ok())
-            .is_some_and(error::needs_recovery);
-        needs_recovery && waited < self.patience()
-    }
-}
-
-async fn set_deadline(
-    connection: &mut SqliteConnection,
-    time: Duration,
-) -> Result<(), sqlx::Error> {
-    let started = Instant::now();
-    connection
-        .lock_handle()
-        .await?
-        .set_progress_handler(INSTRUCTIONS_BETWEEN_CHECKS, move || {
-            started.elapsed() < time
-        });
-    Ok(())
 }
 
 #[async_trait]
 impl Dialect for SqliteDialect {
-    type Connection = SqliteConnection;
+    type Connection = File;
+    type Error = FileError;
 
     const LEXIS: Lexis = Lexis::Sqlite;
     const PLACEHOLDERS: Placeholders = Placeholders::Positional;
     const COMPARISON: Comparison = Comparison::RowValues;
+    const TELLS_APART: bool = true;
     // With statistics the planner takes no account of the limit: it reads and sorts all rows after the cursor, if they are many.
     const BOUNDS_POLLS: bool = true;
     // Constant rows by themselves would be looked through for each row of the query.
@@ -178,14 +122,6 @@ impl Dialect for SqliteDialect {
         statement.param(&Param::plain(bind));
     }
 
-    fn packed(&self, columns: &[&Column]) -> Option<String> {
-        let operands: Vec<String> = columns
-            .iter()
-            .map(|column| self.operand(column.name))
-            .collect();
-        Some(packed::line(&operands))
-    }
-
     /// The position says which of its two types the value has: `i42`, or `t` and the text's bytes in hexadecimal.
     ///
     /// A column that is declared neither integer nor text, an expression above all, can hold `42` as either.
@@ -198,9 +134,12 @@ impl Dialect for SqliteDialect {
             position: format!(
                 "CASE typeof({operand}) WHEN 'integer' THEN 'i' || {operand} ELSE 't' || hex({operand}) END"
             ),
+            // Numbers come before texts, and integers alone are regular.
+            told_by: ToldBy::TextAndType(format!(
+                "CASE WHEN {operand} < '' THEN 'integer' ELSE 'text' END"
+            )),
             order: operand,
             type_name: Some(column.type_name.clone()),
-            is_text: false,
         })
     }
 
@@ -213,8 +152,23 @@ impl Dialect for SqliteDialect {
             order: digits.clone(),
             position: digits,
             type_name: None,
-            is_text: false,
+            told_by: ToldBy::Position,
         }
+    }
+
+    fn position(&self, type_name: &str, id: &str) -> Option<String> {
+        match type_name {
+            "integer" => Some(format!("i{id}")),
+            "text" => Some(format!("t{}", digits(id.as_bytes()))),
+            _ => None,
+        }
+    }
+
+    /// One collation ignores the case of ASCII letters, one the spaces at the end, and others there are none but that of bytes
+    /// (<https://www.sqlite.org/datatype3.html#collation>).
+    fn are_apart(&self, left: (&str, &str), right: (&str, &str)) -> bool {
+        let trimmed = |id: &str| id.trim_end_matches(' ').to_ascii_lowercase();
+        trimmed(left.0) != trimmed(right.0) || trimmed(left.1) != trimmed(right.1)
     }
 
     fn key_param(&self, key: &Key, text: &str) -> Option<Param> {
@@ -239,151 +193,114 @@ impl Dialect for SqliteDialect {
         })
     }
 
+    /// Numbers come before texts, these before bytes: comparing tells them apart in a fraction of the time of a function, once for each row.
     fn is_irregular(&self, column: &Column) -> String {
         let operand = self.operand(column.name);
         format!(
-            "(typeof({operand}) NOT IN ('integer', 'text') OR octet_length({operand}) > {MAX_ORDERED_BYTES})"
+            "CASE WHEN {operand} >= '' AND {operand} < x'' THEN octet_length({operand}) > {MAX_ORDERED_BYTES} \
+             ELSE typeof({operand}) <> 'integer' END"
         )
     }
 
-    async fn open(&self) -> Result<SqliteConnection, sqlx::Error> {
-        self.options.connect().await
+    async fn open(&self) -> Result<File, FileError> {
+        File::open(self.location.clone()).await
     }
 
-    async fn begin(&self, connection: &mut SqliteConnection) -> Result<Began, sqlx::Error> {
-        let begun = Instant::now();
-        set_deadline(connection, self.statement_timeout).await?;
-        loop {
-            match sqlx::raw_sql(BEGIN).execute(&mut *connection).await {
-                Err(error) if self.awaits_writer(&error, begun.elapsed()) => {
-                    sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-                begun => {
-                    begun?;
-                    return Ok(Began { is_replica: false });
-                }
-            }
-        }
+    async fn begin(&self, connection: &mut File) -> Result<Began, FileError> {
+        connection.begin();
+        Ok(Began { is_replica: false })
     }
 
-    async fn end(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        set_deadline(connection, self.statement_timeout).await?;
-        sqlx::raw_sql("ROLLBACK")
-            .execute(&mut *connection)
-            .await
-            .map(drop)
+    async fn end(&self, connection: &mut File) -> Result<(), FileError> {
+        connection.end(self.statement_timeout)
     }
 
     async fn describe(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut File,
         query: &Query,
-    ) -> Result<Vec<Described>, sqlx::Error> {
-        set_deadline(connection, self.statement_timeout).await?;
-        // In parentheses nothing but a SELECT is accepted, and only one.
-        let wrapped = format!("SELECT 1 FROM (\n{}\n) LIMIT 0", query.text());
-        (&mut *connection)
-            .prepare(AssertSqlSafe(wrapped).into_sql_str())
-            .await?;
-        let sql = AssertSqlSafe(query.text().to_owned()).into_sql_str();
-        let statement = (&mut *connection).prepare(sql).await?;
-        let mut described: Vec<Described> = statement
-            .columns()
-            .iter()
-            .map(|column| Described {
-                name: column.name().to_owned(),
-                type_name: column.type_info().name().to_owned(),
-                is_guess: false,
-            })
-            .collect();
-        let names: Vec<&str> = described
-            .iter()
-            .map(|column| column.name.as_str())
-            .collect();
-        if names.iter().filter(|name| **name == CURSOR).count() == 1 {
-            let found = newest_type(connection, query).await?;
-            for column in described.iter_mut().filter(|column| column.name == CURSOR) {
-                match &found {
-                    Some(class) => column.type_name = class.to_uppercase(),
-                    None => guess(column),
-                }
-            }
-        }
-        Ok(described)
+    ) -> Result<Vec<Described>, FileError> {
+        let query = query.text().to_owned();
+        let describing = connection.run(self.statement_timeout, move |file| describe(file, &query));
+        describing.await
     }
 
-    async fn rows(
+    async fn rows<S: Sink>(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut File,
         statement: &Statement,
         limits: Limits,
-        sink: &mut (dyn Sink + Send),
-    ) -> Result<bool, sqlx::Error> {
-        set_deadline(connection, limits.time).await?;
-        let sql = AssertSqlSafe(statement.text().to_owned());
-        let query = bind_all(sqlx::query(sql).persistent(false), statement.binds());
-        let mut stream = query.fetch(connection);
-        let mut bytes = 0;
-        while let Some(row) = stream.try_next().await? {
-            let mut cells = [None; MAX_CELLS];
-            let cells = cells
-                .get_mut(..row.len())
-                .expect("no statement selects more columns");
-            for (index, cell) in cells.iter_mut().enumerate() {
-                *cell = value(&row, index)?;
-                bytes += cell.map_or(0, <[u8]>::len);
+        mut sink: S,
+    ) -> Result<(S, bool), FileError> {
+        let statement = statement.clone();
+        let reading = connection.run(limits.time, move |file| {
+            let (mut kept, mut once);
+            // One that names many keys is not asked again.
+            let prepared: &mut Prepared<'_> = if statement.text().len() <= KEPT_TEXT_MAX {
+                kept = file.prepare_cached(statement.text())?;
+                &mut kept
+            } else {
+                once = file.prepare(statement.text())?;
+                &mut once
+            };
+            bind_all(prepared, statement.binds())?;
+            let columns = prepared.column_count();
+            let mut rows = prepared.raw_query();
+            let mut bytes = 0;
+            while let Some(row) = rows.next()? {
+                let mut cells = [None; MAX_CELLS];
+                let cells = cells
+                    .get_mut(..columns)
+                    .expect("no statement selects more columns");
+                for (index, cell) in cells.iter_mut().enumerate() {
+                    *cell = value(row.get_ref(index)?)?;
+                    bytes += cell.map_or(0, <[u8]>::len);
+                }
+                sink.row(cells);
+                if bytes > limits.bytes {
+                    return Ok((sink, false));
+                }
             }
-            sink.row(cells);
-            if bytes > limits.bytes {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+            Ok((sink, true))
+        });
+        reading.await
     }
 
     async fn horizon(
         &self,
-        _: &mut SqliteConnection,
+        _: &mut File,
         _: Option<Open>,
         _: &CursorColumn,
         _: Option<&str>,
-    ) -> Result<Option<String>, sqlx::Error> {
+    ) -> Result<Option<String>, FileError> {
         // Writers exclude each other: none is open that could commit before what was read.
         Ok(None)
     }
 
     async fn feed(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut File,
         wanted: feed::Wanted<'_>,
-    ) -> Result<feed::Found, sqlx::Error> {
-        set_deadline(connection, self.statement_timeout).await?;
-        feed::sqlite::page(connection, wanted).await
+    ) -> Result<feed::Found, FileError> {
+        let reading = feed::sqlite::Reading::of(wanted);
+        let reading = connection.run(self.statement_timeout, move |file| Ok(reading.page(file)?));
+        reading.await
     }
 
-    async fn feed_guarantee(
-        &self,
-        _: &mut SqliteConnection,
-    ) -> Result<(Guarantee, Option<String>), sqlx::Error> {
+    async fn feed_guarantee(&self, _: &mut File) -> Result<(Guarantee, Option<String>), FileError> {
         Ok((Guarantee::Exact, None))
     }
 
     /// The file itself: another file under the same name is another database.
-    async fn identity(&self, _: &mut SqliteConnection) -> Result<String, sqlx::Error> {
+    async fn identity(&self, _: &mut File) -> Result<String, FileError> {
         use std::os::unix::fs::MetadataExt as _;
-        let path = self.options.get_filename().to_owned();
-        let metadata = tokio::fs::metadata(&path).await?;
+        let metadata = tokio::fs::metadata(&self.location.path).await?;
         Ok(format!("sqlite file={}", metadata.ino()))
     }
 
-    async fn inspect(&self, connection: &mut SqliteConnection) -> Result<Inspection, sqlx::Error> {
-        let (version,): (String,) = sqlx::query_as("SELECT sqlite_version()")
-            .persistent(false)
-            .fetch_one(&mut *connection)
-            .await?;
+    async fn inspect(&self, _: &mut File) -> Result<Inspection, FileError> {
         Ok(Inspection {
-            server: format!("SQLite {version}"),
+            server: format!("SQLite {}", rusqlite::version()),
             role: String::new(),
             can_write: Some(false),
         })
@@ -391,25 +308,27 @@ impl Dialect for SqliteDialect {
 
     async fn guarantee(
         &self,
-        _: &mut SqliteConnection,
+        _: &mut File,
         _: &CursorColumn,
-    ) -> Result<(Guarantee, Option<String>), sqlx::Error> {
+    ) -> Result<(Guarantee, Option<String>), FileError> {
         Ok((Guarantee::Exact, None))
     }
 
     async fn is_indexed(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut File,
         statement: &Statement,
-    ) -> Result<Option<bool>, sqlx::Error> {
-        let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.text()));
-        let rows = bind_all(sqlx::query(sql).persistent(false), statement.binds())
-            .fetch_all(&mut *connection)
-            .await?;
-        let steps: Vec<String> = rows
-            .iter()
-            .filter_map(|row| row.try_get::<String, _>("detail").ok())
-            .collect();
+    ) -> Result<Option<bool>, FileError> {
+        let statement = statement.clone();
+        let asking = connection.run(self.statement_timeout, move |file| {
+            let mut prepared = file.prepare(&format!("EXPLAIN QUERY PLAN {}", statement.text()))?;
+            bind_all(&mut prepared, statement.binds())?;
+            let steps = prepared
+                .raw_query()
+                .mapped(|row| row.get::<_, String>("detail"));
+            Ok(steps.collect::<Result<Vec<_>, _>>()?)
+        });
+        let steps = asking.await?;
         let scans = steps
             .iter()
             .any(|step| step.starts_with("SCAN") && !step.contains("INDEX"));
@@ -419,30 +338,66 @@ impl Dialect for SqliteDialect {
         Ok(Some(!scans && !sorts))
     }
 
-    fn explain(&self, error: sqlx::Error) -> Failure {
-        match error.as_database_error() {
-            Some(database) if database.try_downcast_ref::<SqliteError>().is_some() => {
-                error::sqlite(database.code().as_deref(), database.message())
+    fn explain(&self, error: FileError) -> Failure {
+        match (error.sqlite(), &error) {
+            (Some((code, words)), _) => error::sqlite(code, words),
+            (None, FileError::Io(error)) => Failure::Unreachable(error::io(error)),
+            (None, FileError::Ended) => {
+                Failure::Unreachable("the thread that reads the file ended".into())
             }
-            _ => Failure::of_driver(&error),
+            (None, FileError::Value) => Failure::Query("a value could not be decoded".into()),
+            (None, FileError::Sqlite(_)) => Failure::Query("the driver could not run it".into()),
         }
     }
 }
 
+fn describe(file: &Connection, query: &str) -> Result<Vec<Described>, FileError> {
+    // In parentheses nothing but a SELECT is accepted, and only one.
+    file.prepare(&format!("SELECT 1 FROM (\n{query}\n) LIMIT 0"))?;
+    let statement = file.prepare(query)?;
+    let mut described: Vec<Described> = statement
+        .columns()
+        .iter()
+        .map(|column| Described {
+            name: column.name().to_owned(),
+            type_name: type_name(column.decl_type()).to_owned(),
+            is_guess: false,
+        })
+        .collect();
+    let mut cursors = described.iter_mut().filter(|column| column.name == CURSOR);
+    if let (Some(cursor), None) = (cursors.next(), cursors.next()) {
+        match newest_type(file, query)? {
+            Some(class) => cursor.type_name = class.to_uppercase(),
+            None => guess(cursor),
+        }
+    }
+    Ok(described)
+}
+
+/// What a column is by its declaration, of which SQLite itself reads no more than its affinity
+/// (<https://www.sqlite.org/datatype3.html#affname>); `NULL` where there is none, or none that is known.
+fn type_name(declared: Option<&str>) -> &'static str {
+    let declared = declared.unwrap_or_default().to_ascii_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| declared.contains(part));
+    match &*declared {
+        "boolean" | "bool" => "BOOLEAN",
+        "date" => "DATE",
+        "time" => "TIME",
+        "datetime" | "timestamp" => "DATETIME",
+        _ if has(&["int"]) => "INTEGER",
+        _ if has(&["char", "clob", "text"]) => "TEXT",
+        _ if has(&["blob"]) => "BLOB",
+        _ if has(&["real", "floa", "doub"]) => "REAL",
+        _ => "NULL",
+    }
+}
+
 /// The type of a cursor's value, `None` when there is none yet.
-async fn newest_type(
-    connection: &mut SqliteConnection,
-    query: &Query,
-) -> Result<Option<String>, sqlx::Error> {
+fn newest_type(file: &Connection, query: &str) -> Result<Option<String>, rusqlite::Error> {
     let sql = format!(
-        "SELECT typeof(resource.\"cursor\")\nFROM (\n{}\n) AS resource\nWHERE resource.\"cursor\" IS NOT NULL\nLIMIT 1",
-        query.text()
+        "SELECT typeof(resource.\"cursor\")\nFROM (\n{query}\n) AS resource\nWHERE resource.\"cursor\" IS NOT NULL\nLIMIT 1"
     );
-    let row = sqlx::query(AssertSqlSafe(sql))
-        .persistent(false)
-        .fetch_optional(connection)
-        .await?;
-    row.map(|row| row.try_get(0)).transpose()
+    file.query_row(&sql, [], |row| row.get(0)).optional()
 }
 
 /// The type of a cursor without values, by its declaration.
@@ -462,23 +417,33 @@ fn unhex(digits: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-fn bind_all<'q>(
-    mut query: SqlxQuery<'q, Sqlite, SqliteArguments>,
-    binds: &'q [Bind],
-) -> SqlxQuery<'q, Sqlite, SqliteArguments> {
-    for bind in binds {
-        query = match bind {
-            Bind::Text(text) => query.bind(text.as_str()),
-            Bind::Integer(integer) => query.bind(*integer),
-            Bind::Bytes(bytes) => query.bind(bytes.as_slice()),
-        };
+fn digits(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        write!(digits, "{byte:02X}").expect("a String takes all text");
     }
-    query
+    digits
+}
+
+fn bind_all(prepared: &mut Prepared<'_>, binds: &[Bind]) -> Result<(), rusqlite::Error> {
+    for (index, bind) in (1..).zip(binds) {
+        match bind {
+            Bind::Text(text) => prepared.raw_bind_parameter(index, text),
+            Bind::Integer(integer) => prepared.raw_bind_parameter(index, integer),
+            Bind::Bytes(bytes) => prepared.raw_bind_parameter(index, bytes),
+        }?;
+    }
+    Ok(())
 }
 
 /// Every value that a page selects is bytes or text.
-fn value(row: &SqliteRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
-    row.try_get_unchecked(index)
+fn value(value: ValueRef<'_>) -> Result<Option<&[u8]>, FileError> {
+    match value {
+        ValueRef::Null => Ok(None),
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ok(Some(bytes)),
+        ValueRef::Integer(_) | ValueRef::Real(_) => Err(FileError::Value),
+    }
 }
 
 #[cfg(test)]
@@ -491,12 +456,55 @@ mod tests {
         assert_eq!(unhex(""), Some(vec![]));
         assert_eq!(unhex("6"), None);
         assert_eq!(unhex("zz"), None);
+        let time = Duration::from_secs(1);
+        let dialect = SqliteDialect::new("sqlite:x", String::new(), time).expect("a file");
+        assert_eq!(dialect.position("integer", "-7").as_deref(), Some("i-7"));
+        assert_eq!(
+            dialect.position("text", "\u{e9}7").as_deref(),
+            Some("tC3A937")
+        );
+        assert_eq!(dialect.position("real", "7.0"), None);
     }
 
     #[test]
-    fn a_file_that_cannot_be_reached_is_named() {
-        let time = Duration::from_secs(1);
-        let dialect = SqliteDialect::new(SqliteConnectOptions::new(), "the file".to_owned(), time);
-        assert_eq!(dialect.target(), "the file");
+    fn ids_that_a_collation_may_take_for_equal_are_not_apart() {
+        let dialect = SqliteDialect::new("sqlite:x", String::new(), Duration::ZERO);
+        let dialect = dialect.expect("a file");
+        for (left, right, expected) in [
+            (("a", "b"), ("a", "b"), false),
+            (("a", "b"), ("A", "B "), false),
+            (("a ", "b"), ("a", "b"), false),
+            ((" ", "b"), ("", "b"), false),
+            (("a", "b"), ("a", " b"), true),
+            (("a", "b"), ("a", "c"), true),
+            (("a", "b"), ("b", "b"), true),
+            (("ä", "b"), ("Ä", "b"), true),
+        ] {
+            assert_eq!(
+                dialect.are_apart(left, right),
+                expected,
+                "{left:?} {right:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_declaration_is_read_as_far_as_it_says_what_a_value_is() {
+        for (declared, expected) in [
+            (Some("BIGINT"), "INTEGER"),
+            (Some("INT8"), "INTEGER"),
+            (Some("VARCHAR(40)"), "TEXT"),
+            (Some("CLOB"), "TEXT"),
+            (Some("BLOB"), "BLOB"),
+            (Some("DOUBLE PRECISION"), "REAL"),
+            (Some("Timestamp"), "DATETIME"),
+            (Some("DATE"), "DATE"),
+            (Some("TIME"), "TIME"),
+            (Some("BOOL"), "BOOLEAN"),
+            (Some("NUMERIC"), "NULL"),
+            (None, "NULL"),
+        ] {
+            assert_eq!(type_name(declared), expected, "{declared:?}");
+        }
     }
 }

@@ -1,20 +1,18 @@
 //! Pages of a poll, and how far the pass may take the next one's start.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::time::timeout;
 
-use super::super::columns::{CursorColumn, Layout, SOURCE_QUERY};
+use super::super::columns::{CursorColumn, SOURCE_QUERY};
 use super::super::connections::Session;
 use super::super::dialect::{Dialect, Sink};
 use super::super::pages::{self, PollStart, poll_params};
 use super::super::{PollFrom, PollPage, Position, RawKey, SourceError, Suspects, rows_of};
-use super::{Inner, size};
+use super::{Inner, Layouts, remember_room, room, size};
 use crate::model::RawRows;
-
-/// The most memory that a page is given before it has any row.
-const KEPT_BYTES_MAX: usize = 1 << 20;
 
 impl<D: Dialect> Inner<D> {
     /// One page of a poll, and the ids of the rows of its suspects.
@@ -81,7 +79,7 @@ impl<D: Dialect> Inner<D> {
         };
         let is_bounded = horizon.is_some();
         let mut page = self
-            .poll_from(session, layout, cursor, &start, horizon, limit)
+            .poll_from(session, &layouts, cursor, &start, horizon, limit)
             .await?;
         let standing = session.standing.take();
         page.identity = standing.map(|standing| self.identity(standing.identity));
@@ -96,7 +94,7 @@ impl<D: Dialect> Inner<D> {
         let newest = session.rows(&pages.newest_cursor(cursor)).await?;
         let newest = newest.first().into_iter().next().flatten();
         let again = self
-            .poll_from(session, layout, cursor, &start, newest, limit)
+            .poll_from(session, &layouts, cursor, &start, newest, limit)
             .await?;
         Ok(PollPage {
             identity: page.identity,
@@ -108,13 +106,13 @@ impl<D: Dialect> Inner<D> {
     async fn poll_from(
         &self,
         session: &mut Session<D>,
-        layout: &Layout,
+        layouts: &Arc<Layouts>,
         cursor: &CursorColumn,
         start: &PollStart,
         horizon: Option<String>,
         limit: u32,
     ) -> Result<PollPage, SourceError> {
-        let pages = self.pages(layout);
+        let pages = self.pages(&layouts.source);
         let keys = pages.poll_keys();
         let dialect = &self.connections.dialect;
         let upper = match D::BOUNDS_POLLS {
@@ -132,12 +130,9 @@ impl<D: Dialect> Inner<D> {
             .and_then(|horizon| dialect.cursor_param(cursor, horizon))
             .map(|param| dialect.unseen(param));
         let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
-        // As much as the page before had: what a page has outgrown is copied and wiped each time.
-        let bytes = self.poll_bytes.load(Ordering::Relaxed);
-        let mut sheet = Sheet::new(layout, bytes + bytes / 8);
-        let is_cut = session.read(&statement, &mut sheet).await?;
-        let size_read = sheet.rows.size().min(KEPT_BYTES_MAX);
-        self.poll_bytes.store(size_read, Ordering::Relaxed);
+        let sheet = Sheet::new(layouts, room(&self.poll_bytes));
+        let (mut sheet, is_cut) = session.read(&statement, sheet).await?;
+        remember_room(&self.poll_bytes, &sheet.rows);
         let is_full = is_cut || sheet.rows.len() >= size(limit) || upper.is_some();
         if is_full || !matches!(start, PollStart::After(_)) {
             self.is_long.store(is_full, Ordering::Relaxed);
@@ -149,12 +144,13 @@ impl<D: Dialect> Inner<D> {
             false => None,
         };
         if let Some(next) = &next
-            && !is_cut
             && let Some(at) = poll_params(dialect, cursor, &keys, next)
         {
-            let mut group = Sheet::new(layout, 0);
-            session
-                .read(&pages.poll_group(cursor, &at), &mut group)
+            // A page that was cut short may have been cut between rows of one place, too.
+            session.renew().await?;
+            let group = pages.poll_group(cursor, &at);
+            let (group, _) = session
+                .read(&group, Sheet::new(layouts, RawRows::default()))
                 .await?;
             sheet.end_with(&group);
         }
@@ -169,8 +165,8 @@ impl<D: Dialect> Inner<D> {
 }
 
 /// Takes the rows of a poll's page, and where the last of them lies.
-struct Sheet<'l> {
-    layout: &'l Layout,
+struct Sheet {
+    layouts: Arc<Layouts>,
     rows: RawRows,
     /// The cursor and the ids of the last row as the database's order has them, each empty where it is no text.
     place: [String; 3],
@@ -180,11 +176,11 @@ struct Sheet<'l> {
     is_settled: bool,
 }
 
-impl<'l> Sheet<'l> {
-    fn new(layout: &'l Layout, bytes: usize) -> Self {
+impl Sheet {
+    fn new(layouts: &Arc<Layouts>, rows: RawRows) -> Self {
         Self {
-            layout,
-            rows: RawRows::with_capacity(bytes),
+            layouts: Arc::clone(layouts),
+            rows,
             place: Default::default(),
             at_place: 0,
             is_settled: true,
@@ -215,7 +211,7 @@ impl<'l> Sheet<'l> {
     }
 }
 
-impl Sink for Sheet<'_> {
+impl Sink for Sheet {
     fn row(&mut self, cells: &[Option<&[u8]>]) {
         let [settled, installation, resource, cursor, cells @ ..] = cells else {
             unreachable!("every statement selects all columns");
@@ -232,7 +228,7 @@ impl Sink for Sheet<'_> {
         }
         self.at_place += 1;
         self.is_settled = settled.is_some();
-        pages::push_row(&mut self.rows, self.layout, cells, cursor);
+        pages::push_row(&mut self.rows, &self.layouts.source, cells, cursor);
     }
 }
 

@@ -1,31 +1,87 @@
 //! Pages of a sweep: in one piece of memory where the database's order allows it, row by row where not.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
-use super::super::columns::Layout;
 use super::super::connections::Session;
 use super::super::dialect::{Dialect, Sink};
 use super::super::pages::{self, Keys, Pages, PlacedRow, sweep_params};
 use super::super::statement::Param;
-use super::super::{RawKey, SourceError, SweepPage, SweepRows, packed};
-use super::{Inner, size};
+use super::super::{RawKey, SourceError, SweepPage, SweepRows};
+use super::{Inner, Layouts, remember_room, room, size};
 use crate::model::{RawRow, RawRows};
 
-/// How many pages are read row by row after one that could not be read as one text.
-const PAGES_UNPACKED: u32 = 64;
-/// How much memory a row is given at first. What a page of longer rows has outgrown is copied and wiped, several times until it is read.
-const ROW_BYTES: usize = 384;
-
 /// Takes the rows of a statement as ids and fields.
-struct Sheet<'l> {
-    layout: &'l Layout,
+struct Sheet {
+    layouts: Arc<Layouts>,
+    /// How many rows belong to the page.
+    limit: usize,
     rows: RawRows,
+    /// The types of the last row's ids, where the statement gives them.
+    types: Vec<String>,
+    /// The ids of the row after the page's last, if they are texts; empty where none was read.
+    beyond: Option<Option<[String; 2]>>,
 }
 
-impl Sink for Sheet<'_> {
-    fn row(&mut self, cells: &[Option<&[u8]>]) {
-        pages::push_row(&mut self.rows, self.layout, cells, None);
+impl Sheet {
+    fn new(layouts: &Arc<Layouts>, limit: usize, rows: RawRows) -> Self {
+        Self {
+            layouts: Arc::clone(layouts),
+            limit,
+            rows,
+            types: Vec::new(),
+            beyond: None,
+        }
     }
+
+    /// The place of the last row; `None` when its ids do not tell it.
+    fn place<D: Dialect>(&self, dialect: &D) -> Option<RawKey> {
+        let (installation, resource) = self.rows.last()?.ids()?;
+        let (installation_id, resource_id) = match &*self.types {
+            [] => (installation.to_owned(), resource.to_owned()),
+            [of_installation, of_resource] => (
+                dialect.position(of_installation, installation)?,
+                dialect.position(of_resource, resource)?,
+            ),
+            _ => return None,
+        };
+        Some(RawKey {
+            installation_id,
+            resource_id,
+        })
+    }
+
+    /// Whether the row after the last one, which was asked for, shows that this has its place for itself.
+    fn is_apart<D: Dialect>(&self, dialect: &D) -> bool {
+        match (self.rows.last().and_then(|last| last.ids()), &self.beyond) {
+            (_, None) => true,
+            (Some(last), Some(Some([installation, resource]))) => {
+                dialect.are_apart(last, (installation, resource))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Sink for Sheet {
+    fn row(&mut self, cells: &[Option<&[u8]>]) {
+        if self.rows.len() >= self.limit {
+            let id = |index: usize| Some(text((*cells.get(index)?)?)?.to_owned());
+            self.beyond = Some(id(0).zip(id(1)).map(<[String; 2]>::from));
+            return;
+        }
+        let layout = &self.layouts.source;
+        let (texts, types) = cells.split_at(cells.len().min(2 + layout.fields.len()));
+        pages::push_row(&mut self.rows, layout, texts, None);
+        self.types.resize_with(types.len(), String::new);
+        for (kept, cell) in self.types.iter_mut().zip(types) {
+            kept.clear();
+            kept.push_str(cell.and_then(text).unwrap_or_default());
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
 }
 
 impl<D: Dialect> Inner<D> {
@@ -41,20 +97,12 @@ impl<D: Dialect> Inner<D> {
         let keys = pages.sweep_keys();
         let place = after.and_then(|key| sweep_params(&self.connections.dialect, &keys, key));
         // The first page has rows without a place besides.
-        if let Some(place) = &place {
-            let page = self
-                .sweep_packed(session, &pages, &keys, place, limit)
-                .await?;
-            let page = match page {
-                Some(page) => Some(page),
-                None => {
-                    self.sweep_texts(session, &pages, &keys, place, limit)
-                        .await?
-                }
-            };
-            if let Some(page) = page {
-                return Ok(page);
-            }
+        if let Some(place) = &place
+            && let Some(page) = self
+                .sweep_texts(session, &layouts, &keys, place, limit)
+                .await?
+        {
+            return Ok(page);
         }
         session.renew().await?;
         let SweepPage { rows, next } = self.sweep(session, after, limit).await?;
@@ -70,77 +118,44 @@ impl<D: Dialect> Inner<D> {
         })
     }
 
-    /// A page whose rows come one by one; `None` when it has to be read with the place of each row.
+    /// A page of texts; `None` when it has to be read with the place of each row.
     async fn sweep_texts(
         &self,
         session: &mut Session<D>,
-        pages: &Pages<'_, D>,
+        layouts: &Arc<Layouts>,
         keys: &Keys,
         after: &[Param; 2],
         limit: u32,
     ) -> Result<Option<SweepRows>, SourceError> {
+        let pages = self.pages(&layouts.source);
+        let dialect = &self.connections.dialect;
         let has_ties = session.has_ties();
-        let Some(statement) = pages.sweep_texts(keys, Some(after), limit, has_ties) else {
+        // One row more, where that can show that the last one has its place for itself.
+        let peeks = D::TELLS_APART && !has_ties;
+        let asked = limit.saturating_add(peeks.into());
+        let Some(statement) = pages.sweep_texts(keys, Some(after), asked, has_ties) else {
             return Ok(None);
         };
-        let mut sheet = Sheet {
-            layout: pages.layout,
-            rows: RawRows::with_capacity(size(limit).saturating_mul(ROW_BYTES)),
-        };
-        let is_cut = session.read(&statement, &mut sheet).await?;
-        let rows = sheet.rows;
-        let is_full = is_cut || rows.len() >= size(limit);
-        let Some(last) = rows.last().filter(|_| is_full) else {
+        let most = if peeks { size(limit) } else { usize::MAX };
+        let sheet = Sheet::new(layouts, most, room(&self.sweep_bytes));
+        let (sheet, is_cut) = session.read(&statement, sheet).await?;
+        remember_room(&self.sweep_bytes, &sheet.rows);
+        let is_full = sheet.rows.len() >= size(limit);
+        if !is_full && !is_cut {
+            let rows = sheet.rows;
             return Ok(Some(SweepRows { rows, next: None }));
-        };
-        let Some((installation_id, resource_id)) = last.ids() else {
+        }
+        let Some(next) = sheet.place(dialect) else {
             return Ok(None);
         };
-        let next = RawKey {
-            installation_id: installation_id.to_owned(),
-            resource_id: resource_id.to_owned(),
-        };
-        if !is_cut && !has_ties && !self.is_alone(session, pages, keys, &next).await? {
+        let is_apart = !is_cut && (has_ties || (peeks && sheet.is_apart(dialect)));
+        if !is_apart && !self.is_alone(session, &pages, keys, &next).await? {
             return Ok(None);
         }
-        let next = Some(next);
-        Ok(Some(SweepRows { rows, next }))
-    }
-
-    /// A page that comes as one text; `None` when it has to be read row by row.
-    async fn sweep_packed(
-        &self,
-        session: &mut Session<D>,
-        pages: &Pages<'_, D>,
-        keys: &Keys,
-        after: &[Param; 2],
-        limit: u32,
-    ) -> Result<Option<SweepRows>, SourceError> {
-        let rest = |left: u32| left.checked_sub(1);
-        let is_resting = self
-            .unpacked
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest)
-            .is_ok();
-        if is_resting {
-            return Ok(None);
-        }
-        let Some(statement) = pages.sweep_packed(keys, Some(after), limit) else {
-            return Ok(None);
-        };
-        let mut line = Line::of(pages.layout);
-        // One row is never cut: what it may hold is limited by the statement.
-        session.read(&statement, &mut line).await?;
-        let Some((rows, place)) = line.page else {
-            self.unpacked.store(PAGES_UNPACKED, Ordering::Relaxed);
-            return Ok(None);
-        };
-        let next = place.filter(|_| rows.len() >= size(limit));
-        if let Some(next) = &next
-            && !self.is_alone(session, pages, keys, next).await?
-        {
-            return Ok(None);
-        }
-        Ok(Some(SweepRows { rows, next }))
+        Ok(Some(SweepRows {
+            rows: sheet.rows,
+            next: Some(next),
+        }))
     }
 
     /// Whether no other row has the place of a page's last one.
@@ -154,6 +169,8 @@ impl<D: Dialect> Inner<D> {
         let Some(at) = sweep_params(&self.connections.dialect, keys, place) else {
             return Ok(false);
         };
+        // A page that was cut short may have been cut between rows of one place, too.
+        session.renew().await?;
         let group = session.rows(&pages.sweep_group(keys, &at)).await?;
         Ok(group.rows.len() <= 1 && !group.is_cut)
     }
@@ -201,36 +218,15 @@ impl<D: Dialect> Inner<D> {
     ) -> Result<(Vec<PlacedRow>, Option<RawKey>), SourceError> {
         let found = session.rows(&pages.sweep(keys, after, limit)).await?;
         let is_full = found.is_cut || found.rows.len() >= size(limit);
-        let is_cut = found.is_cut;
         let mut rows = pages::decode(pages.layout, found);
         let next = rows.last().filter(|_| is_full).map(|last| last.key.clone());
         if let Some(next) = &next
-            && !is_cut
             && let Some(at) = sweep_params(&self.connections.dialect, keys, next)
         {
+            session.renew().await?;
             let group = session.rows(&pages.sweep_group(keys, &at)).await?;
             rows = pages::with_sweep_group(rows, pages::decode(pages.layout, group));
         }
         Ok((rows, next))
-    }
-}
-
-/// Takes the one row that a packed page is.
-struct Line<'l> {
-    layout: &'l Layout,
-    page: Option<(RawRows, Option<RawKey>)>,
-}
-
-impl<'l> Line<'l> {
-    fn of(layout: &'l Layout) -> Self {
-        Self { layout, page: None }
-    }
-}
-
-impl Sink for Line<'_> {
-    fn row(&mut self, cells: &[Option<&[u8]>]) {
-        // No rows have no text.
-        let text = cells.first().copied().flatten().unwrap_or_default();
-        self.page = packed::unpack(self.layout, text);
     }
 }
