@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::params;
-use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::model::{
     FingerprintKey, InstallationId, Lease, LeaseToken, Record, ResourceKey, Timestamp,
@@ -214,14 +214,17 @@ async fn migrate(path: &Path, found: i64, access: Access) -> Result<(), StoreErr
         .connect()
         .await
         .map_err(refused)?;
-    migrate::migrator(SQLITE)
+    let migrated = migrate::migrator(SQLITE)
         .run_direct(None, &mut connection, false)
-        .await
-        .map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error)
-            | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => refused(error),
-            other => cannot_open(path, &other.to_string()),
-        })
+        .await;
+    // Waited for: one that is dropped goes on for a moment in a thread of its own, and may be the last that has the file open.
+    let closed = connection.close().await;
+    migrated.map_err(|error| match error {
+        sqlx::migrate::MigrateError::Execute(error)
+        | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => refused(error),
+        other => cannot_open(path, &other.to_string()),
+    })?;
+    closed.map_err(refused)
 }
 
 /// The key of this state's fingerprints; drawn when there is none yet.
