@@ -185,6 +185,9 @@ pub struct PollPage {
     pub found: BTreeMap<ResourceKey, usize>,
 }
 
+/// The most resources that one statement looks up; more take more statements, each with an answer of its own.
+pub(crate) const KEYS_IN_STATEMENT_MAX: usize = 500;
+
 /// How many rows each of these resources has, by the ids of all of them.
 pub(crate) fn rows_of(keys: Vec<ResourceKey>, ids: &[ResourceKey]) -> BTreeMap<ResourceKey, usize> {
     let mut rows: BTreeMap<ResourceKey, usize> = keys.into_iter().map(|key| (key, 0)).collect();

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use crate::model::{EntryState, Origin, RawRow, ResourceKey, RowHash, Timestamp, Unusable};
 use crate::plan::Decision;
 use crate::planted::{Bug, is_planted};
-use crate::source::{SourceError, rows_of};
+use crate::source::{KEYS_IN_STATEMENT_MAX, SourceError, rows_of};
 use crate::store::{Batch, Glance, Observation, PollProgress, Quarantined, SweepProgress};
 
 use super::{PassError, Reconciler};
+
+/// The most resources that are looked up in one statement together with one that is there.
+pub(super) const KEYS_WITH_WITNESS_MAX: usize = KEYS_IN_STATEMENT_MAX - 1;
 
 /// How many rows are read to find one with a usable key.
 const WITNESSES_MAX: u32 = 10;
@@ -299,17 +302,18 @@ impl Reconciler {
             let ids = self.source.fetch_ids(&unknown).await?;
             found.extend(rows_of(unknown, &ids));
         }
-        if found.values().all(|rows| *rows == 0) {
-            // Law 5: the cursor must not pass rows that are neither decided on nor known to be gone.
-            let keys: Vec<ResourceKey> = found.into_keys().collect();
-            let Some(rows) = self.fetch_or_prove_absent(&keys).await? else {
+        // Law 5: the cursor must not pass rows that are neither decided on nor known to be gone.
+        let gone = found.iter().filter(|(_, rows)| **rows == 0);
+        let gone: Vec<ResourceKey> = gone.map(|(key, _)| key.clone()).collect();
+        if !gone.is_empty() {
+            let Some(rows) = self.fetch_or_prove_absent(&gone).await? else {
                 return Err(PassError::Source(SourceError::Query {
                     statement: "source query",
                     problem: "it shows no rows, though it did a moment ago".to_owned(),
                 }));
             };
             let ids: Vec<ResourceKey> = rows.iter().filter_map(|row| row.key().ok()).collect();
-            found = rows_of(keys, &ids);
+            found.extend(rows_of(gone, &ids));
         }
         // One row in the page and one in all are the same row, perhaps changed meanwhile, which the next poll finds.
         let count = |key: &ResourceKey| found.get(key).copied().unwrap_or(0);
@@ -433,6 +437,20 @@ impl Reconciler {
     ///
     /// Law 9: an answer without any row proves nothing, unless a row that is there was asked for in the same statement.
     pub(super) async fn fetch_or_prove_absent(
+        &self,
+        keys: &[ResourceKey],
+    ) -> Result<Option<Vec<RawRow>>, PassError> {
+        let mut all = Vec::new();
+        for keys in keys.chunks(KEYS_WITH_WITNESS_MAX) {
+            match self.fetch_with_witness(keys).await? {
+                Some(rows) => all.extend(rows),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    async fn fetch_with_witness(
         &self,
         keys: &[ResourceKey],
     ) -> Result<Option<Vec<RawRow>>, PassError> {
@@ -717,6 +735,25 @@ mod tests {
         let reconciler = bench.reconciler(|settings| settings.page_rows = 100);
         let report = swept(&reconciler).await;
         assert_eq!((report.account.equal, report.account.quarantined), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn no_statement_asks_for_so_many_that_their_witness_would_be_in_another() {
+        let bench = Bench::new([row("w", "1", 1)]);
+        let reconciler = bench.reconciler(|_| {});
+        let keys: Vec<ResourceKey> = (0..500).map(|id| key(&format!("res_{id:03}"))).collect();
+        let rows = reconciler.fetch_or_prove_absent(&keys).await;
+        let rows = rows.expect("it can be read").expect("there is a witness");
+        assert!(rows.is_empty());
+        let proof = |absent: usize| {
+            let with_witness = absent + 1;
+            [
+                format!("rows of {absent}"),
+                "sweep 10".to_owned(),
+                format!("rows of {with_witness}"),
+            ]
+        };
+        assert_eq!(bench.table.asked(), [proof(499), proof(1)].concat());
     }
 
     #[tokio::test]

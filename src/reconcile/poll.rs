@@ -221,7 +221,7 @@ impl Reconciler {
                 Some(_) => Position::default(),
                 None => position.take().unwrap_or_default(),
             };
-            // What was found of others proves nothing of these: they may have been asked for in another statement.
+            // What was found of others is theirs to decide on.
             let of_these = |key| {
                 let (key, rows) = found.get_key_value(&key)?;
                 Some((key.clone(), *rows))

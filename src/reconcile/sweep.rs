@@ -9,7 +9,7 @@ use crate::planted::{Bug, is_planted};
 use crate::source::{RawKey, SourceError, SweepRows};
 use crate::store::{Batch, SweepAccount, SweepProgress};
 
-use super::page::{Duplicates, PageReport, Position};
+use super::page::{Duplicates, KEYS_WITH_WITNESS_MAX, PageReport, Position};
 use super::skim::{self, Skimmed};
 use super::{OnMissing, PageCounts, PassError, QuarantineNotice, Reconciler};
 
@@ -158,7 +158,8 @@ impl Reconciler {
         let step = match &mut sweep.search {
             None => self.read_page(sweep, &mut limit).await?,
             Some(search) => {
-                limit = self.at_most(self.settings.page_rows);
+                let most = u32::try_from(KEYS_WITH_WITNESS_MAX).unwrap_or(u32::MAX);
+                limit = self.at_most(self.settings.page_rows.min(most));
                 if self.search_page(search, &sweep.progress, limit).await? {
                     let found = search.found;
                     self.complete(sweep, found, Vec::new()).await?

@@ -19,9 +19,7 @@ use crate::model::{CellText, RawRow, RawRows, RawText, ResourceKey};
 pub(super) const MAX_GROUP_ROWS: u32 = 1_000;
 /// The most rows without an id that can be ordered that a sweep reads.
 pub(super) const MAX_IRREGULAR_ROWS: u32 = 10_000;
-/// The most resources that one statement looks up.
-pub(super) const MAX_FETCH_KEYS: usize = 500;
-/// The most rows that one look-up of [`MAX_FETCH_KEYS`] may yield.
+/// The most rows that one look-up of [`KEYS_IN_STATEMENT_MAX`](super::KEYS_IN_STATEMENT_MAX) may yield.
 pub(super) const MAX_FETCHED_ROWS: u32 = 2_000;
 
 /// Builds statements for one query of one dialect.

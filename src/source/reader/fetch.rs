@@ -8,8 +8,8 @@ use super::super::columns::{INSTALLATIONS_QUERY, Layout, SOURCE_QUERY};
 use super::super::connections::Session;
 use super::super::dialect::{Dialect, text};
 use super::super::feed::{self, CHANGE_FEED};
-use super::super::pages::{self, MAX_FETCH_KEYS, MAX_FETCHED_ROWS, raw_text};
-use super::super::{FeedPage, SourceError};
+use super::super::pages::{self, MAX_FETCHED_ROWS, raw_text};
+use super::super::{FeedPage, KEYS_IN_STATEMENT_MAX, SourceError};
 use super::{Inner, size};
 use crate::model::{AccessToken, InstallationId, RawRow, RawText, ResourceId, ResourceKey};
 
@@ -48,7 +48,7 @@ impl<D: Dialect> Inner<D> {
     ) -> Result<Vec<RawRow>, SourceError> {
         let pages = self.pages(layout);
         let mut rows = Vec::new();
-        let mut chunks: Vec<&[ResourceKey]> = keys.chunks(MAX_FETCH_KEYS).rev().collect();
+        let mut chunks: Vec<&[ResourceKey]> = keys.chunks(KEYS_IN_STATEMENT_MAX).rev().collect();
         while let Some(chunk) = chunks.pop() {
             let Some(statement) = pages.fetch(chunk) else {
                 continue;
