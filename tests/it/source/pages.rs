@@ -490,6 +490,29 @@ async fn a_long_pass_reads_each_row_once_though_the_server_knows_nothing_of_the_
     }
 }
 
+#[tokio::test]
+async fn a_number_among_texts_of_sqlite_keeps_its_type() {
+    let bed = Bed::sqlite();
+    bed.database
+        .execute(
+            "CREATE TABLE word (installation_id TEXT, id TEXT, status TEXT);
+             CREATE TABLE number (installation_id TEXT, id INTEGER, status TEXT);
+             INSERT INTO word VALUES ('i', 'x', 'ready'), ('i', 'y', 'ready');
+             INSERT INTO number VALUES ('i', 5, 'ready'), ('i', 10, 'ready'), ('i', 30, 'ready'), ('i', 1.5, 'ready')",
+        )
+        .await;
+    // The column is a text by its first table, and a number in it would be compared as one.
+    let query = "SELECT installation_id, id AS resource_id, status FROM word
+        UNION ALL SELECT installation_id, id, status FROM number";
+    let source = bed.source(query);
+    for limit in 1..=4 {
+        let pages = sweep_all(&*source, limit).await;
+        // What is neither integer nor text is in the first page alone.
+        assert!(ids(&pages[0]).contains(&"1.5"), "by {limit}");
+        assert_eq!(pages.concat().len(), 6, "by {limit}");
+    }
+}
+
 /// A page whose limit the planner of SQLite took no account of read every row after the cursor, where `ANALYZE` had counted them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_sqlite_looks_at_no_row_far_behind_it() {
