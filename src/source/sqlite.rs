@@ -29,6 +29,9 @@ use crate::model::value::MAX_COLUMN_BYTES;
 /// The longest statement that a connection keeps prepared, in bytes.
 const KEPT_TEXT_MAX: usize = 8 << 10;
 
+/// How long whoever writes the file is waited for, at most: less than connecting may take, so that it is said what was waited for.
+const PATIENCE_MAX: Duration = CONNECT_TIMEOUT.saturating_sub(Duration::from_millis(500));
+
 /// One SQLite file.
 pub(super) struct SqliteDialect {
     location: Location,
@@ -39,7 +42,7 @@ pub(super) struct SqliteDialect {
 impl SqliteDialect {
     /// A file by its URL; `None` when the URL says what cannot be done.
     pub(super) fn new(url: &str, target: String, statement_timeout: Duration) -> Option<Self> {
-        let patience = statement_timeout.min(CONNECT_TIMEOUT);
+        let patience = statement_timeout.min(PATIENCE_MAX);
         Some(Self {
             location: Location::of(url, patience)?,
             target,
