@@ -8,12 +8,13 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, InvalidHeaderValue};
 use reqwest::{Certificate, Client, ClientBuilder, Method, Proxy, Request, Response, Url};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -107,17 +108,20 @@ impl Exchange {
 
     /// Sends one request; the body comes with a 2xx that was to be read and could be, whole.
     ///
-    /// A process that stood still while it connected does not send when it goes on after the request's time: by then its lease may be
-    /// another's. What is left is a process that stops in the few instructions before its time begins to count here, or between the
-    /// last look at the clock and the connection's write.
+    /// A process that stood still while it connected, or before its connection came to write, does not send when it goes on after the
+    /// request's time: by then its lease may be another's. What is left is a process that stops in the few instructions before its time
+    /// begins to count here, or between the connection's look at the clock and its write, which follow one another.
     pub(super) async fn send(
         &self,
-        request: Request,
+        mut request: Request,
         scrubber: &Scrubber<'_>,
         wanted: Wanted,
     ) -> (Answer, Option<Body>) {
         let over_tls = request.url().scheme() == "https";
         let deadline = Instant::now() + self.request_timeout;
+        if let Some(body) = request.body_mut().take() {
+            *request.body_mut() = Some(reqwest::Body::wrap(Timely { body, deadline }));
+        }
         let response = match before(deadline, self.client.execute(request)).await {
             Some(Ok(response)) => response,
             Some(Err(error)) => return (silence(failure(&error, over_tls)), None),
@@ -244,6 +248,38 @@ const fn silence(kind: AnswerKind) -> Answer {
     Answer {
         kind,
         vercel_id: None,
+    }
+}
+
+/// A body that is not given away after the deadline.
+///
+/// The connection, a task of its own, asks for it after it has put the head together and before it writes anything; an error ends it.
+struct Timely {
+    body: reqwest::Body,
+    deadline: Instant,
+}
+
+impl HttpBody for Timely {
+    type Data = Bytes;
+    type Error = Box<dyn StdError + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if Instant::now() >= self.deadline {
+            return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        frame.map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -57,3 +57,31 @@ async fn a_process_that_stood_still_while_it_connected_sends_nothing_after_the_r
     }
     assert!(steps > 1, "it never waited before it sent");
 }
+
+/// The connection is a task of its own, and comes to write after whoever gave it the request.
+#[tokio::test]
+async fn a_process_that_stood_still_before_its_connection_wrote_sends_nothing_after_the_request_s_time()
+ {
+    let (token, key, patch, secrets) = (token(), key(), patch(), secrets());
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    let server = Server::start(move |_| Reply::KeepOpen(answer.into())).await;
+    let client = client(&Settings {
+        request_timeout: REQUEST_TIMEOUT,
+        ..settings(&server.url())
+    });
+    let update = || Box::pin(client.update(&token, &key, &patch, Some(&secrets)));
+    let is_done = |answer: Answer| matches!(answer.kind, AnswerKind::Http { status: 200, .. });
+    // The connection stands from now on; a slow machine may need more than one request's time for it.
+    while !is_done(update().await) {}
+    settle().await;
+    let before = server.received().len();
+    let mut late = update();
+    assert!(poll!(late.as_mut()).is_pending());
+    // It stands still with the request given to the connection, which goes on first.
+    std::thread::sleep(REQUEST_TIMEOUT);
+    settle().await;
+    assert_eq!(server.received().len(), before, "sent");
+    assert_eq!(late.await.kind, AnswerKind::Lost(LostKind::Timeout));
+    // No more than the connection was lost.
+    while !is_done(update().await) {}
+}
