@@ -306,7 +306,17 @@ impl Reconciler {
         let gone = found.iter().filter(|(_, rows)| **rows == 0);
         let gone: Vec<ResourceKey> = gone.map(|(key, _)| key.clone()).collect();
         if !gone.is_empty() {
-            let Some(rows) = self.fetch_or_prove_absent(&gone).await? else {
+            // Beside a neighbour that is there, if there is one: to look for another row takes the beginning of a sweep.
+            let neighbour = found.iter().find(|(_, rows)| **rows > 0);
+            let beside = match neighbour.filter(|_| gone.len() <= KEYS_WITH_WITNESS_MAX) {
+                Some((witness, _)) => self.fetch_beside(&gone, witness).await?,
+                None => None,
+            };
+            let proof = match beside {
+                Some(rows) => Some(rows),
+                None => self.fetch_or_prove_absent(&gone).await?,
+            };
+            let Some(rows) = proof else {
                 return Err(PassError::Source(SourceError::Query {
                     statement: "source query",
                     problem: "it shows no rows, though it did a moment ago".to_owned(),
@@ -450,6 +460,22 @@ impl Reconciler {
         Ok(Some(all))
     }
 
+    /// The rows of these resources by a statement that asks for the witness too; `None` when that is not there.
+    async fn fetch_beside(
+        &self,
+        keys: &[ResourceKey],
+        witness: &ResourceKey,
+    ) -> Result<Option<Vec<RawRow>>, PassError> {
+        let asked: Vec<ResourceKey> = keys.iter().chain([witness]).cloned().collect();
+        let mut rows = self.source.fetch(&asked).await?;
+        let is_witness = |row: &RawRow| row.key().is_ok_and(|key| key == *witness);
+        if !rows.iter().any(is_witness) {
+            return Ok(None);
+        }
+        rows.retain(|row| !is_witness(row) || keys.contains(witness));
+        Ok(Some(rows))
+    }
+
     async fn fetch_with_witness(
         &self,
         keys: &[ResourceKey],
@@ -462,14 +488,7 @@ impl Reconciler {
         let Some(witness) = page.rows.iter().find_map(|row| row.key().ok()) else {
             return Ok(None);
         };
-        let asked: Vec<ResourceKey> = keys.iter().chain([&witness]).cloned().collect();
-        let mut rows = self.source.fetch(&asked).await?;
-        let is_witness = |row: &RawRow| row.key().is_ok_and(|key| key == witness);
-        if !rows.iter().any(is_witness) {
-            return Ok(None);
-        }
-        rows.retain(|row| !is_witness(row) || keys.contains(&witness));
-        Ok(Some(rows))
+        self.fetch_beside(keys, &witness).await
     }
 
     /// Reads single resources again, on behalf of dispatch; returns how many there were.

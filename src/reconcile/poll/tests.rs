@@ -175,6 +175,7 @@ async fn a_look_up_that_did_not_find_a_row_of_the_page_is_not_believed() {
             .await
             .expect("it can be read");
         assert_eq!(done.counts.adopted, 4, "{missed:?}");
+        assert_eq!(bench.table.asked(), ["rows of 2"], "{missed:?}");
     }
 }
 

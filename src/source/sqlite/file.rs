@@ -33,7 +33,7 @@ pub(in super::super) enum FileError {
     Sqlite(rusqlite::Error),
     /// The operating system says so.
     Io(std::io::Error),
-    /// A value is of a type that no statement of ours selects.
+    /// A value is not of the type that was to be read.
     Value,
     /// What ran on the connection was not waited for, its transaction did not end, or its thread is gone.
     Ended,
@@ -41,7 +41,14 @@ pub(in super::super) enum FileError {
 
 impl From<rusqlite::Error> for FileError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
+        use rusqlite::Error;
+        match error {
+            Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::Utf8Error(..) => Self::Value,
+            error => Self::Sqlite(error),
+        }
     }
 }
 
@@ -336,10 +343,7 @@ mod tests {
         let error = cut.expect_err("it would not end");
         assert_eq!(error.sqlite().map(|(code, _)| code), Some(9));
         let time = Duration::from_secs(3_600);
-        let found = file.run(time, |connection| {
-            Ok(connection.query_row("SELECT count(*) FROM kept", [], |row| row.get(0))?)
-        });
-        assert_eq!(found.await.ok(), Some(0));
+        assert_eq!(file.run(time, count).await.ok(), Some(0));
     }
 
     #[tokio::test]
@@ -377,6 +381,63 @@ mod tests {
         let path = directory.path().join("other.db");
         assert!(File::open(at(&path)).await.is_err());
         assert!(!path.exists());
+    }
+
+    fn count(connection: &Connection) -> Result<i64, FileError> {
+        Ok(connection.query_row("SELECT count(*) FROM kept", [], |row| row.get(0))?)
+    }
+
+    #[tokio::test]
+    async fn a_transaction_reads_one_state_of_the_file_until_it_ends() {
+        let (directory, mut file) = file().await;
+        let writer = Connection::open(directory.path().join("source.db")).expect("it is there");
+        let add = || {
+            writer
+                .execute_batch("PRAGMA journal_mode = WAL; INSERT INTO kept VALUES (1)")
+                .expect("nobody is in the way");
+        };
+        let time = Duration::from_secs(3_600);
+        add();
+        file.begin();
+        assert_eq!(file.run(time, count).await.ok(), Some(1));
+        add();
+        assert_eq!(file.run(time, count).await.ok(), Some(1));
+        assert!(file.end(time).is_ok());
+        file.begin();
+        assert_eq!(file.run(time, count).await.ok(), Some(2));
+        assert!(file.end(time).is_ok());
+        // One that nothing was read in is none.
+        file.begin();
+        assert!(file.end(time).is_ok());
+        assert!(
+            file.run(time, |file| Ok(file.is_autocommit()))
+                .await
+                .is_ok_and(|ended| ended)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_did_not_end_is_found_by_the_next_that_begins() {
+        let (_directory, mut file) = file().await;
+        let time = Duration::from_secs(3_600);
+        file.begin();
+        assert!(file.run(time, count).await.is_ok());
+        file.begin();
+        let next = file.run(time, count).await;
+        assert!(matches!(next, Err(FileError::Ended)));
+    }
+
+    #[tokio::test]
+    async fn a_value_of_another_type_is_told_from_what_sqlite_says() {
+        let (_directory, mut file) = file().await;
+        let time = Duration::from_secs(3_600);
+        let read = file.run(time, |file| {
+            Ok(file.query_row("SELECT 'hunter2'", [], |row| row.get::<_, i64>(0))?)
+        });
+        assert!(matches!(read.await, Err(FileError::Value)));
+        let read = file.run(time, |file| Ok(file.execute_batch("SELECT nothing")?));
+        let error = read.await.expect_err("there is no such column");
+        assert_eq!(error.sqlite().map(|(code, _)| code), Some(1));
     }
 
     #[test]
@@ -426,13 +487,8 @@ mod tests {
         ] {
             let location = Location::of(&url(parameters), Duration::ZERO).expect("a file");
             let read = async {
-                let count = "SELECT count(*) FROM kept";
-                let time = Duration::from_secs(3_600);
                 let mut file = File::open(location).await?;
-                let counting = file.run(time, move |connection| {
-                    Ok(connection.query_row(count, [], |row| row.get::<_, i64>(0))?)
-                });
-                counting.await
+                file.run(Duration::from_secs(3_600), count).await
             };
             assert_eq!(read.await.is_ok(), is_read, "{parameters}");
         }
