@@ -44,6 +44,8 @@ pub(crate) enum Bug {
     OverlapIgnored,
     /// What a poll found unchanged counts as unchanged also after something else was decided on it.
     KnownForGood,
+    /// A row that the poll before knew passes, whatever it says now.
+    PassesUnread,
     /// The poll forgets that open transactions hold its cursor back.
     HorizonIgnored,
     /// A change found while a request was in flight makes no next entry.
@@ -95,7 +97,7 @@ pub(crate) enum Bug {
 #[cfg(test)]
 impl Bug {
     /// All bugs.
-    pub(crate) const ALL: [Self; 42] = [
+    pub(crate) const ALL: [Self; 43] = [
         Self::NoDoubtMark,
         Self::DoubtMarkedAfterSending,
         Self::DoubtClearedBy4xx,
@@ -115,6 +117,7 @@ impl Bug {
         Self::CursorCommittedFirst,
         Self::OverlapIgnored,
         Self::KnownForGood,
+        Self::PassesUnread,
         Self::HorizonIgnored,
         Self::FollowupForgotten,
         Self::NewerTargetAcknowledged,

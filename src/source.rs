@@ -33,7 +33,9 @@ pub use connect::{Settings, connect, listen};
 pub use inspect::{Description, Guarantee};
 pub use listen::{Keepalive, Listen, ListenError};
 
-use crate::model::{AccessToken, FieldSet, InstallationId, RawRow, RawRows, ResourceKey};
+use crate::model::{
+    AccessToken, FieldSet, InstallationId, RawRow, RawRowRef, RawRows, ResourceKey,
+};
 
 /// Reads the source query and the installations query.
 #[async_trait]
@@ -48,6 +50,35 @@ pub trait Source: Send + Sync {
         limit: u32,
         suspects: Option<Suspects>,
     ) -> Result<PollPage, SourceError>;
+
+    /// Everything from a cursor on, less the overlap, as the only page of a pass, without the rows that pass `sieve`; `None` when there is
+    /// more than it allows for, and the pass is to be read page by page.
+    async fn poll_news(
+        &self,
+        from: &str,
+        mut sieve: Sieve,
+        suspects: Option<Suspects>,
+    ) -> Result<Option<PollPage>, SourceError> {
+        let limit = sieve.passing_max.saturating_add(sieve.news_max);
+        let from = PollFrom::Cursor(from.to_owned());
+        let mut page = self.poll_page(&from, limit, None).await?;
+        if page.next.is_some() {
+            return Ok(None);
+        }
+        let news = page.rows.iter().filter(|row| !(sieve.passes)(*row));
+        let news: RawRows = news.map(RawRowRef::to_row).collect();
+        if news.len() as u64 > u64::from(sieve.news_max) {
+            return Ok(None);
+        }
+        page.passed = (page.rows.len() - news.len()) as u64;
+        page.rows = news;
+        let suspects = suspects.map_or_else(Vec::new, |suspects| suspects(&page.rows));
+        if !suspects.is_empty() {
+            let ids = self.fetch_ids(&suspects).await?;
+            page.found = rows_of(suspects, &ids);
+        }
+        Ok(Some(page))
+    }
 
     /// What was added to the change feed after `from`, the place that the last page gave, at most `limit` entries; `None`: nothing
     /// was ever read. Only where [`Shape::feed`] says that there is one.
@@ -166,11 +197,25 @@ pub struct RawKey {
 /// Says of a page that was just read which resources are to be looked up by key in the same transaction; in a new one if the page was cut short.
 pub type Suspects = Arc<dyn Fn(&RawRows) -> Vec<ResourceKey> + Send + Sync>;
 
+/// Lets rows pass that nothing is to be done about, while they are read.
+pub struct Sieve {
+    /// Whether a row passes; asked once for each row.
+    pub passes: Box<dyn FnMut(RawRowRef<'_>) -> bool + Send>,
+    /// The most rows that can pass.
+    pub passing_max: u32,
+    /// The most others that there may be.
+    pub news_max: u32,
+}
+
 /// One page of a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollPage {
     /// The rows, in order, each with its cursor. Rows whose cursor is NULL are not among them: only sweeps see those.
     pub rows: RawRows,
+    /// How many rows passed a [`Sieve`]: they are not among the rows.
+    pub passed: u64,
+    /// The cursor of the last row that was read, whether it passed or not.
+    pub reached: Option<String>,
     /// Where the next page starts; `None`: this was the last.
     pub next: Option<Position>,
     /// The cursor to keep with this page instead of its last row's: a transaction that was open when the pass began may still

@@ -54,6 +54,9 @@ pub(crate) async fn polls(scale: Scale, mock: &Mock) -> Vec<Figure> {
             }
             work.push(seconds);
             figures.extend(soon(&mut daemon, &provider, mock, scale).await);
+            for rows in [few, 5 * few] {
+                figures.push(read_again(&mut daemon, &provider, scale, rows).await);
+            }
         }
         daemon.stop().await;
         super::assert_agrees(&config).await;
@@ -143,6 +146,25 @@ async fn find(
         )
         .await;
     poll["duration_ms"].as_f64().expect("a number").max(1.0) / 1000.0
+}
+
+/// How long polls take that read so many rows of one cursor again, as all do until something newer comes.
+async fn read_again(daemon: &mut Daemon, provider: &Provider, scale: Scale, rows: u64) -> Figure {
+    let mut seconds = Figure::plain(
+        format!("  a poll that reads {rows} rows of one cursor again"),
+        "s",
+    );
+    let mark = daemon.mark();
+    provider.touch(rows).await;
+    // The first one may have begun before, the second finds them, and the third knows them.
+    for polls in 1..=scale.rounds + 2 {
+        let poll = daemon.events("poll.completed", polls, mark, PATIENCE).await;
+        if polls > 2 {
+            assert!(poll["rows"].as_u64() >= Some(rows), "{poll}");
+            seconds.push(poll["duration_ms"].as_f64().expect("a number").max(1.0) / 1000.0);
+        }
+    }
+    seconds
 }
 
 /// From the commit of a single change to its request, at moments spread over the interval of a second.

@@ -313,6 +313,8 @@ impl Source for Table {
             horizon: None,
         });
         let mut page = PollPage {
+            passed: 0,
+            reached: rows.last().map(|(_, row)| cursor(row).to_string()),
             rows: rows.into_iter().map(|(_, row)| row.clone()).collect(),
             next,
             horizon: held.horizon.map(|horizon| horizon.to_string()),

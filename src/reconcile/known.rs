@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
 
 use crate::model::{RawRowRef, RawRows, ResourceKey, RowHash, RowHasher};
+use crate::planted::{Bug, is_planted};
 
 /// The most rows that are known, of each of two passes: 3.3 MB each. Further ones are looked up by every poll.
 const KNOWN_MAX: usize = 100_000;
@@ -24,6 +25,8 @@ pub(super) struct Known {
     before: HashMap<Slot, RowHash>,
     /// Of this pass.
     now: HashMap<Slot, RowHash>,
+    /// Whether a row of this pass that was let pass was not the only one of its resource.
+    is_torn: bool,
 }
 
 impl Known {
@@ -45,6 +48,42 @@ impl Known {
             self.keep(*slot, *hash);
         }
         found.into_iter().map(|known| known.is_some()).collect()
+    }
+
+    /// How many rows the pass before left known.
+    pub(super) fn len(&self) -> usize {
+        self.before.len()
+    }
+
+    /// Begins a pass whose rows are asked for one by one while they are read ([`Known::passes`]).
+    pub(super) fn begin_pass(&mut self) {
+        self.now = HashMap::new();
+        self.is_torn = false;
+    }
+
+    /// Whether a row was let pass and another one of its resource came after it: both are to be looked at together.
+    pub(super) const fn is_torn(&self) -> bool {
+        self.is_torn
+    }
+
+    /// Whether a row, the next of the pass, was seen and known before; then it stays so for the next pass.
+    pub(super) fn passes(&mut self, row: RawRowRef<'_>, hasher: &RowHasher) -> bool {
+        let Some(ids) = row.ids() else {
+            return false;
+        };
+        let slot = self.slots.hash_one(ids);
+        if self.now.contains_key(&slot) {
+            self.forget_slot(slot);
+            self.is_torn = true;
+            return false;
+        }
+        match self.before.get(&slot) {
+            Some(before) if is_planted(Bug::PassesUnread) || *before == row.hash(hasher) => {
+                self.keep(slot, *before);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn find(&self, rows: &RawRows, hasher: &RowHasher) -> Vec<Option<(Slot, RowHash)>> {
@@ -74,7 +113,10 @@ impl Known {
 
     /// Something of the resource is about to be committed.
     pub(super) fn forget(&mut self, key: &ResourceKey) {
-        let slot = self.slot(key);
+        self.forget_slot(self.slot(key));
+    }
+
+    fn forget_slot(&mut self, slot: Slot) {
         self.before.remove(&slot);
         self.now.remove(&slot);
     }
@@ -147,6 +189,45 @@ mod tests {
         assert_eq!(seen(&mut known, &[("c", 4)]), [false]);
         known.end_pass();
         assert_eq!(seen(&mut known, &page), [false, false, false]);
+    }
+
+    /// Which rows pass, read one by one.
+    fn passing(known: &mut Known, rows: &[(&str, u8)]) -> Vec<bool> {
+        let page: RawRows = rows.iter().map(|(id, says)| row(id, *says)).collect();
+        let hasher = hasher();
+        page.iter().map(|row| known.passes(row, &hasher)).collect()
+    }
+
+    #[test]
+    fn a_row_that_is_known_passes_each_pass_and_stays_known() {
+        let mut known = after_a_pass(&[("a", 1), ("b", 2)]);
+        for _ in 0..2 {
+            known.begin_pass();
+            let rows = [("a", 1), ("b", 3), ("c", 4)];
+            assert_eq!(passing(&mut known, &rows), [true, false, false]);
+            known.end_pass();
+            assert!(!known.is_torn());
+            assert_eq!(known.len(), 1);
+        }
+        // One that was cut off leaves nothing behind that would be taken for a second row.
+        known.begin_pass();
+        assert_eq!(passing(&mut known, &[("a", 1)]), [true]);
+        known.begin_pass();
+        assert_eq!(passing(&mut known, &[("a", 1)]), [true]);
+    }
+
+    #[test]
+    fn two_rows_of_a_resource_are_seen_where_the_first_one_has_passed() {
+        for again in [("a", 1), ("a", 9)] {
+            let mut known = after_a_pass(&[("a", 1), ("b", 2)]);
+            known.begin_pass();
+            let rows = [("a", 1), ("b", 2), again];
+            assert_eq!(passing(&mut known, &rows), [true, true, false]);
+            assert!(known.is_torn());
+            assert_eq!(seen(&mut known, &[again]), [false]);
+            known.begin_pass();
+            assert!(!known.is_torn());
+        }
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::model::{Origin, RawRow, RawRows, ResourceKey, RowHasher, Timestamp};
+use crate::model::{Origin, RawRow, RawRowRef, RawRows, ResourceKey, RowHasher, Timestamp};
 use crate::planted::{Bug, is_planted};
-use crate::source::{PollFrom, PollPage, RawKey, SourceError, Suspects};
+use crate::source::{PollFrom, PollPage, RawKey, Sieve, SourceError, Suspects};
 use crate::store::PollProgress;
 
 use super::page::{Duplicates, PageReport, Position};
@@ -139,8 +139,41 @@ impl Reconciler {
     }
 
     async fn first_page(&self, from: &PollFrom) -> Result<PollPage, SourceError> {
+        if let PollFrom::Cursor(cursor) = from
+            && let Some(sieve) = self.sieve()
+        {
+            let suspects = Some(self.suspects(NEWS_MAX));
+            let news = self.source.poll_news(cursor, sieve, suspects).await?;
+            if let Some(page) = news
+                && !self.known().is_torn()
+            {
+                return Ok(page);
+            }
+        }
         self.poll_page(from, self.settings.page_rows, NEWS_MAX)
             .await
+    }
+
+    /// Lets the rows pass that the pass before left known, if they are more than a page. Nothing is committed while they are read.
+    fn sieve(&self) -> Option<Sieve> {
+        let mut known = self.known();
+        let (most, page_rows) = (u32::try_from(known.len()).ok()?, self.settings.page_rows);
+        if most <= page_rows {
+            return None;
+        }
+        known.begin_pass();
+        drop(known);
+        let hasher = RowHasher::new(&self.key, self.settings.epoch());
+        let known = Arc::clone(&self.known);
+        let passes = move |row: RawRowRef<'_>| {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.passes(row, &hasher)
+        };
+        Some(Sieve {
+            passes: Box::new(passes),
+            passing_max: most,
+            news_max: page_rows,
+        })
     }
 
     /// A page, and how many rows the resources have of which it has news, if there are at most so many of them.
@@ -196,12 +229,7 @@ impl Reconciler {
         let rest = rows.iter().zip(&again).filter(|(_, again)| !**again);
         let rest: Vec<RawRow> = rest.map(|(row, _)| row.to_row()).collect();
         let known = (rows.len() - rest.len()) as u64;
-        let counts = PageCounts {
-            rows: known,
-            known,
-            ..PageCounts::default()
-        };
-        (rest, counts)
+        (rest, all_known(known))
     }
 
     /// Commits what a page of rows means, so many together that other transactions need not wait for long. The position is committed
@@ -277,10 +305,8 @@ impl Reconciler {
             if !is_planted(Bug::HorizonIgnored) {
                 horizon = horizon.or(page.horizon);
             }
-            let last = page.rows.last().and_then(|row| row.cursor());
-            let last = last.map(str::to_owned);
-            let next_cursor = horizon.clone().or(last).or_else(|| reached.clone());
-            rows += page.rows.len() as u64;
+            let next_cursor = horizon.clone().or(page.reached).or_else(|| reached.clone());
+            rows += page.rows.len() as u64 + page.passed;
             let is_last = page.next.is_none();
             let progress = PollProgress {
                 cursor: next_cursor.clone(),
@@ -300,6 +326,7 @@ impl Reconciler {
             };
             let (rest, known) = self.pass_over(&page.rows);
             report.counts.add(&known);
+            report.counts.add(&all_known(page.passed));
             let next = page.next.map(PollFrom::After);
             limit = self.next_poll_rows(limit, page.rows.size());
             let reading = async {
@@ -330,6 +357,15 @@ impl Reconciler {
                 }
             };
         }
+    }
+}
+
+/// So many rows that are as the pass before found them.
+fn all_known(rows: u64) -> PageCounts {
+    PageCounts {
+        rows,
+        known: rows,
+        ..PageCounts::default()
     }
 }
 

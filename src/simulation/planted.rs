@@ -71,6 +71,7 @@ const fn laws_of(bug: Bug) -> &'static [Law] {
         Bug::CursorCommittedFirst
         | Bug::OverlapIgnored
         | Bug::KnownForGood
+        | Bug::PassesUnread
         | Bug::HorizonIgnored
         | Bug::PoisonTakesPage => &[Law::NothingLost],
         Bug::MovedSecretsSent | Bug::ForeignToken => &[Law::NothingSecretAstray],

@@ -334,6 +334,8 @@ impl Provider {
         let last = rows.last().and_then(|row| row.cursor);
         let settled = |horizon: &String| last.is_none_or(|last| last < number(horizon));
         PollPage {
+            passed: 0,
+            reached: last.map(|cursor| cursor.to_string()),
             rows: rows.into_iter().map(|row| self.raw(row)).collect(),
             next,
             horizon: horizon.filter(|horizon| !settled(horizon)),

@@ -105,8 +105,8 @@ pub(super) trait Dialect: Send + Sync + 'static {
         connection: &mut Self::Connection,
         query: &Query,
     ) -> Result<Vec<Described>, Self::Error>;
-    /// Runs one prepared statement and gives its rows away until they end or hold more than `limits.bytes`: then false, and the
-    /// connection must not be used any more.
+    /// Runs one prepared statement and gives its rows away until they end, or no more are to be read ([`Room::give`]): then false,
+    /// and the connection must not be used any more.
     async fn rows<S: Sink>(
         &self,
         connection: &mut Self::Connection,
@@ -214,7 +214,45 @@ pub(super) type Cell = Option<Zeroizing<Vec<u8>>>;
 
 /// Takes the rows of a statement while they are read, in whichever thread reads them.
 pub(super) trait Sink: Send + 'static {
-    fn row(&mut self, cells: &[Option<&[u8]>]);
+    /// Takes one row.
+    fn row(&mut self, cells: &[Option<&[u8]>]) -> Taken;
+}
+
+/// What a sink did with a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It keeps the row, or what it makes of it.
+    Kept,
+    /// It keeps nothing of the row.
+    Passed,
+    /// It has no use for this row nor for any further one.
+    Refused,
+}
+
+/// How many bytes of values a statement may still bring in.
+pub(super) struct Room {
+    left: usize,
+}
+
+impl Room {
+    /// For a statement within these limits.
+    pub(super) const fn new(limits: Limits) -> Self {
+        Self { left: limits.bytes }
+    }
+
+    /// Gives a row to the sink; false when none is to be read after it.
+    pub(super) fn give<S: Sink>(&mut self, sink: &mut S, cells: &[Option<&[u8]>]) -> bool {
+        match sink.row(cells) {
+            Taken::Refused => false,
+            Taken::Passed => true,
+            Taken::Kept => {
+                let bytes: usize = cells.iter().flatten().map(|cell| cell.len()).sum();
+                let left = self.left.checked_sub(bytes);
+                self.left = left.unwrap_or_default();
+                left.is_some()
+            }
+        }
+    }
 }
 
 /// The most columns that a statement of ours selects.
@@ -229,9 +267,10 @@ pub(super) struct Rows {
 }
 
 impl Sink for Rows {
-    fn row(&mut self, cells: &[Option<&[u8]>]) {
+    fn row(&mut self, cells: &[Option<&[u8]>]) -> Taken {
         let kept = |cell: &Option<&[u8]>| cell.map(|bytes| Zeroizing::new(bytes.to_vec()));
         self.rows.push(cells.iter().map(kept).collect());
+        Taken::Kept
     }
 }
 

@@ -13,7 +13,7 @@ use sqlx::{
 
 use super::columns::{Column, CursorColumn, Described, Reach};
 use super::dialect::{
-    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, ToldBy, hex,
+    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Room, Sink, ToldBy, hex,
 };
 use super::error::{self, Failure};
 use super::feed;
@@ -327,7 +327,7 @@ impl Dialect for MySqlDialect {
         let sql = AssertSqlSafe(statement.text().to_owned());
         let query = bind_all(sqlx::query(sql), statement.binds());
         let mut stream = query.fetch(connection);
-        let mut bytes = 0;
+        let mut room = Room::new(limits);
         while let Some(row) = stream.try_next().await? {
             let mut cells = [None; MAX_CELLS];
             let cells = cells
@@ -335,10 +335,8 @@ impl Dialect for MySqlDialect {
                 .expect("no statement selects more columns");
             for (index, cell) in cells.iter_mut().enumerate() {
                 *cell = value(&row, index)?;
-                bytes += cell.map_or(0, <[u8]>::len);
             }
-            sink.row(cells);
-            if bytes > limits.bytes {
+            if !room.give(&mut sink, cells) {
                 return Ok((sink, false));
             }
         }

@@ -77,10 +77,7 @@ impl<D: Dialect> Pages<'_, D> {
     ) -> Statement {
         let keys = self.poll_keys();
         let operand = self.dialect.operand(super::columns::CURSOR);
-        let mut statement = self.select(&keys, horizon.map(|horizon| (&*operand, horizon)));
-        statement
-            .push("\nWHERE ")
-            .push(&self.dialect.cursor_filter(cursor));
+        let mut statement = self.select(Some(&keys), horizon.map(|horizon| (&*operand, horizon)));
         self.push_start(&mut statement, cursor, start, &keys);
         if let Some(upper) = upper {
             statement.push(&format!("\nAND {operand} <= ")).param(upper);
@@ -89,6 +86,22 @@ impl<D: Dialect> Pages<'_, D> {
             "\nORDER BY {operand}, {}, {}\nLIMIT {limit}",
             keys.installation.order, keys.resource.order
         ));
+        statement
+    }
+
+    /// Everything from a start on in the order of the cursor alone, which an index over it gives however many rows have the same one.
+    /// The columns are those of [`Pages::poll`] without the places of the ids.
+    pub(super) fn poll_news(
+        &self,
+        cursor: &CursorColumn,
+        start: &PollStart,
+        horizon: Option<&Param>,
+        limit: u32,
+    ) -> Statement {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        let mut statement = self.select(None, horizon.map(|horizon| (&*operand, horizon)));
+        self.push_start(&mut statement, cursor, start, &self.poll_keys());
+        statement.push(&format!("\nORDER BY {operand}\nLIMIT {limit}"));
         statement
     }
 
@@ -134,6 +147,9 @@ impl<D: Dialect> Pages<'_, D> {
         keys: &Keys,
     ) {
         let operand = self.dialect.operand(super::columns::CURSOR);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor));
         match start {
             PollStart::Beginning => {}
             PollStart::Cursor(from) => {
@@ -159,7 +175,7 @@ impl<D: Dialect> Pages<'_, D> {
     pub(super) fn poll_group(&self, cursor: &CursorColumn, at: &[Param; 3]) -> Statement {
         let keys = self.poll_keys();
         let [value, installation, resource] = at;
-        let mut statement = self.select(&keys, None);
+        let mut statement = self.select(Some(&keys), None);
         let operand = self.dialect.operand(super::columns::CURSOR);
         statement
             .push("\nWHERE ")
@@ -172,7 +188,7 @@ impl<D: Dialect> Pages<'_, D> {
     /// A sweep's page of rows whose ids can be ordered.
     pub(super) fn sweep(&self, keys: &Keys, after: Option<&[Param; 2]>, limit: u32) -> Statement {
         let mut statement = Statement::new(D::PLACEHOLDERS);
-        self.push_columns(&mut statement, keys, None);
+        self.push_columns(&mut statement, Some(keys), None);
         self.push_sweep(&mut statement, keys, after);
         statement.push(&format!("\nLIMIT {limit}"));
         statement
@@ -180,7 +196,7 @@ impl<D: Dialect> Pages<'_, D> {
 
     /// The rows whose ids cannot be ordered: NULL, too long, or of a type of their own.
     pub(super) fn sweep_irregular(&self, keys: &Keys) -> Statement {
-        let mut statement = self.select(keys, None);
+        let mut statement = self.select(Some(keys), None);
         statement.push(&format!(
             "\nWHERE {}\nLIMIT {MAX_IRREGULAR_ROWS}",
             self.irregular()
@@ -194,7 +210,7 @@ impl<D: Dialect> Pages<'_, D> {
         keys: &Keys,
         [installation, resource]: &[Param; 2],
     ) -> Statement {
-        let mut statement = self.select(keys, None);
+        let mut statement = self.select(Some(keys), None);
         statement.push(&format!("\nWHERE NOT ({})", self.irregular()));
         push_equal(&mut statement, keys, installation, resource);
         statement
@@ -277,7 +293,7 @@ impl<D: Dialect> Pages<'_, D> {
         if params.is_empty() {
             return None;
         }
-        let mut statement = self.select(&keys, None);
+        let mut statement = self.select(Some(&keys), None);
         // As one list: planning so many alternatives would take longer than finding the rows.
         let (before, after) = D::PAIRS;
         statement.push(&format!(
@@ -336,19 +352,19 @@ impl<D: Dialect> Pages<'_, D> {
         statement
     }
 
-    /// `SELECT` with the columns that [`decode`] expects, up to and without `WHERE`.
-    fn select(&self, keys: &Keys, settled: Option<(&str, &Param)>) -> Statement {
+    /// `SELECT` with its columns, up to and without `WHERE`.
+    fn select(&self, keys: Option<&Keys>, settled: Option<(&str, &Param)>) -> Statement {
         let mut statement = Statement::new(D::PLACEHOLDERS);
         self.push_columns(&mut statement, keys, settled);
         self.push_from(&mut statement);
         statement
     }
 
-    /// The columns that [`decode`] expects.
+    /// The columns that [`decode`] expects; without keys, those without the places of the ids.
     fn push_columns(
         &self,
         statement: &mut Statement,
-        keys: &Keys,
+        keys: Option<&Keys>,
         settled: Option<(&str, &Param)>,
     ) {
         statement.push("SELECT ");
@@ -363,10 +379,12 @@ impl<D: Dialect> Pages<'_, D> {
                 statement.push("'y'");
             }
         }
-        statement.push(&format!(
-            ",\n  {},\n  {}",
-            keys.installation.position, keys.resource.position
-        ));
+        if let Some(keys) = keys {
+            statement.push(&format!(
+                ",\n  {},\n  {}",
+                keys.installation.position, keys.resource.position
+            ));
+        }
         statement.push(",\n  ").push(&match &self.layout.cursor {
             Some(cursor) => self.dialect.cursor_text(cursor),
             None => "NULL".to_owned(),

@@ -13,7 +13,7 @@ use sqlx::{
 
 use super::columns::{Column, CursorColumn, Described, Reach};
 use super::dialect::{
-    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, Standing, ToldBy,
+    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Room, Sink, Standing, ToldBy,
 };
 use super::error::{self, Failure};
 use super::feed;
@@ -326,7 +326,7 @@ impl Dialect for PostgresDialect {
         mut sink: S,
     ) -> Result<(S, bool), sqlx::Error> {
         let mut stream = prepared(statement).fetch(connection);
-        let mut bytes = 0;
+        let mut room = Room::new(limits);
         while let Some(row) = stream.try_next().await? {
             let mut cells = [None; MAX_CELLS];
             let cells = cells
@@ -334,10 +334,8 @@ impl Dialect for PostgresDialect {
                 .expect("no statement selects more columns");
             for (index, cell) in cells.iter_mut().enumerate() {
                 *cell = value(&row, index)?;
-                bytes += cell.map_or(0, <[u8]>::len);
             }
-            sink.row(cells);
-            if bytes > limits.bytes {
+            if !room.give(&mut sink, cells) {
                 return Ok((sink, false));
             }
         }

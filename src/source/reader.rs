@@ -5,6 +5,7 @@
 
 mod describe;
 mod fetch;
+mod news;
 mod poll;
 mod sweep;
 
@@ -25,8 +26,8 @@ use super::inspect::Description;
 use super::pages::Pages;
 use super::query::Query;
 use super::{
-    FeedPage, Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Source, SourceError, Suspects,
-    SweepPage, SweepRows,
+    FeedPage, Identity, Inspect, PollFrom, PollPage, RawKey, Shape, Sieve, Source, SourceError,
+    Suspects, SweepPage, SweepRows,
 };
 use crate::model::{AccessToken, InstallationId, RawRow, RawRows, ResourceKey};
 
@@ -123,6 +124,24 @@ impl<D: Dialect> Source for Reader<D> {
             let mut session = inner.begin_with(SOURCE_QUERY, opening).await?;
             let page = inner
                 .poll(&mut session, &from, limit.max(1), suspects.as_ref())
+                .await;
+            inner.finish(session, page)
+        })
+        .await
+    }
+
+    async fn poll_news(
+        &self,
+        from: &str,
+        sieve: Sieve,
+        suspects: Option<Suspects>,
+    ) -> Result<Option<PollPage>, SourceError> {
+        let from = from.to_owned();
+        self.detached(move |inner| async move {
+            let opening = inner.opening(&PollFrom::Cursor(from.clone()));
+            let mut session = inner.begin_with(SOURCE_QUERY, opening).await?;
+            let page = inner
+                .poll_news(&mut session, &from, sieve, suspects.as_ref())
                 .await;
             inner.finish(session, page)
         })

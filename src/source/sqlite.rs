@@ -15,7 +15,7 @@ use self::file::{File, FileError, Location};
 use super::columns::{CURSOR, Column, CursorColumn, Described, Reach};
 use super::connections::CONNECT_TIMEOUT;
 use super::dialect::{
-    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Sink, ToldBy, hex,
+    Began, Dialect, Key, Limits, MAX_CELLS, MAX_ORDERED_BYTES, Room, Sink, ToldBy, hex,
 };
 use super::error::{self, Failure};
 use super::feed;
@@ -250,7 +250,7 @@ impl Dialect for SqliteDialect {
             bind_all(prepared, statement.binds())?;
             let columns = prepared.column_count();
             let mut rows = prepared.raw_query();
-            let mut bytes = 0;
+            let mut room = Room::new(limits);
             while let Some(row) = rows.next()? {
                 let mut cells = [None; MAX_CELLS];
                 let cells = cells
@@ -258,10 +258,8 @@ impl Dialect for SqliteDialect {
                     .expect("no statement selects more columns");
                 for (index, cell) in cells.iter_mut().enumerate() {
                     *cell = value(row.get_ref(index)?)?;
-                    bytes += cell.map_or(0, <[u8]>::len);
                 }
-                sink.row(cells);
-                if bytes > limits.bytes {
+                if !room.give(&mut sink, cells) {
                     return Ok((sink, false));
                 }
             }

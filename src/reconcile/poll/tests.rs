@@ -83,7 +83,7 @@ async fn where_most_rows_of_a_page_have_changed_those_of_later_pages_are_looked_
 }
 
 #[tokio::test]
-async fn pages_of_a_long_pass_grow_fourfold_and_the_next_pass_begins_with_a_small_one() {
+async fn pages_of_a_long_pass_grow_fourfold_and_another_pass_begins_with_a_small_one() {
     let bench = Bench::new(rows(70));
     let reconciler = bench.reconciler(|_| {});
     let report = polled(&reconciler).await;
@@ -94,8 +94,75 @@ async fn pages_of_a_long_pass_grow_fourfold_and_the_next_pass_begins_with_a_smal
     };
     let expected = [&["poll 2", "poll 4"][..], &["poll 8"; 8]].concat();
     assert_eq!(pages(bench.table.asked()), expected);
-    polled(&reconciler).await;
+    polled(&bench.reconciler(|_| {})).await;
     assert_eq!(pages(bench.table.asked()), ["poll 2"]);
+}
+
+/// So many rows that one statement changed: all have one cursor.
+fn rows_of_one_cursor(count: u32) -> impl Iterator<Item = RawRow> {
+    (0..count).map(|id| row(&format!("res_{id:03}"), "a", 7))
+}
+
+fn five_a_page(settings: &mut Settings) {
+    settings.page_rows = 5;
+}
+
+#[tokio::test]
+async fn what_the_pass_before_left_known_is_read_at_once_and_its_news_is_found() {
+    let bench = Bench::new(rows_of_one_cursor(20));
+    let reconciler = bench.reconciler(five_a_page);
+    for (changed, is_at_once) in [(0, true), (5, true), (6, false), (0, true)] {
+        polled(&reconciler).await;
+        for id in 0..changed {
+            let status = format!("b{changed}");
+            bench.table.puts(row(&format!("res_{id:03}"), &status, 7));
+        }
+        bench.table.asked();
+        let counts = polled(&reconciler).await.counts;
+        assert_eq!((counts.rows, counts.known), (20, 20), "{changed}");
+        assert_eq!(counts.changed, changed, "{changed}");
+        let asked = bench.table.asked();
+        let pages: Vec<&str> = asked
+            .iter()
+            .filter_map(|what| what.strip_prefix("poll "))
+            .collect();
+        let expected = match is_at_once {
+            true => vec!["25"],
+            false => vec!["25", "5", "10", "20"],
+        };
+        assert_eq!(pages, expected, "{changed}");
+        let progress = bench.progress().await.poll.expect("there was one");
+        assert_eq!(progress.cursor.as_deref(), Some("7"));
+    }
+    // A page's worth of rows is read as a page.
+    let bench = Bench::new(rows_of_one_cursor(5));
+    let reconciler = bench.reconciler(five_a_page);
+    polled(&reconciler).await;
+    bench.table.asked();
+    polled(&reconciler).await;
+    assert_eq!(bench.table.asked(), ["poll 5"]);
+}
+
+#[tokio::test]
+async fn a_second_row_of_a_known_resource_is_found_among_many_that_pass() {
+    let bench = Bench::new(rows_of_one_cursor(20));
+    let reconciler = bench.reconciler(five_a_page);
+    polled(&reconciler).await;
+    bench.table.doubles(row("res_007", "a", 7));
+    let counts = polled(&reconciler).await.counts;
+    assert_eq!((counts.quarantined, counts.changed), (2, 0));
+    let kept = bench.store.glance(&[key("res_007")]).await;
+    assert!(kept.expect("in memory")[0].quarantined.is_some());
+}
+
+#[tokio::test]
+async fn rows_pass_by_what_this_process_knows_under_its_watch_alone() {
+    let bench = Bench::new(rows_of_one_cursor(20));
+    let mut reconciler = bench.reconciler(five_a_page);
+    polled(&reconciler).await;
+    reconciler.hold_watch(crate::model::LeaseToken(1));
+    bench.table.asked();
+    assert!(reconciler.sieve().is_none());
 }
 
 #[test]
@@ -261,8 +328,9 @@ async fn a_pass_without_news_notes_where_it_is_at_its_end_and_once_a_second() {
     for (a_page, expected) in [(ms(0), 1), (ms(999), 2), (ms(1_000), 4)] {
         // Four pages, since each may have twice as many rows as the one before.
         let bench = Bench::new(rows(15));
+        polled(&bench.reconciler(|_| {})).await;
+        // One that knows nothing of them.
         let reconciler = bench.reconciler(|_| {});
-        polled(&reconciler).await;
         // The same rows again, found later.
         for id in 0..15 {
             bench.table.puts(row(&format!("res_{id:03}"), "a", 20 + id));
@@ -279,8 +347,8 @@ async fn a_pass_without_news_notes_where_it_is_at_its_end_and_once_a_second() {
 #[tokio::test]
 async fn a_pass_without_news_notes_where_it_is_whenever_the_clock_was_set_back() {
     let bench = Bench::new(rows(15));
+    polled(&bench.reconciler(|_| {})).await;
     let reconciler = bench.reconciler(|_| {});
-    polled(&reconciler).await;
     for id in 0..15 {
         bench.table.puts(row(&format!("res_{id:03}"), "a", 20 + id));
     }

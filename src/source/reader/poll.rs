@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::timeout;
 
-use super::super::columns::{CursorColumn, SOURCE_QUERY};
+use super::super::columns::{CursorColumn, Layout, SOURCE_QUERY};
 use super::super::connections::Session;
-use super::super::dialect::{Dialect, Sink};
+use super::super::dialect::{Dialect, Sink, Taken};
 use super::super::pages::{self, PollStart, poll_params};
-use super::super::{PollFrom, PollPage, Position, RawKey, SourceError, Suspects, rows_of};
+use super::super::statement::Param;
+use super::super::{
+    Identity, PollFrom, PollPage, Position, RawKey, SourceError, Suspects, rows_of,
+};
 use super::{Inner, Layouts, remember_room, room, size};
 use crate::model::RawRows;
 
@@ -24,6 +27,17 @@ impl<D: Dialect> Inner<D> {
         suspects: Option<&Suspects>,
     ) -> Result<PollPage, SourceError> {
         let mut page = self.poll_rows(session, from, limit).await?;
+        self.find_suspects(session, &mut page, suspects).await?;
+        Ok(page)
+    }
+
+    /// Looks up the suspects among the rows of a page.
+    pub(super) async fn find_suspects(
+        &self,
+        session: &mut Session<D>,
+        page: &mut PollPage,
+        suspects: Option<&Suspects>,
+    ) -> Result<(), SourceError> {
         let suspects = suspects.map_or_else(Vec::new, |suspects| suspects(&page.rows));
         if !suspects.is_empty() {
             // The page may have been cut short.
@@ -31,7 +45,7 @@ impl<D: Dialect> Inner<D> {
             let ids = self.fetch_ids(session, &suspects).await?;
             page.found = rows_of(suspects, &ids);
         }
-        Ok(page)
+        Ok(())
     }
 
     async fn poll_rows(
@@ -42,13 +56,7 @@ impl<D: Dialect> Inner<D> {
     ) -> Result<PollPage, SourceError> {
         let layouts = self.layouts(session).await?;
         let layout = &layouts.source;
-        let Some(cursor) = &layout.cursor else {
-            return Err(SourceError::Shape {
-                statement: SOURCE_QUERY,
-                problem: "has no column `cursor`, so it cannot be polled".to_owned(),
-                help: "sweep it, or add a cursor".to_owned(),
-            });
-        };
+        let cursor = cursor_of(layout)?;
         let pages = self.pages(layout);
         let keys = pages.poll_keys();
         let dialect = &self.connections.dialect;
@@ -62,11 +70,8 @@ impl<D: Dialect> Inner<D> {
                 }
                 None => (PollStart::Beginning, position.horizon.clone()),
             },
-            // Before the first row is read: what is open now may commit behind the pass.
             PollFrom::Cursor(text) => {
-                let param = dialect.cursor_param(cursor, text);
-                let from = param.as_ref().map(|_| text.as_str());
-                let horizon = horizon(session, cursor, from).await?;
+                let (param, horizon) = self.start_at(session, cursor, text).await?;
                 // Statistics may be older than a change of many rows: by those nothing lies here, and to sort all of nothing costs nothing.
                 let param = match self.is_long.load(Ordering::Relaxed) {
                     true => param.map(|param| dialect.unseen(param)),
@@ -81,8 +86,7 @@ impl<D: Dialect> Inner<D> {
         let mut page = self
             .poll_from(session, &layouts, cursor, &start, horizon, limit)
             .await?;
-        let standing = session.standing.take();
-        page.identity = standing.map(|standing| self.identity(standing.identity));
+        page.identity = self.told_identity(session);
         let is_first = !matches!(from, PollFrom::After(_));
         if !is_first || is_bounded || page.next.is_none() {
             return Ok(page);
@@ -100,6 +104,37 @@ impl<D: Dialect> Inner<D> {
             identity: page.identity,
             ..again
         })
+    }
+
+    /// Where a pass from a cursor on starts, if the column can hold such a cursor, and the horizon that holds for all of it.
+    pub(super) async fn start_at(
+        &self,
+        session: &mut Session<D>,
+        cursor: &CursorColumn,
+        text: &str,
+    ) -> Result<(Option<Param>, Option<String>), SourceError> {
+        let param = self.connections.dialect.cursor_param(cursor, text);
+        let from = param.as_ref().map(|_| text);
+        // Before the first row is read: what is open now may commit behind the pass.
+        let horizon = horizon(session, cursor, from).await?;
+        Ok((param, horizon))
+    }
+
+    /// A horizon as rows are compared with it.
+    pub(super) fn horizon_param(
+        &self,
+        cursor: &CursorColumn,
+        horizon: Option<&str>,
+    ) -> Option<Param> {
+        let dialect = &self.connections.dialect;
+        let param = dialect.cursor_param(cursor, horizon?)?;
+        Some(dialect.unseen(param))
+    }
+
+    /// Who the database said it is as the transaction began, if it was asked.
+    pub(super) fn told_identity(&self, session: &mut Session<D>) -> Option<Identity> {
+        let standing = session.standing.take()?;
+        Some(self.identity(standing.identity))
     }
 
     /// A poll's page from a place on, its rows compared with the horizon.
@@ -125,10 +160,7 @@ impl<D: Dialect> Inner<D> {
             }
             false => None,
         };
-        let horizon_param = horizon
-            .as_deref()
-            .and_then(|horizon| dialect.cursor_param(cursor, horizon))
-            .map(|param| dialect.unseen(param));
+        let horizon_param = self.horizon_param(cursor, horizon.as_deref());
         let statement = pages.poll(cursor, start, upper.as_ref(), horizon_param.as_ref(), limit);
         let sheet = Sheet::new(layouts, room(&self.poll_bytes));
         let (mut sheet, is_cut) = session.read(&statement, sheet).await?;
@@ -155,7 +187,9 @@ impl<D: Dialect> Inner<D> {
             sheet.end_with(&group);
         }
         Ok(PollPage {
+            reached: sheet.reached(),
             rows: sheet.rows,
+            passed: 0,
             next,
             horizon: horizon.filter(|_| !is_settled),
             identity: None,
@@ -187,11 +221,16 @@ impl Sheet {
         }
     }
 
+    /// The last row's cursor.
+    fn reached(&self) -> Option<String> {
+        Some(self.rows.last()?.cursor()?.to_owned())
+    }
+
     /// The place of the last row; `None` without rows, and for a row without cursor, which no poll reads.
     fn position(&self, horizon: Option<String>) -> Option<Position> {
         let [_, installation_id, resource_id] = &self.place;
         Some(Position {
-            cursor: self.rows.last()?.cursor()?.to_owned(),
+            cursor: self.reached()?,
             key: RawKey {
                 installation_id: installation_id.clone(),
                 resource_id: resource_id.clone(),
@@ -212,7 +251,7 @@ impl Sheet {
 }
 
 impl Sink for Sheet {
-    fn row(&mut self, cells: &[Option<&[u8]>]) {
+    fn row(&mut self, cells: &[Option<&[u8]>]) -> Taken {
         let [settled, installation, resource, cursor, cells @ ..] = cells else {
             unreachable!("every statement selects all columns");
         };
@@ -229,10 +268,20 @@ impl Sink for Sheet {
         self.at_place += 1;
         self.is_settled = settled.is_some();
         pages::push_row(&mut self.rows, &self.layouts.source, cells, cursor);
+        Taken::Kept
     }
 }
 
-fn as_text(cell: Option<&[u8]>) -> Option<&str> {
+/// The column that polls follow.
+pub(super) fn cursor_of(layout: &Layout) -> Result<&CursorColumn, SourceError> {
+    layout.cursor.as_ref().ok_or_else(|| SourceError::Shape {
+        statement: SOURCE_QUERY,
+        problem: "has no column `cursor`, so it cannot be polled".to_owned(),
+        help: "sweep it, or add a cursor".to_owned(),
+    })
+}
+
+pub(super) fn as_text(cell: Option<&[u8]>) -> Option<&str> {
     std::str::from_utf8(cell?).ok()
 }
 

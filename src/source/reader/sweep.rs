@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::connections::Session;
-use super::super::dialect::{Dialect, Sink};
+use super::super::dialect::{Dialect, Sink, Taken};
 use super::super::pages::{self, Keys, Pages, PlacedRow, sweep_params};
 use super::super::statement::Param;
 use super::super::{RawKey, SourceError, SweepPage, SweepRows};
@@ -63,11 +63,11 @@ impl Sheet {
 }
 
 impl Sink for Sheet {
-    fn row(&mut self, cells: &[Option<&[u8]>]) {
+    fn row(&mut self, cells: &[Option<&[u8]>]) -> Taken {
         if self.rows.len() >= self.limit {
             let id = |index: usize| Some(text((*cells.get(index)?)?)?.to_owned());
             self.beyond = Some(id(0).zip(id(1)).map(<[String; 2]>::from));
-            return;
+            return Taken::Kept;
         }
         let layout = &self.layouts.source;
         let (texts, types) = cells.split_at(cells.len().min(2 + layout.fields.len()));
@@ -77,6 +77,7 @@ impl Sink for Sheet {
             kept.clear();
             kept.push_str(cell.and_then(text).unwrap_or_default());
         }
+        Taken::Kept
     }
 }
 

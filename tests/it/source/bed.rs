@@ -1,10 +1,12 @@
 //! A provider's database with one table, and the source over it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reconciled::model::{RawRow, RawText};
-use reconciled::source::{self, Inspect, Overlap, PollFrom, RawKey, Settings, Source, SourceError};
+use reconciled::source::{
+    self, Inspect, Overlap, PollFrom, PollPage, RawKey, Settings, Sieve, Source, SourceError,
+};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::support::database::{Engine, TestDatabase};
@@ -169,8 +171,63 @@ impl Bed {
     }
 }
 
-/// Every row of a pass, page by page, and how many pages there were.
+/// Every row of a pass, page by page, and how many pages there were. What is new from a cursor on, read at once, are the same rows.
 pub(crate) async fn poll_all(
+    source: &dyn Inspect,
+    from: PollFrom,
+    limit: u32,
+) -> (Vec<RawRow>, usize) {
+    let (rows, pages) = poll_pages(source, from.clone(), limit).await;
+    if let PollFrom::Cursor(cursor) = from {
+        let news_max = u32::try_from(rows.len().div_ceil(2)).expect("it fits");
+        let (page, mut read) = poll_news(source, &cursor, news_max).await.expect("all");
+        assert_eq!(page.reached, rows.last().and_then(|row| row.cursor.clone()));
+        // Rows of one cursor come in any order.
+        let mut expected = rows.clone();
+        for rows in [&mut read, &mut expected] {
+            rows.sort_by_key(|row| [&row.installation_id, &row.resource_id].map(ordered));
+        }
+        assert!(read == expected);
+        if let Some(fewer) = news_max.checked_sub(1) {
+            assert!(poll_news(source, &cursor, fewer).await.is_none());
+        }
+    }
+    (rows, pages)
+}
+
+fn ordered(text: &RawText) -> Option<String> {
+    self::text(text).map(str::to_owned)
+}
+
+/// What is new from a cursor on when every other row passes, and all rows as they were read; `None` when more than so many do not pass.
+pub(crate) async fn poll_news(
+    source: &dyn Inspect,
+    cursor: &str,
+    news_max: u32,
+) -> Option<(PollPage, Vec<RawRow>)> {
+    let read: Arc<Mutex<Vec<RawRow>>> = Arc::default();
+    let seen = Arc::clone(&read);
+    let sieve = Sieve {
+        passes: Box::new(move |row| {
+            let mut seen = seen.lock().expect("nobody panicked");
+            seen.push(row.to_row());
+            seen.len().is_multiple_of(2)
+        }),
+        passing_max: news_max,
+        news_max,
+    };
+    let news = source.poll_news(cursor, sieve, None).await;
+    let page = news.expect("it is read")?;
+    let read = std::mem::take(&mut *read.lock().expect("nobody panicked"));
+    let news: Vec<RawRow> = read.iter().step_by(2).cloned().collect();
+    assert!(page.rows.to_rows() == news);
+    assert_eq!(page.passed, (read.len() - news.len()) as u64);
+    assert_eq!(page.next, None);
+    Some((page, read))
+}
+
+/// Every row of a pass, page by page, and how many pages there were.
+pub(crate) async fn poll_pages(
     source: &dyn Inspect,
     from: PollFrom,
     limit: u32,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use reconciled::model::RawRow;
 use reconciled::source::{Inspect, Overlap, PollFrom};
 use sqlx::{Executor, PgConnection};
 
-use super::bed::{Bed, ids, last_cursor};
+use super::bed::{Bed, ids, poll_news};
 
 /// How old by the server's clock a transaction is before it commits, in milliseconds. A pass steps back a second anyway: what commits
 /// within that would be found without looking at what is open.
@@ -16,6 +17,7 @@ struct Reader {
     source: std::sync::Arc<dyn Inspect>,
     cursor: Option<String>,
     seen: Vec<String>,
+    passes: usize,
 }
 
 impl Reader {
@@ -27,11 +29,21 @@ impl Reader {
             source,
             cursor: None,
             seen: Vec::new(),
+            passes: 0,
         }
     }
 
-    /// One pass in small pages, the cursor kept page by page.
+    /// One pass: at once what is new, every other time, or in small pages, the cursor kept page by page.
     async fn pass(&mut self) {
+        self.passes += 1;
+        if self.passes.is_multiple_of(2)
+            && let Some(cursor) = &self.cursor
+        {
+            let news = poll_news(&*self.source, cursor, 10_000).await;
+            let (page, read) = news.expect("all");
+            self.keep(&read, page.horizon.or(page.reached));
+            return;
+        }
         let mut from = match self.cursor.clone() {
             Some(cursor) => PollFrom::Cursor(cursor),
             None => PollFrom::Beginning,
@@ -47,15 +59,15 @@ impl Reader {
     /// One page; where the next one starts.
     async fn page(&mut self, from: &PollFrom) -> Option<PollFrom> {
         let page = self.source.poll_page(from, 2, None).await.expect("a page");
-        self.seen
-            .extend(ids(&page.rows.to_rows()).into_iter().map(str::to_owned));
-        if !page.rows.is_empty() {
-            self.cursor = Some(
-                page.horizon
-                    .unwrap_or_else(|| last_cursor(&page.rows.to_rows())),
-            );
-        }
+        self.keep(&page.rows.to_rows(), page.horizon.or(page.reached));
         page.next.map(PollFrom::After)
+    }
+
+    fn keep(&mut self, rows: &[RawRow], cursor: Option<String>) {
+        self.seen.extend(ids(rows).into_iter().map(str::to_owned));
+        if !rows.is_empty() {
+            self.cursor = cursor;
+        }
     }
 
     /// Passes go on beside a row that changes, until what began at `begun` is late.

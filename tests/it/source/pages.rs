@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconciled::model::{RawRow, RawText, ResourceKey};
-use reconciled::source::{CursorKind, Overlap, PollFrom, Suspects};
+use reconciled::source::{CursorKind, Overlap, PollFrom, Sieve, Suspects};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection};
 
-use super::bed::{Bed, ids, last_cursor, poll_all, sweep_all, text};
+use super::bed::{Bed, ids, last_cursor, poll_all, poll_news, poll_pages, sweep_all, text};
 use super::on_every_database;
 use crate::support::database::Engine;
 use crate::support::mariadb::MariaDb;
@@ -27,6 +27,7 @@ on_every_database!(
     a_look_up_finds_exactly_the_resources_named,
     the_overlap_reads_what_committed_late,
     what_commits_behind_a_page_already_read_is_in_the_next_pass,
+    rows_that_pass_take_no_memory_and_suspects_among_the_others_are_found,
     large_pages_end_early_and_lose_nothing,
 );
 
@@ -431,6 +432,70 @@ async fn large_pages_end_early_and_lose_nothing(bed: Bed) {
     assert!(swept.len() > 1);
 }
 
+async fn rows_that_pass_take_no_memory_and_suspects_among_the_others_are_found(bed: Bed) {
+    let name = bed.text();
+    bed.database
+        .execute(&format!(
+            "CREATE TABLE resource (
+                installation_id {name}, resource_id {name}, updated_at BIGINT, name {}
+            )",
+            bed.pick("TEXT", "LONGTEXT", "TEXT")
+        ))
+        .await;
+    // 60 MB in rows of 1 MB: more than one statement may bring in, of which all but three rows pass.
+    let name = bed.pick(
+        "repeat('x', 1000000)",
+        "repeat('x', 1000000)",
+        "printf('%.*c', 1000000, 'x')",
+    );
+    for place in 1..=60 {
+        bed.database
+            .execute(&format!(
+                "INSERT INTO resource VALUES ('i', 'r{place:02}', 7, {name})"
+            ))
+            .await;
+    }
+    bed.database
+        .execute("INSERT INTO resource VALUES ('i', 'r30', 8, 'again'), (NULL, 'nobody', 8, 'new')")
+        .await;
+    let query = format!(
+        "SELECT installation_id, resource_id, updated_at {}, name FROM resource",
+        bed.as_cursor()
+    );
+    let source = bed.source(&query);
+    let sieve = |passing_max, news_max| Sieve {
+        passes: Box::new(|row| {
+            row.cursor() == Some("7") && row.ids().is_none_or(|(_, id)| id != "r02")
+        }),
+        passing_max,
+        news_max,
+    };
+    let all: Suspects = Arc::new(|rows| rows.to_rows().iter().flat_map(RawRow::key).collect());
+    let news = source.poll_news("7", sieve(59, 3), Some(Arc::clone(&all)));
+    let page = news.await.expect("it is read").expect("no more than that");
+    let rows = page.rows.to_rows();
+    assert_eq!(ids(&rows)[..1], ["r02"]);
+    assert_eq!(
+        ids(&rows).into_iter().collect::<BTreeSet<_>>(),
+        ["r02", "r30", "nobody"].into()
+    );
+    assert_eq!((page.passed, page.reached.as_deref()), (59, Some("8")));
+    let found: Vec<(&str, usize)> = page
+        .found
+        .iter()
+        .map(|(key, rows)| (key.resource_id.as_str(), *rows))
+        .collect();
+    assert_eq!(found, [("r02", 1), ("r30", 2)]);
+    // More news, or more rows, than is allowed for; the connection goes on.
+    for (passing_max, news_max) in [(59, 2), (58, 3)] {
+        let news = source.poll_news("7", sieve(passing_max, news_max), None);
+        assert_eq!(news.await.expect("it is read"), None);
+    }
+    let news = source.poll_news("9", sieve(0, 0), Some(all));
+    let page = news.await.expect("it is read").expect("there is nothing");
+    assert_eq!((page.rows.len(), page.passed, page.reached), (0, 0, None));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_one_after_another_take_one_connection() {
     let sessions = "SELECT COUNT(*) FROM pg_stat_activity
@@ -477,10 +542,20 @@ async fn a_long_pass_reads_each_row_once_though_the_server_knows_nothing_of_the_
         ) AS ended";
     let mut before = bed.database.integer(read).await;
     // The first page of the first pass may have to sort them all.
-    for most in [2 * ROWS + ROWS / 10, ROWS + ROWS / 10] {
-        let from = PollFrom::Cursor("2026-01-31 12:59:59+00".to_owned());
-        let (rows, pages) = poll_all(&*source, from, 100).await;
-        assert_eq!((rows.len(), pages), (ROWS, ROWS / 100 + 1));
+    let from = "2026-01-31 12:59:59+00";
+    for (is_at_once, most) in [
+        (false, 2 * ROWS + ROWS / 10),
+        (false, ROWS + ROWS / 10),
+        (true, ROWS + ROWS / 10),
+    ] {
+        if is_at_once {
+            let news = poll_news(&*source, from, 3_000).await;
+            assert_eq!(news.expect("all").1.len(), ROWS);
+        } else {
+            let from = PollFrom::Cursor(from.to_owned());
+            let (rows, pages) = poll_pages(&*source, from, 100).await;
+            assert_eq!((rows.len(), pages), (ROWS, ROWS / 100 + 1));
+        }
         // A session that has ended has told what it read.
         while bed.database.integer(sessions).await > 0 {}
         let after = bed.database.integer(read).await;
