@@ -14,7 +14,7 @@ mod poll;
 mod skim;
 mod sweep;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Clock;
@@ -104,6 +104,8 @@ pub struct Reconciler {
     /// The cursor that the last poll left in the state, once one has ended.
     left_at: Mutex<Option<String>>,
     known: Arc<Mutex<Known>>,
+    /// So many known rows could not be read by one statement within its time.
+    too_many: AtomicU32,
     /// The hashes of what was not known of the last page that had few such rows.
     last_news: Arc<Mutex<Vec<RowHash>>>,
     mark: Mark,
@@ -135,6 +137,7 @@ impl Reconciler {
             overtakes: AtomicU64::new(0),
             left_at: Mutex::default(),
             known: Arc::default(),
+            too_many: AtomicU32::new(u32::MAX),
             last_news: Arc::default(),
             mark: Mark::default(),
             reread: Reread::default(),

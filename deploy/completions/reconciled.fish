@@ -164,7 +164,7 @@ complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and 
 complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from list" -l no-color -d 'No colour, also at a terminal; NO_COLOR and TERM=dumb do the same'
 complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from pause" -l reason -d 'Why; shown wherever the pause is' -r
-complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from pause" -l for -d 'End by itself after this long' -r
+complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from pause" -l for -d 'End by itself after this long: from a second to ten years' -r
 complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from pause" -l as -d 'Who does this, for the history [default: $SUDO_USER, else $USER, else the user\'s number]' -r
 complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from pause" -l config -d 'Configuration file [default: /etc/reconciled/reconciled.toml, then ./reconciled.toml]' -r -F
 complete -c reconciled -n "__fish_reconciled_using_subcommand installation; and __fish_seen_subcommand_from pause" -l set -d 'Sets one key, above the file and the environment: --set log.filter=debug. May be repeated' -r

@@ -91,7 +91,8 @@ pub(crate) fn state_exists(config: &Config) -> bool {
             .state
             .url
             .sqlite_path()
-            .is_some_and(|path| path.exists()),
+            // One that this user may not look for may be there.
+            .is_some_and(|path| path.try_exists().unwrap_or(true)),
         DatabaseScheme::Postgres | DatabaseScheme::MySql => true,
     }
 }

@@ -40,7 +40,7 @@ use story::Plot;
 /// It needs no configuration, no account and no database; it listens on loopback only, and removes what it made.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:\n  reconciled demo --seed 7\n\n\
-    Next: edit config/reconciled.toml, then reconciled check")]
+    Next: edit config/reconciled.toml, then reconciled --config config/reconciled.toml check")]
 pub(crate) struct Arguments {
     /// Decides names, secrets and which rows change [default: another one each time].
     #[arg(long, value_name = "N")]
@@ -342,8 +342,8 @@ async fn conclude(
             )
         )
     });
-    stage
-        .teller
-        .tell("Next: edit config/reconciled.toml, then reconciled check");
+    stage.teller.tell(
+        "Next: edit config/reconciled.toml, then reconciled --config config/reconciled.toml check",
+    );
     Ok(is_proven)
 }

@@ -58,9 +58,17 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let loaded = session.load_with_warnings()?;
     beside::log_acts(session, &loaded.config.log)?;
     if !state_exists(&loaded.config) {
-        session
-            .out
-            .print("There is no state yet, so nothing was acknowledged.\nNext: reconciled baseline compare\n");
+        if json {
+            let nothing = DriftReport {
+                complete: true,
+                ..DriftReport::default()
+            };
+            session.out.json(&to_json(&nothing, &[]));
+        } else {
+            session
+                .out
+                .print("There is no state yet, so nothing was acknowledged.\nNext: reconciled baseline compare\n");
+        }
         return Ok(Exit::Done);
     }
     let shutdown = Shutdown::new();

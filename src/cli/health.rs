@@ -19,8 +19,8 @@ const ANSWER_BYTES_MAX: u64 = 4 * 1024;
 /// Does the daemon live? Asks /healthz at http.listen; exits with 0 if it does, with 1 if not.
 ///
 /// A daemon lives when both of its loops got on lately; an outage of the database or of Vercel is no illness. With --ready it
-/// asks /readyz: whether the state is open and the source was tried. For health checks of containers, which have no shell and no
-/// curl; for a person `status` says more.
+/// asks /readyz: whether the state is open, and the source was tried or is another daemon's. For health checks of containers,
+/// which have no shell and no curl; for a person `status` says more.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Example:\n  reconciled --set http.listen=127.0.0.1:9464 health\n\nNext: reconciled status"

@@ -63,8 +63,8 @@ struct PauseArguments {
     /// Why; shown wherever the pause is.
     #[arg(long, value_name = "TEXT", value_parser = parse_words)]
     reason: String,
-    /// End by itself after this long.
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    /// End by itself after this long: from a second to ten years.
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_period)]
     period: Option<Duration>,
     /// Also if the state knows no such installation.
     #[arg(long)]
@@ -88,6 +88,19 @@ struct ResumeArguments {
     why: Why,
     #[command(flatten)]
     actor: Actor,
+}
+
+/// The longest pause that ends by itself; whoever wants more leaves the end open.
+const PERIOD_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+
+/// How long a pause lasts.
+fn parse_period(text: &str) -> Result<Duration, String> {
+    let period = parse_duration(text)?;
+    if (Duration::from_secs(1)..=PERIOD_MAX).contains(&period) {
+        Ok(period)
+    } else {
+        Err("from 1s to 3650d; without --for the pause lasts until it is ended".to_owned())
+    }
 }
 
 pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Result<Exit, Fault> {

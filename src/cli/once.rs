@@ -22,7 +22,7 @@ use crate::store::SweepAccount;
 /// Polls what changed since the last run (or reads every row, with --sweep), then sends until the outbox is idle or the
 /// timeout has passed. What waits beyond the timeout stays in the state for the next run.
 ///
-/// It never runs beside a daemon on the same state. It exits with 1 if anything that is due stays undelivered or the source
+/// It never runs beside a daemon on the same state. It exits with 1 if anything still waits, is held or died, or the source
 /// failed.
 #[derive(Debug, Args)]
 #[command(

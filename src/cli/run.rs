@@ -23,9 +23,9 @@ use crate::telemetry::{self, LogHandle, Output};
 /// Checks the whole configuration first, without the network, and exits with 78 if anything is wrong. Then it runs through
 /// whatever happens: an outage of the database or of Vercel never ends it. It logs to stdout, one line per event.
 ///
-/// It never writes to the source. One daemon works on a state; a second one is refused. SIGTERM lets requests in flight
-/// end; a second signal ends at once. SIGHUP reads the configuration again and takes over what can change at run time:
-/// limits, schedule, guard, retries, retention and the log filter; it says what needs a restart.
+/// It never writes to the source. One daemon works on a state in SQLite, and a second one is refused; any number share one in
+/// PostgreSQL. SIGTERM lets requests in flight end; a second signal ends at once. SIGHUP reads the configuration again and takes
+/// over what can change at run time: limits, schedule, guard, retries, retention and the log filter; it says what needs a restart.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Example:\n  reconciled --config /etc/reconciled/reconciled.toml run\n\n\

@@ -58,30 +58,39 @@ pub(crate) fn read_text(path: &Path) -> Result<(String, u32), SecretFileError> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretFileError {
     /// It is not there, or may not be read.
-    #[error("{} cannot be read: {}", .path.display(), reason(.source))]
+    #[error("{} cannot be read: {}", shown(.path), reason(.source))]
     Unreadable {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
     /// It is a directory, pipe or device.
-    #[error("{} is not a regular file", .path.display())]
+    #[error("{} is not a regular file", shown(.path))]
     NotAFile { path: PathBuf },
     /// It is larger than any such file.
-    #[error("{} is larger than {} KiB", .path.display(), FILE_BYTES_MAX / 1024)]
+    #[error("{} is larger than {} KiB", shown(.path), FILE_BYTES_MAX / 1024)]
     TooLarge { path: PathBuf },
     /// It is not text.
-    #[error("{} is not UTF-8 text", .path.display())]
+    #[error("{} is not UTF-8 text", shown(.path))]
     Encoding { path: PathBuf },
     /// Nothing is in it.
-    #[error("{} is empty", .path.display())]
+    #[error("{} is empty", shown(.path))]
     Empty { path: PathBuf },
     /// Everyone may read it.
-    #[error("{} is readable by everyone (mode {mode:04o})", .path.display())]
+    #[error("{} is readable by everyone (mode {mode:04o})", shown(.path))]
     Open { path: PathBuf, mode: u32 },
     /// No certificate is in it.
-    #[error("{} holds no certificate in PEM form", .path.display())]
+    #[error("{} holds no certificate in PEM form", shown(.path))]
     NoCertificate { path: PathBuf },
+}
+
+/// A path as it may be repeated: what stands where a path belongs may be the secret itself.
+fn shown(path: &Path) -> String {
+    let text = path.display().to_string();
+    match text.contains("://") {
+        true => "what is named there is a URL and no file, and".to_owned(),
+        false => text,
+    }
 }
 
 /// The permission bit that lets everyone read.
@@ -138,6 +147,22 @@ mod tests {
         fs::write(file.path(), content).expect("the file is writable");
         fs::set_permissions(file.path(), Permissions::from_mode(mode)).expect("the file is ours");
         file
+    }
+
+    #[test]
+    fn a_url_where_a_path_belongs_is_not_repeated() {
+        let error = bytes(Path::new("postgres://u:hunter2@db/app")).expect_err("no such file");
+        let said = error.to_string();
+        assert!(
+            !said.contains("hunter2") && said.contains("a URL"),
+            "{said}"
+        );
+        let error = bytes(Path::new("/no/such/file")).expect_err("no such file");
+        assert!(
+            error
+                .to_string()
+                .starts_with("/no/such/file cannot be read")
+        );
     }
 
     #[test]

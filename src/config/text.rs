@@ -41,10 +41,12 @@ pub(crate) fn flags(overrides: &[String]) -> Parsed {
     let mut parsed = Parsed::default();
     for text in overrides {
         let Some((path, value)) = text.split_once('=') else {
-            let origin = Origin::Flag {
-                key: plain(text),
-                value: None,
+            // Without the rest of a URL, which may hold a password.
+            let key = match text.split_once("://") {
+                Some((before, _)) => format!("{}://…", plain(before)),
+                None => plain(text),
             };
+            let origin = Origin::Flag { key, value: None };
             let message = "a setting on the command line has no `=`";
             let help = "write key=value, e.g. log.format=pretty";
             parsed
@@ -59,7 +61,7 @@ pub(crate) fn flags(overrides: &[String]) -> Parsed {
         };
         match typed_for(path, value) {
             Some((sensitive, kind)) => {
-                let shown = (!sensitive).then(|| plain(value));
+                let shown = may_show(path, value, sensitive).then(|| plain(value));
                 parsed.layer.insert(path, kind, origin(shown));
             }
             None => {
@@ -98,7 +100,7 @@ fn variable(parsed: &mut Parsed, name: &str, rest: &str, value: &OsString) {
     let exact = rest == rest.to_uppercase();
     match typed_for(&path, value).filter(|_| exact) {
         Some((sensitive, kind)) => {
-            let shown = (!sensitive).then(|| plain(value));
+            let shown = may_show(&path, value, sensitive).then(|| plain(value));
             parsed.layer.insert(path, kind, origin(shown));
         }
         None => {
@@ -182,6 +184,12 @@ fn typed(kind: Kind, text: &str) -> ValueKind {
     }
 }
 
+/// Whether a value may be repeated: not that of a secret, nor a URL where the path of a secret's file belongs.
+fn may_show(path: &str, value: &str, sensitive: bool) -> bool {
+    let is_misplaced = path.ends_with("_file") && value.contains("://");
+    !sensitive && !is_misplaced
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
@@ -254,6 +262,18 @@ mod tests {
              = help: names are in capitals: RECONCILED__SOURCE__URL\n"
         );
         assert_eq!(format!("{:?}", parsed.layer), "{}");
+    }
+
+    #[test]
+    fn a_url_in_the_wrong_place_is_not_repeated() {
+        let url = "postgres://u:hunter2@db/app";
+        let said = format!("{:?}", flags(&[format!("source.url:{url}")]).problems);
+        assert!(said.contains("source.url:postgres://…"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+        assert!(!may_show("source.url_file", url, false));
+        assert!(may_show("vercel.base_url", "https://api.vercel.com", false));
+        assert!(may_show("source.url_file", "/run/secrets/url", false));
+        assert!(!may_show("source.url", url, true));
     }
 
     #[test]

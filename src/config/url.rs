@@ -90,6 +90,7 @@ impl FromStr for DatabaseUrl {
             }
             DatabaseScheme::Postgres | DatabaseScheme::MySql => {
                 let url = parse_authority_url(text)?;
+                reject_unknown_parameters(&url, scheme)?;
                 let in_parameter = url.query_pairs().any(|(name, _)| name == "password");
                 (shown(&url), url.password().is_some() || in_parameter)
             }
@@ -244,6 +245,15 @@ pub enum UrlError {
     /// A query or fragment where none belongs.
     #[error("it holds a query or fragment")]
     Parameters,
+    /// A parameter that would be passed over; it is not repeated, since its value may be a secret and its name a part of one.
+    #[error(
+        "a parameter in it is not known{}",
+        .nearest.map(|nearest| format!(" (did you mean {nearest}?)")).unwrap_or_default()
+    )]
+    Unknown {
+        /// The known one that is most like it.
+        nearest: Option<&'static str>,
+    },
     /// Plain http to another machine.
     #[error("plain http to {host} would show secrets to the network")]
     PlainHttp {
@@ -295,6 +305,91 @@ fn parse_authority_url(text: &str) -> Result<Url, UrlError> {
         return Err(UrlError::Unencoded);
     }
     Url::parse(text).map_err(UrlError::syntax)
+}
+
+/// The parameters of a PostgreSQL URL: what sqlx takes, and the other names of libpq that people copy with a URL, of which sqlx says
+/// that it passes them over. (`sslpassword` is none of them: what it protects could not be read.)
+const POSTGRES_PARAMETERS: [&str; 38] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "fallback_application_name",
+    "gssencmode",
+    "gsslib",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "passfile",
+    "requirepeer",
+    "service",
+    "sslcompression",
+    "sslnegotiation",
+    "sslsni",
+    "target_session_attrs",
+    "tcp_user_timeout",
+];
+
+/// The parameters of a MySQL URL: what sqlx takes, which passes over any other without a word.
+const MYSQL_PARAMETERS: [&str; 14] = [
+    "sslmode",
+    "ssl-mode",
+    "sslca",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "charset",
+    "collation",
+    "statement-cache-capacity",
+    "socket",
+    "timezone",
+    "time-zone",
+];
+
+/// Refuses a parameter that the driver would pass over: `sslmdoe=verify-full` would leave the server unverified.
+fn reject_unknown_parameters(url: &Url, scheme: DatabaseScheme) -> Result<(), UrlError> {
+    const NEAR: usize = 2;
+    let known: &[&'static str] = match scheme {
+        DatabaseScheme::Postgres => &POSTGRES_PARAMETERS,
+        DatabaseScheme::MySql => &MYSQL_PARAMETERS,
+        DatabaseScheme::Sqlite => return Ok(()),
+    };
+    let is_session_option = |name: &str| {
+        scheme == DatabaseScheme::Postgres && name.starts_with("options[") && name.ends_with(']')
+    };
+    for (name, _) in url.query_pairs() {
+        if known.contains(&&*name) || is_session_option(&name) {
+            continue;
+        }
+        let distance = |known: &str| strsim::damerau_levenshtein(known, &name);
+        let nearest = known.iter().min_by_key(|known| distance(known));
+        return Err(UrlError::Unknown {
+            nearest: nearest.copied().filter(|known| distance(known) <= NEAR),
+        });
+    }
+    Ok(())
 }
 
 /// Path and parameters of an SQLite URL, as sqlx splits them.
@@ -401,6 +496,30 @@ mod tests {
         assert!(database("sqlite::memory:").is_memory());
         assert!(database("sqlite:x?mode=memory").is_memory());
         assert!(!database("sqlite:x").is_memory());
+    }
+
+    #[test]
+    fn a_parameter_that_the_driver_would_pass_over_is_refused_without_its_value() {
+        for (url, nearest) in [
+            ("postgres://db/app?sslmdoe=verify-full", Some("sslmode")),
+            ("postgres://db/app?passwrod=hunter2", Some("password")),
+            ("postgres://db/app?sslmode=require&hunter2", None),
+            ("postgres://db/app?option[app.key]=hunter2", None),
+            ("postgres://db/app?sslpassword=hunter2", None),
+            ("mysql://db/app?ssl-mdoe=VERIFY_IDENTITY", Some("ssl-mode")),
+            ("mysql://db/app?password=hunter2", None),
+        ] {
+            let error = url.parse::<DatabaseUrl>().expect_err(url);
+            assert_eq!(error, UrlError::Unknown { nearest }, "{url}");
+            assert!(!error.to_string().contains("hunter2"));
+        }
+        for url in [
+            "postgres://db/app?sslmode=require&channel_binding=require",
+            "postgres://db/app?options[app.key]=hunter2&connect_timeout=5",
+            "mariadb://db/app?ssl-mode=REQUIRED&charset=utf8mb4",
+        ] {
+            assert!(url.parse::<DatabaseUrl>().is_ok(), "{url}");
+        }
     }
 
     #[test]

@@ -240,7 +240,7 @@ pub const LAST_SWEEP: Family = one(
 pub const SOURCE_UP: Family = one(
     "reconciled_source_up",
     Kind::Gauge,
-    "1 if the source could be read when it was last tried, else 0; absent before the first try.",
+    "1 if the source could be read when it was last tried, else 0; absent before the first try and while another daemon reads the source.",
 );
 /// Vercel.
 pub const OUTAGE: Family = one(

@@ -81,13 +81,25 @@ impl From<SystemTime> for Timestamp {
 /// RFC 3339 in UTC with milliseconds.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_rfc3339_millis(self.to_system_time()).fmt(f)
+        // The end of what the format can say: later times come of a clock or a file that is wrong, and must not keep anybody from reading.
+        const LAST: Timestamp = Timestamp(253_402_300_799_999);
+        humantime::format_rfc3339_millis((*self).min(LAST).to_system_time()).fmt(f)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_after_the_last_that_can_be_written_is_shown_as_that() {
+        let last = "9999-12-31T23:59:59.999Z";
+        assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), last);
+        assert_eq!(
+            Timestamp::from_millis(253_402_300_799_999).to_string(),
+            last
+        );
+    }
 
     #[test]
     fn timestamps_of_databases_are_understood_as_utc() {

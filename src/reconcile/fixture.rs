@@ -146,6 +146,8 @@ struct Held {
     identity: String,
     failure: Option<Failure>,
     refuses_once: bool,
+    /// Pages of more rows than this take too long.
+    slow_beyond: Option<u32>,
     asked: Vec<String>,
     when_asked: Option<Hook>,
     /// Where a transaction that is still open keeps polls back.
@@ -194,6 +196,11 @@ impl Table {
     /// How it fails from now on, if it does.
     pub(crate) fn fails(&self, failure: Option<Failure>) {
         self.lock().failure = failure;
+    }
+
+    /// Takes too long for pages of more rows than this.
+    pub(crate) fn is_slow_beyond(&self, rows: u32) {
+        self.lock().slow_beyond = Some(rows);
     }
 
     /// Refuses the next thing that it is asked.
@@ -290,6 +297,12 @@ impl Source for Table {
         suspects: Option<Suspects>,
     ) -> Result<PollPage, SourceError> {
         let held = self.asks(format!("poll {limit}"))?;
+        if held.slow_beyond.is_some_and(|most| limit > most) {
+            return Err(SourceError::Timeout {
+                statement: "source query",
+                limit: "30 s".to_owned(),
+            });
+        }
         let mut rows: Vec<(usize, &RawRow)> = held.rows.iter().enumerate().collect();
         rows.sort_by_key(|(index, row)| (cursor(row), *index));
         match from {

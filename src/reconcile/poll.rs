@@ -143,11 +143,15 @@ impl Reconciler {
             && let Some(sieve) = self.sieve()
         {
             let suspects = Some(self.suspects(NEWS_MAX));
-            let news = self.source.poll_news(cursor, sieve, suspects).await?;
-            if let Some(page) = news
-                && !self.known().is_torn()
-            {
-                return Ok(page);
+            let passing = sieve.passing_max;
+            match self.source.poll_news(cursor, sieve, suspects).await {
+                Ok(Some(page)) if !self.known().is_torn() => return Ok(page),
+                Ok(_) => {}
+                // A statement for each page has time enough where one for all of them has not.
+                Err(SourceError::Timeout { .. }) => {
+                    self.too_many.fetch_min(passing, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
             }
         }
         self.poll_page(from, self.settings.page_rows, NEWS_MAX)
@@ -158,7 +162,7 @@ impl Reconciler {
     fn sieve(&self) -> Option<Sieve> {
         let mut known = self.known();
         let (most, page_rows) = (u32::try_from(known.len()).ok()?, self.settings.page_rows);
-        if most <= page_rows {
+        if most <= page_rows || most >= self.too_many.load(Ordering::Relaxed) {
             return None;
         }
         known.begin_pass();

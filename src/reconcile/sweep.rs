@@ -466,6 +466,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_row_that_is_gone_is_missed_also_while_another_stands_there_twice() {
+        let bench = Bench::new(rows(0..3));
+        let reconciler = bench.reconciler(|settings| settings.page_rows = 100);
+        swept(&reconciler).await;
+        bench.table.deletes("res_001");
+        bench.table.doubles(row("res_002", "a", 2));
+        for newly in [1, 0] {
+            let report = swept(&reconciler).await;
+            assert_eq!((report.account.missing, report.newly_missing), (1, newly));
+            assert_eq!((report.account.rows, report.unaccounted), (3, 0));
+        }
+    }
+
+    #[tokio::test]
     async fn a_sweep_that_was_cut_off_goes_on_where_it_was_written_down_under_its_number() {
         let bench = Bench::new(rows(0..6));
         let reconciler = bench.reconciler(|_| {});

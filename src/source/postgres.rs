@@ -407,6 +407,16 @@ impl Dialect for PostgresDialect {
         connection: &mut PgConnection,
         cursor: &CursorColumn,
     ) -> Result<(Guarantee, Option<String>), sqlx::Error> {
+        let (is_replica,): (bool,) = sqlx::query_as("SELECT pg_catalog.pg_is_in_recovery()")
+            .persistent(false)
+            .fetch_one(&mut *connection)
+            .await?;
+        if is_replica {
+            return Ok((
+                Guarantee::BoundedByOverlap,
+                Some("read the primary: a replica does not show what is open there".into()),
+            ));
+        }
         if cursor.type_name == "TIMESTAMP" {
             return Ok((
                 Guarantee::BoundedByOverlap,

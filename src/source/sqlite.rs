@@ -211,7 +211,7 @@ impl Dialect for SqliteDialect {
     }
 
     async fn begin(&self, connection: &mut File) -> Result<Began, FileError> {
-        connection.begin();
+        connection.begin()?;
         Ok(Began { is_replica: false })
     }
 

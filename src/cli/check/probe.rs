@@ -108,6 +108,11 @@ fn summary(asked: usize, accepted: usize) -> Line {
             "nobody to ask about: the source has no rows yet",
         );
     }
+    if accepted == 0 {
+        let text = format!("none of {asked} sampled installations could be asked");
+        return Line::warning(code::NOT_ASKED, text)
+            .help("nothing shows yet that Vercel can be reached and takes their tokens");
+    }
     Line::new(
         Level::Ok,
         "vercel",
@@ -216,6 +221,7 @@ mod tests {
     fn the_summary_says_how_many_were_let_in_of_how_many_were_asked() {
         let said = |asked, accepted| format!("{:?}", summary(asked, accepted));
         assert!(said(0, 0).contains("nobody to ask about"));
+        assert!(said(2, 0).contains("none of 2"));
         assert!(said(3, 2).contains("2 of 3 sampled installations accepted their token"));
     }
 }

@@ -144,6 +144,19 @@ async fn what_the_pass_before_left_known_is_read_at_once_and_its_news_is_found()
 }
 
 #[tokio::test]
+async fn more_than_a_statement_can_read_in_its_time_is_read_in_pages_and_so_it_stays() {
+    let bench = Bench::new(rows_of_one_cursor(20));
+    let reconciler = bench.reconciler(five_a_page);
+    polled(&reconciler).await;
+    bench.table.is_slow_beyond(20);
+    for first in ["poll 25", "poll 5", "poll 5"] {
+        bench.table.asked();
+        assert_eq!(polled(&reconciler).await.counts.rows, 20);
+        assert_eq!(bench.table.asked()[0], first);
+    }
+}
+
+#[tokio::test]
 async fn a_second_row_of_a_known_resource_is_found_among_many_that_pass() {
     let bench = Bench::new(rows_of_one_cursor(20));
     let reconciler = bench.reconciler(five_a_page);

@@ -290,6 +290,10 @@ async fn horizon<D: Dialect>(
     cursor: &CursorColumn,
     from: Option<&str>,
 ) -> Result<Option<String>, SourceError> {
+    // What is open in the primary a replica does not know.
+    if session.is_replica {
+        return Ok(None);
+    }
     let limit = session.limit();
     let open = session.standing.as_mut().and_then(|s| s.open.take());
     let (connections, connection) = session.parts();

@@ -1,6 +1,6 @@
 //! One connection to a file, in a thread of its own that may wait for the disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -149,6 +149,9 @@ pub(in super::super) struct File {
     begins: bool,
     /// Whether a job is under way; for good after one that nobody waited for.
     is_busy: bool,
+    /// Where the file was found, and which it is.
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
 }
 
 type Job = Box<dyn FnOnce(&Connection) + Send>;
@@ -173,12 +176,22 @@ impl Deadline {
     }
 }
 
+/// The device and the number of the file that a path leads to now; `None` where there is none.
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
 impl File {
     /// Opens the file, which must be there.
     pub(super) async fn open(location: Location) -> Result<Self, FileError> {
         let (opened, opening) = oneshot::channel();
         let (jobs, queue) = mpsc::channel::<Job>();
         let patience = location.patience;
+        let path = location.path.clone();
+        // Which file it is must not be asked later than it is opened.
+        let inode = inode_of(&path);
         let deadline = Arc::new(Deadline(Mutex::new(Some(Instant::now()))));
         let looked_at = Arc::clone(&deadline);
         thread::Builder::new()
@@ -195,6 +208,8 @@ impl File {
             })?;
         opening.await.map_err(|_| FileError::Ended)??;
         Ok(Self {
+            path,
+            inode,
             jobs,
             deadline,
             patience,
@@ -203,9 +218,14 @@ impl File {
         })
     }
 
-    /// Begins a transaction, in the thread that then runs its first statement.
-    pub(super) fn begin(&mut self) {
+    /// Begins a transaction, in the thread that then runs its first statement. Fails when another file has taken the place of the one
+    /// that was opened, which this connection would go on to read.
+    pub(super) fn begin(&mut self) -> Result<(), FileError> {
+        if inode_of(&self.path) != self.inode {
+            return Err(FileError::Ended);
+        }
         self.begins = true;
+        Ok(())
     }
 
     /// Ends the transaction, beside whatever comes next.
@@ -398,16 +418,16 @@ mod tests {
         };
         let time = Duration::from_secs(3_600);
         add();
-        file.begin();
+        assert!(file.begin().is_ok());
         assert_eq!(file.run(time, count).await.ok(), Some(1));
         add();
         assert_eq!(file.run(time, count).await.ok(), Some(1));
         assert!(file.end(time).is_ok());
-        file.begin();
+        assert!(file.begin().is_ok());
         assert_eq!(file.run(time, count).await.ok(), Some(2));
         assert!(file.end(time).is_ok());
         // One that nothing was read in is none.
-        file.begin();
+        assert!(file.begin().is_ok());
         assert!(file.end(time).is_ok());
         assert!(
             file.run(time, |file| Ok(file.is_autocommit()))
@@ -417,12 +437,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_whose_place_another_has_taken_is_not_read_on() {
+        let (directory, mut file) = file().await;
+        let (path, other) = (
+            directory.path().join("source.db"),
+            directory.path().join("other.db"),
+        );
+        std::fs::copy(&path, &other).expect("there is room");
+        assert!(file.begin().is_ok());
+        std::fs::rename(&other, &path).expect("it is the directory's own");
+        assert!(matches!(file.begin(), Err(FileError::Ended)));
+        let mut anew = File::open(at(&path)).await.ok().expect("it is there");
+        assert!(anew.begin().is_ok());
+        std::fs::remove_file(&path).expect("it is there");
+        assert!(matches!(anew.begin(), Err(FileError::Ended)));
+    }
+
+    #[tokio::test]
     async fn a_transaction_that_did_not_end_is_found_by_the_next_that_begins() {
         let (_directory, mut file) = file().await;
         let time = Duration::from_secs(3_600);
-        file.begin();
+        assert!(file.begin().is_ok());
         assert!(file.run(time, count).await.is_ok());
-        file.begin();
+        assert!(file.begin().is_ok());
         let next = file.run(time, count).await;
         assert!(matches!(next, Err(FileError::Ended)));
     }
