@@ -1,6 +1,8 @@
 //! The drift check as the daemon runs it on schedule, and as a command runs it once.
 
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +74,9 @@ pub(super) async fn watch_drift(
     leading: Leading,
 ) {
     // What was told stays told until it is gone: a difference is one line, not one per check.
-    let mut told: HashSet<String> = HashSet::new();
+    // Each stands as a hash: there may be as many as resources.
+    let hashes = RandomState::new();
+    let mut told: HashSet<u64> = HashSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -90,7 +94,7 @@ pub(super) async fn watch_drift(
         let mut met = HashSet::new();
         let mut tell = |event: DriftEvent<'_>| {
             if let DriftEvent::Found(finding) = event {
-                let print = format!("{finding:?}");
+                let print = hashes.hash_one(format!("{finding:?}"));
                 if !told.contains(&print) {
                     tell_finding(finding);
                 }

@@ -81,9 +81,9 @@ impl Leading {
         (self.last.replace(token) != Some(token)).then_some(token)
     }
 
-    /// The state no longer knows the watch.
-    pub(super) fn lose(&mut self) {
-        self.lost = self.turn.borrow().token();
+    /// The state no longer knows the watch under which the source was read last. It may be another one that is held by now.
+    pub(super) const fn lose(&mut self) {
+        self.lost = self.last;
     }
 
     /// Returns when it may have become this process's turn.

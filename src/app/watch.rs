@@ -749,4 +749,38 @@ mod tests {
             assert_eq!(rang(&watcher.wake.work).await, expected, "{report:?}");
         }
     }
+
+    /// A renewal that waited for a page's own transaction comes too late, and the watch is taken anew while that step goes on.
+    #[tokio::test]
+    async fn a_step_under_an_older_watch_does_not_give_up_the_new_one() {
+        use crate::model::Lease;
+        let bench = Bench::new([row("a", "1", 1)]);
+        let (mut watcher, _settings) = watcher(&bench);
+        let (turn, leading) = watch::channel(Turn::Waiting);
+        watcher.leading = Leading::new(leading);
+        let takes = async |number: i64, at: Timestamp| {
+            let lease = Lease {
+                owner: "one".to_owned(),
+                token: LeaseToken(number),
+                expires_at: at.plus(Duration::from_secs(6)),
+            };
+            let taken = bench.store.acquire_watch(&lease, at).await;
+            assert!(taken.expect("in memory"));
+            turn.send_replace(Turn::Held(lease.token));
+        };
+        takes(1, START).await;
+        let begun = watcher.leading.begun().expect("anew");
+        watcher.reconciler.hold_watch(begun);
+        turn.send_replace(Turn::Waiting);
+        takes(2, START.plus(Duration::from_secs(12))).await;
+        let ended = watcher.poll(&mut None).await;
+        let is_lost = matches!(ended, Err(PassError::Store(StoreError::WatchLost)));
+        assert!(is_lost, "{ended:?}");
+        watcher.leading.lose();
+        assert!(watcher.leading.leads());
+        assert_eq!(watcher.leading.begun(), Some(LeaseToken(2)));
+        // The one under which it read just now is not led on.
+        watcher.leading.lose();
+        assert!(!watcher.leading.leads());
+    }
 }

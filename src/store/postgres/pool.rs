@@ -117,8 +117,15 @@ impl Purpose {
             }
             Self::Survey | Self::Migrate => "",
         };
+        // A request leaves after the commit that records its doubt: that must be on the disk then, whatever the role's or the
+        // database's own setting is.
+        let durability = match self {
+            Self::Write | Self::Migrate => "SET LOCAL synchronous_commit = on;",
+            Self::Read | Self::Survey => "",
+        };
         format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED {access};
+             {durability}
              SET LOCAL search_path = {SCHEMA}, pg_temp;
              SET LOCAL statement_timeout = {};
              SET LOCAL lock_timeout = {};
@@ -129,6 +136,11 @@ impl Purpose {
             FROZEN_TIMEOUT.as_millis(),
         )
     }
+}
+
+/// Whether the refusal of a setting with this SQLSTATE is a pooler's: of the connection (PgBouncer), or of the feature (RDS Proxy).
+fn is_of_a_pooler(code: &str) -> bool {
+    code.starts_with("08") || code == "0A000"
 }
 
 /// The schema of the state.
@@ -204,7 +216,7 @@ impl Pool {
         // Not the server's own refusal of a login, but perhaps a pooler's of the setting.
         let refused_setting = refused.as_ref().is_none_or(|error| {
             let code = error.as_database_error().and_then(|error| error.code());
-            code.is_some_and(|code| code.starts_with("08"))
+            code.is_some_and(|code| is_of_a_pooler(&code))
         });
         if let Some(error) = refused
             && !refused_setting
@@ -324,5 +336,36 @@ impl Transaction {
         }
         drop(self.permit);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_writes_flushes_its_commit_whatever_the_servers_own_setting_is() {
+        for (purpose, writes) in [
+            (Purpose::Write, true),
+            (Purpose::Migrate, true),
+            (Purpose::Read, false),
+            (Purpose::Survey, false),
+        ] {
+            let sql = purpose.begin();
+            assert_eq!(sql.contains("SET LOCAL synchronous_commit = on;"), writes);
+            assert_eq!(sql.contains("READ WRITE"), writes);
+        }
+    }
+
+    #[test]
+    fn a_poolers_refusal_of_a_setting_is_told_from_the_servers_of_a_login() {
+        for (code, expected) in [
+            ("08P01", true),
+            ("0A000", true),
+            ("28P01", false),
+            ("3D000", false),
+        ] {
+            assert_eq!(is_of_a_pooler(code), expected, "{code}");
+        }
     }
 }
