@@ -315,6 +315,9 @@ pub struct SweepProgress {
     pub account: SweepAccount,
     /// Whether it is complete.
     pub complete: bool,
+    /// Whether a poll has called for every row to be read since it began: the next one reads them all, wherever this one stands.
+    #[serde(default)]
+    pub owed: bool,
     /// When the last complete sweep ended, and its account.
     pub last: Option<(Timestamp, SweepAccount)>,
 }

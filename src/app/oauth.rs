@@ -197,6 +197,11 @@ impl Kept {
         }
     }
 
+    /// Whether it was granted for any time: one that was not could be renewed, and refused, without end.
+    fn has_life(&self) -> bool {
+        self.granted_at < self.renew_at
+    }
+
     fn is_fresh(&self, now: Timestamp) -> bool {
         now >= self.granted_at && now < self.renew_at
     }
@@ -216,7 +221,7 @@ impl TokenSource for OauthTokens {
             Some(kept) => Some(kept.token.clone()).filter(|_| now < kept.expires_at),
             None => None,
         };
-        let had_one = slot.kept.is_some();
+        let had_one = slot.kept.as_ref().is_some_and(Kept::has_life);
         let asked = self.ask(&mut slot, installation_id).await;
         match (asked, old) {
             (Ok(token), _) => {
@@ -473,5 +478,38 @@ mod tests {
             AccessToken::new("t6"),
             "t4 had lived its life"
         );
+    }
+
+    /// Grants tokens that live for no time.
+    struct Lifeless(AtomicU32);
+
+    #[async_trait]
+    impl Grants for Lifeless {
+        async fn grant(&self, _: &InstallationId) -> Result<Grant, GrantError> {
+            let number = self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Grant {
+                token: AccessToken::new(&format!("t{number}")),
+                expires_in: Some(Duration::ZERO),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_without_life_is_given_up_when_it_is_refused_again() {
+        let random = Arc::new(SeededRandom::new(1));
+        let grants = Lifeless(AtomicU32::new(0));
+        let tokens = OauthTokens::new(grants, Arc::new(Hands::default()), random);
+        let id = InstallationId::new("icfg_1").expect("an id");
+        let mut given_up = Vec::new();
+        for _ in 0..2 {
+            let used = tokens.token(&id).await.expect("granted").expect("one");
+            let renewed = tokens
+                .renew(&id, &used)
+                .await
+                .expect("granted")
+                .expect("one");
+            given_up.push(renewed == used);
+        }
+        assert_eq!(given_up, [false, true]);
     }
 }

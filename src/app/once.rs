@@ -122,7 +122,7 @@ async fn read(
     let mut owes_sweep = false;
     if !sweep && let Some(report) = reconciler.poll().await? {
         tell_quarantined(&report.notices);
-        if report.needs_sweep.is_none() {
+        if report.needs_sweep.is_none() && !reconciler.owes_sweep().await? {
             return Ok((report.counts.rows, None));
         }
         owes_sweep = true;

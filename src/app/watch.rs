@@ -220,7 +220,14 @@ impl Watcher {
     async fn poll(&mut self, sweep: &mut Option<Sweep>) -> Result<bool, PassError> {
         let report = self.reconciler.poll().await?;
         match &report {
-            Some(report) => self.polled(report),
+            Some(report) => {
+                self.polled(report);
+                if report.needs_sweep.is_some()
+                    && let Some(under_way) = sweep
+                {
+                    under_way.owe();
+                }
+            }
             None => {
                 self.begin(sweep).await?;
             }

@@ -170,11 +170,15 @@ fn tell_paused(pause: &Pause, known: Option<&InstallationSummary>, look: Look) -
         Some(until) => format!("ends by itself {}", ahead(until, look)),
         None => "until it is resumed".to_owned(),
     };
+    let replaced = known.and_then(|known| manual(known, look.now));
+    let replaced =
+        replaced.map(|before| format!("It replaces this one: {}.\n", paused(before, look)));
     format!(
-        "{}   {}: nothing is sent for it, {end}\n{} meanwhile; a request on its way ends by itself.\n\
+        "{}   {}: nothing is sent for it, {end}\n{}{} meanwhile; a request on its way ends by itself.\n\
          Next: reconciled installation resume {}\n",
         styled(WARN, "PAUSED"),
         visible(pause.installation_id.as_str()),
+        replaced.unwrap_or_default(),
         if open == 1 {
             "1 entry waits".to_owned()
         } else {
@@ -531,11 +535,19 @@ mod tests {
             "icfg_9aQ",
             vec![(PauseKind::Manual, Some(NOW.plus(Duration::from_secs(7200))))],
         );
-        insta::assert_snapshot!(plain(&tell_paused(&fleet.pauses[0], Some(&fleet), LOOK)), @r"
+        let free = one("icfg_9aQ", vec![]);
+        insta::assert_snapshot!(plain(&tell_paused(&fleet.pauses[0], Some(&free), LOOK)), @r"
         PAUSED   icfg_9aQ: nothing is sent for it, ends by itself in 2 h
         1 entry waits meanwhile; a request on its way ends by itself.
         Next: reconciled installation resume icfg_9aQ
         ");
+        let text = plain(&tell_paused(&fleet.pauses[0], Some(&fleet), LOOK));
+        insta::assert_snapshot!(text, @r#"
+        PAUSED   icfg_9aQ: nothing is sent for it, ends by itself in 2 h
+        It replaces this one: installation paused by ana 14:00: "customer migration", ends in 2 h.
+        1 entry waits meanwhile; a request on its way ends by itself.
+        Next: reconciled installation resume icfg_9aQ
+        "#);
     }
 
     #[test]

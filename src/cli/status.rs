@@ -248,6 +248,7 @@ pub(super) mod tests {
                     after: None,
                     account,
                     complete: true,
+                    owed: false,
                     last: Some((ago(40), account)),
                 }),
             },

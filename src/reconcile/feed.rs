@@ -13,7 +13,8 @@ impl Reconciler {
     pub(super) async fn poll_feed(&self) -> Result<PollReport, PassError> {
         let started_at = self.clock.now();
         let identity = self.source.identity().await?.id;
-        let previous = self.store.progress().await?.poll;
+        let progress = self.store.progress().await?;
+        let (previous, swept) = (progress.poll, progress.sweep);
         let mut report = PollReport::default();
         if previous
             .as_ref()
@@ -42,7 +43,9 @@ impl Reconciler {
             let undecided = is_last && self.poll_undecided.load(Ordering::Relaxed);
             let position = Position {
                 poll: Some(progress),
-                sweep: None,
+                sweep: report
+                    .needs_sweep
+                    .map(|_| Self::owed(swept.clone(), started_at)),
                 keep: has_moved || undecided,
                 ends_pass: is_last,
             };

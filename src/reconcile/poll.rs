@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::model::{Origin, RawRow, RawRowRef, RawRows, ResourceKey, RowHasher, Timestamp};
 use crate::planted::{Bug, is_planted};
 use crate::source::{PollFrom, PollPage, RawKey, Sieve, SourceError, Suspects};
-use crate::store::PollProgress;
+use crate::store::{PollProgress, SweepProgress};
 
 use super::page::{Duplicates, PageReport, Position};
 use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
@@ -44,6 +44,8 @@ struct Pass<'a> {
     /// Who the database is that the rows are read from.
     identity: String,
     started_at: Timestamp,
+    /// Where the sweep stood as it began.
+    swept: Option<SweepProgress>,
     report: &'a mut PollReport,
 }
 
@@ -65,7 +67,8 @@ impl Reconciler {
         // Both at once: that the state stands where the last pass left it is nearly always so.
         let (progress, ahead) =
             futures_util::future::join(self.store.progress(), self.read_ahead()).await;
-        let previous = progress?.poll;
+        let progress = progress?;
+        let (previous, swept) = (progress.poll, progress.sweep);
         let mut report = PollReport::default();
         let kept = previous.as_ref().and_then(|p| p.cursor.clone());
         let from = kept.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
@@ -109,6 +112,7 @@ impl Reconciler {
         let mut pass = Pass {
             identity: identity.id,
             started_at,
+            swept,
             report: &mut report,
         };
         let reached = if !is_same || kept.is_none() {
@@ -287,6 +291,7 @@ impl Reconciler {
         let Pass {
             identity,
             started_at,
+            swept,
             report,
         } = pass;
         let restart = cursor.is_none() && from == PollFrom::Beginning;
@@ -324,7 +329,9 @@ impl Reconciler {
             let keep = (is_time && next_cursor != committed) || (restart && is_last) || undecided;
             let position = Position {
                 poll: Some(progress),
-                sweep: None,
+                sweep: report
+                    .needs_sweep
+                    .map(|_| Self::owed(swept.clone(), *started_at)),
                 keep,
                 ends_pass: is_last,
             };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::model::{Origin, RawRow, ResourceKey, Timestamp};
 use crate::planted::{Bug, is_planted};
 use crate::source::{RawKey, SourceError, SweepRows};
-use crate::store::{Batch, SweepAccount, SweepProgress};
+use crate::store::{Batch, StoreError, SweepAccount, SweepProgress};
 
 use super::page::{Duplicates, KEYS_WITH_WITNESS_MAX, PageReport, Position};
 use super::skim::{self, Skimmed};
@@ -106,6 +106,11 @@ impl Sweep {
         self.rests_until.since(now).min(Duration::from_secs(1))
     }
 
+    /// A poll has called for every row to be read: this sweep, which has read some before, does not count as that.
+    pub const fn owe(&mut self) {
+        self.progress.owed = true;
+    }
+
     /// Whether it goes on from an interrupted one: what changed in the rows before that place is not found by it.
     #[must_use]
     pub const fn is_resumed(&self) -> bool {
@@ -114,6 +119,33 @@ impl Sweep {
 }
 
 impl Reconciler {
+    /// Whether a sweep that a poll has called for was never begun, or cut off before it was written down where it is.
+    ///
+    /// # Errors
+    /// The state could not be read.
+    pub async fn owes_sweep(&self) -> Result<bool, StoreError> {
+        let progress = self.store.progress().await?;
+        Ok(progress.sweep.is_some_and(|sweep| sweep.owed))
+    }
+
+    /// Where the sweep stands once a poll has called for every row to be read, to be committed with the poll's place: whoever goes on from
+    /// that place does not call for it again.
+    pub(super) fn owed(previous: Option<SweepProgress>, now: Timestamp) -> SweepProgress {
+        let never = SweepProgress {
+            number: 0,
+            started_at: now,
+            after: None,
+            account: SweepAccount::default(),
+            complete: false,
+            owed: true,
+            last: None,
+        };
+        SweepProgress {
+            owed: true,
+            ..previous.unwrap_or(never)
+        }
+    }
+
     /// Starts a sweep, or takes up the one that was interrupted.
     ///
     /// # Errors
@@ -121,9 +153,9 @@ impl Reconciler {
     pub async fn begin_sweep(&self) -> Result<Sweep, PassError> {
         let now = self.clock.now();
         let previous = self.store.progress().await?.sweep;
-        let resumed = previous
-            .as_ref()
-            .is_some_and(|previous| !previous.complete && previous.after.is_some());
+        let resumed = previous.as_ref().is_some_and(|previous| {
+            !previous.complete && previous.after.is_some() && !previous.owed
+        });
         let progress = match previous {
             Some(previous) if resumed => previous,
             previous => SweepProgress {
@@ -132,6 +164,7 @@ impl Reconciler {
                 after: None,
                 account: SweepAccount::default(),
                 complete: false,
+                owed: false,
                 last: previous.and_then(|previous| previous.last),
             },
         };

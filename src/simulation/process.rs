@@ -254,6 +254,9 @@ impl Watcher {
                     self.wake.work.notify_one();
                 }
                 if report.needs_sweep.is_some() {
+                    if let Some(under_way) = sweep {
+                        under_way.owe();
+                    }
                     self.wake.sweep.notify_one();
                 }
             }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::Clock as _;
 use crate::reconcile::Settings;
-use crate::reconcile::fixture::{Bench, Failure, START, key, row, swept};
+use crate::reconcile::fixture::{Bench, Failure, START, key, row, stepped, swept};
 use crate::store::Store as _;
 
 /// A poll, in pages of a hundred rows.
@@ -460,4 +460,40 @@ async fn a_row_that_is_back_as_it_was_is_found_again_though_it_is_known() {
         .await
         .expect("in memory");
     assert_eq!(record[0].missing, None);
+}
+
+#[tokio::test]
+async fn a_sweep_that_a_poll_called_for_is_owed_until_one_has_read_every_row_since() {
+    let bench = Bench::new(rows(60));
+    let reconciler = bench.reconciler(|_| {});
+    polled(&reconciler).await;
+    let mut interrupted = reconciler.begin_sweep().await.expect("in memory");
+    while bench.progress().await.sweep.is_none() {
+        assert_eq!(stepped(&reconciler, &mut interrupted).await, None);
+    }
+    drop(interrupted);
+    bench.table.becomes("another");
+    assert!(polled(&reconciler).await.needs_sweep.is_some());
+    // As after a kill: the database is the one that the state knows.
+    let reconciler = bench.reconciler(|_| {});
+    assert_eq!(polled(&reconciler).await.needs_sweep, None);
+    let owes = async || reconciler.owes_sweep().await.expect("in memory");
+    assert!(owes().await);
+    let mut sweep = reconciler.begin_sweep().await.expect("in memory");
+    assert!(!sweep.is_resumed());
+    assert_eq!(stepped(&reconciler, &mut sweep).await, None);
+    // It has not been written down yet where this one is.
+    assert!(owes().await);
+    while stepped(&reconciler, &mut sweep).await.is_none() {}
+    assert!(!owes().await);
+    // One that was under way when it was called for has read some rows before.
+    let mut sweep = reconciler.begin_sweep().await.expect("in memory");
+    assert_eq!(stepped(&reconciler, &mut sweep).await, None);
+    bench.table.becomes("a third");
+    assert!(polled(&reconciler).await.needs_sweep.is_some());
+    sweep.owe();
+    while stepped(&reconciler, &mut sweep).await.is_none() {}
+    assert!(owes().await);
+    swept(&reconciler).await;
+    assert!(!owes().await);
 }

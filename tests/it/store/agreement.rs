@@ -184,6 +184,7 @@ impl Stores {
                         ..SweepAccount::default()
                     },
                     complete: *complete,
+                    owed: false,
                     last: None,
                 });
                 self.sweeps += u64::from(*complete);

@@ -129,6 +129,7 @@ pub(super) async fn cursor_and_entries_commit_together(store: &dyn Store) {
             ..SweepAccount::default()
         },
         complete: false,
+        owed: false,
         last: Some((START, SweepAccount::default())),
     };
     assert_eq!(
@@ -791,6 +792,7 @@ pub(super) async fn rows_without_ids_are_told_apart_and_forgotten_by_a_sweep(sto
             ..SweepAccount::default()
         },
         complete,
+        owed: false,
         last: None,
     };
     let mut first = batch(START, Vec::new());
