@@ -101,6 +101,9 @@ pub struct Reconciler {
     poll_undecided: AtomicBool,
     /// Grows with what is committed of rows that were not read by a sweep: a sweep's page that was read before is not to follow.
     overtakes: AtomicU64,
+    /// Why every row is to be read, from when a poll finds that out until one has reported it: a poll that fails may have committed the
+    /// place from which the next finds it no more.
+    called_for_sweep: Mutex<Option<&'static str>>,
     /// The cursor that the last poll left in the state, once one has ended.
     left_at: Mutex<Option<String>>,
     known: Arc<Mutex<Known>>,
@@ -135,6 +138,7 @@ impl Reconciler {
             watch: None,
             poll_undecided: AtomicBool::new(true),
             overtakes: AtomicU64::new(0),
+            called_for_sweep: Mutex::default(),
             left_at: Mutex::default(),
             known: Arc::default(),
             too_many: AtomicU32::new(u32::MAX),

@@ -210,7 +210,7 @@ pub struct Sieve {
 /// One page of a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollPage {
-    /// The rows, in order, each with its cursor. Rows whose cursor is NULL are not among them: only sweeps see those.
+    /// The rows, in order (where a [`Sieve`] let others pass, in that of the cursor alone), each with its cursor. Rows whose cursor is NULL are not among them: only sweeps see those.
     pub rows: RawRows,
     /// How many rows passed a [`Sieve`]: they are not among the rows.
     pub passed: u64,

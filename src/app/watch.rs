@@ -115,6 +115,7 @@ impl Watcher {
             }
             if let Some(token) = self.leading.begun() {
                 self.reconciler.hold_watch(token);
+                sweep = None;
                 self.wake.poll.notify_one();
                 self.wake.sweep.notify_one();
             }

@@ -20,8 +20,9 @@ impl Reconciler {
             .as_ref()
             .is_some_and(|previous| previous.identity != identity && previous.cursor.is_some())
         {
-            report.needs_sweep =
-                Some("the source is another database than before, or another change feed");
+            self.call_for_sweep(
+                "the source is another database than before, or another change feed",
+            );
         }
         let mut from = previous
             .filter(|previous| previous.identity == identity)
@@ -31,7 +32,9 @@ impl Reconciler {
                 .source
                 .feed_page(from.as_deref(), self.settings.page_rows)
                 .await?;
-            report.needs_sweep = report.needs_sweep.or(page.lost);
+            if let Some(why) = page.lost {
+                self.call_for_sweep(why);
+            }
             let has_moved = from.as_ref() != Some(&page.position);
             let is_last = !page.more;
             let progress = PollProgress {
@@ -43,9 +46,7 @@ impl Reconciler {
             let undecided = is_last && self.poll_undecided.load(Ordering::Relaxed);
             let position = Position {
                 poll: Some(progress),
-                sweep: report
-                    .needs_sweep
-                    .map(|_| Self::owed(swept.clone(), started_at)),
+                sweep: self.owed(swept.as_ref(), started_at),
                 keep: has_moved || undecided,
                 ends_pass: is_last,
             };

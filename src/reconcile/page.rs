@@ -42,7 +42,7 @@ pub struct PageCounts {
     pub dead: u64,
     /// Unusable.
     pub quarantined: u64,
-    /// Rows of resources that the state knows.
+    /// Resources that the state knows, each once for its page.
     pub known: u64,
     /// Resources that are no longer quarantined.
     pub recovered: u64,

@@ -56,14 +56,20 @@ impl Reconciler {
     /// # Errors
     /// The source or the state failed; what was committed stays, and the next poll goes on from there.
     pub async fn poll(&self) -> Result<Option<PollReport>, PassError> {
-        let started_at = self.clock.now();
         let shape = self.source.shape().await?;
-        if shape.feed {
-            return self.poll_feed().await.map(Some);
-        }
-        if shape.cursor.is_none() {
+        let mut report = if shape.feed {
+            self.poll_feed().await?
+        } else if shape.cursor.is_some() {
+            self.poll_cursor().await?
+        } else {
             return Ok(None);
-        }
+        };
+        report.needs_sweep = self.called_for_sweep().take();
+        Ok(Some(report))
+    }
+
+    async fn poll_cursor(&self) -> Result<PollReport, PassError> {
+        let started_at = self.clock.now();
         // Both at once: that the state stands where the last pass left it is nearly always so.
         let (progress, ahead) =
             futures_util::future::join(self.store.progress(), self.read_ahead()).await;
@@ -107,7 +113,7 @@ impl Reconciler {
         };
         let is_same = previous.is_none_or(|previous| previous.identity == identity.id);
         if !is_same && kept.is_some() {
-            report.needs_sweep = Some("the source is another database than before");
+            self.call_for_sweep("the source is another database than before");
         }
         let mut pass = Pass {
             identity: identity.id,
@@ -123,7 +129,7 @@ impl Reconciler {
             let reached = self.read_pages(from, kept, Some(first?), &mut pass).await?;
             if pass.report.counts.rows == 0 {
                 // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
-                pass.report.needs_sweep = Some("the newest row of the source is older than before");
+                self.call_for_sweep("the newest row of the source is older than before");
                 self.read_pages(PollFrom::Beginning, None, None, &mut pass)
                     .await?
             } else {
@@ -132,7 +138,7 @@ impl Reconciler {
         };
         *self.left_at() = reached;
         report.duration = self.clock.now().since(started_at);
-        Ok(Some(report))
+        Ok(report)
     }
 
     /// The first page of a pass from where the last one left the state, if there was one, and where it was read from.
@@ -329,9 +335,7 @@ impl Reconciler {
             let keep = (is_time && next_cursor != committed) || (restart && is_last) || undecided;
             let position = Position {
                 poll: Some(progress),
-                sweep: report
-                    .needs_sweep
-                    .map(|_| Self::owed(swept.clone(), *started_at)),
+                sweep: self.owed(swept.as_ref(), *started_at),
                 keep,
                 ends_pass: is_last,
             };

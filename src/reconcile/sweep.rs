@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::model::{Origin, RawRow, ResourceKey, Timestamp};
@@ -128,9 +129,24 @@ impl Reconciler {
         Ok(progress.sweep.is_some_and(|sweep| sweep.owed))
     }
 
-    /// Where the sweep stands once a poll has called for every row to be read, to be committed with the poll's place: whoever goes on from
+    /// Has every row read, for the first reason that was found.
+    pub(super) fn call_for_sweep(&self, why: &'static str) {
+        self.called_for_sweep().get_or_insert(why);
+    }
+
+    pub(super) fn called_for_sweep(&self) -> MutexGuard<'_, Option<&'static str>> {
+        let called = self.called_for_sweep.lock();
+        called.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the sweep stands if a poll has called for every row to be read, to be committed with the poll's place: whoever goes on from
     /// that place does not call for it again.
-    pub(super) fn owed(previous: Option<SweepProgress>, now: Timestamp) -> SweepProgress {
+    pub(super) fn owed(
+        &self,
+        previous: Option<&SweepProgress>,
+        now: Timestamp,
+    ) -> Option<SweepProgress> {
+        (*self.called_for_sweep())?;
         let never = SweepProgress {
             number: 0,
             started_at: now,
@@ -140,10 +156,10 @@ impl Reconciler {
             owed: true,
             last: None,
         };
-        SweepProgress {
+        Some(SweepProgress {
             owed: true,
-            ..previous.unwrap_or(never)
-        }
+            ..previous.cloned().unwrap_or(never)
+        })
     }
 
     /// Starts a sweep, or takes up the one that was interrupted.
@@ -260,6 +276,8 @@ impl Reconciler {
         let is_ordered = skim::is_ordered(&page.rows);
         sweep.page_rows = self.next_page_rows(&page, asked, is_ordered);
         let mut progress = sweep.progress.clone();
+        // What is written down of this one must not cover up what a poll that failed has left.
+        progress.owed |= self.called_for_sweep().is_some();
         progress.after = page.next.clone();
         sweep.unmarked += page.rows.len() as u64;
         let marks = PAGES_BETWEEN_MARKS * u64::from(self.settings.page_rows);
@@ -367,6 +385,7 @@ impl Reconciler {
         let now = self.clock.now();
         let account = sweep.progress.account;
         sweep.progress.complete = true;
+        sweep.progress.owed |= self.called_for_sweep().is_some();
         sweep.progress.after = None;
         sweep.progress.last = Some((now, account));
         let batch = Batch {

@@ -497,3 +497,31 @@ async fn a_sweep_that_a_poll_called_for_is_owed_until_one_has_read_every_row_sin
     swept(&reconciler).await;
     assert!(!owes().await);
 }
+
+#[tokio::test]
+async fn a_sweep_that_a_poll_called_for_before_it_failed_is_owed_all_the_same() {
+    let bench = Bench::new(rows(60));
+    let reconciler = bench.reconciler(|_| {});
+    polled(&reconciler).await;
+    let mut under_way = reconciler.begin_sweep().await.expect("in memory");
+    assert_eq!(stepped(&reconciler, &mut under_way).await, None);
+    bench.table.becomes("another");
+    // The second page, of more rows, is not read any more; the first is noted, with the database that it is of.
+    bench.table.is_slow_beyond(2);
+    let clock = Arc::clone(&bench.clock);
+    let second = Duration::from_secs(1);
+    bench.table.when_asked(move |_, _| clock.pass(second));
+    assert!(reconciler.poll().await.is_err());
+    let noted = bench.progress().await.poll.expect("the first page");
+    assert_eq!(noted.identity, "another");
+    let owes = async || reconciler.owes_sweep().await.expect("in memory");
+    assert!(owes().await);
+    // The one under way, which has read some rows before, does not cover that up.
+    while stepped(&reconciler, &mut under_way).await.is_none() {}
+    assert!(owes().await);
+    bench.table.is_slow_beyond(u32::MAX);
+    assert!(polled(&reconciler).await.needs_sweep.is_some());
+    assert_eq!(polled(&reconciler).await.needs_sweep, None);
+    swept(&reconciler).await;
+    assert!(!owes().await);
+}
