@@ -470,10 +470,23 @@ impl Dispatcher {
         let now = self.worlds.clock.now();
         let transition = match reached {
             deliver::Reached::Answered => self.outage.answered(now),
-            deliver::Reached::Failed => self.outage.failed(key, now, self.worlds.random.fraction()),
+            deliver::Reached::Failed => {
+                let (others, jitter) = (self.under_way(), self.worlds.random.fraction());
+                self.outage.failed(key, others, now, jitter)
+            }
             deliver::Reached::NotTried => return,
         };
         self.report.transition(transition, self.outage.since());
+    }
+
+    /// How many requests are out, or about to be: deliveries and probes of paused installations.
+    fn under_way(&self) -> usize {
+        self.unanswered() + self.probing.len()
+    }
+
+    /// How many entries are claimed and not answered.
+    fn unanswered(&self) -> usize {
+        self.in_flight.values().map(|count| *count as usize).sum()
     }
 
     /// Takes note of the deliveries that were recorded.

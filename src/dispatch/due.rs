@@ -157,10 +157,9 @@ impl Dispatcher {
 
     /// How many entries are to be claimed now.
     fn room(&self, now: Timestamp) -> usize {
-        let claimed: u32 = self.in_flight.values().sum();
         let load = Load {
             places: self.settings.max_in_flight as usize,
-            claimed: claimed as usize,
+            claimed: self.unanswered(),
             answered: self.claims.answers.during_a_claim(),
             unrecorded: self.unrecorded.len(),
             probing: self.probing.len(),

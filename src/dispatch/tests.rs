@@ -266,10 +266,10 @@ fn during_an_outage_requests_come_singly_until_one_is_answered() {
         .into_iter()
         .map(|(at, count)| (at.since(START).as_secs(), count))
         .collect();
-    // Eight fail at once. Those after the fifth are failed probes, and the next waits for sixteen seconds, cut to fifteen at most.
+    // Eight fail at once, which is one try, and each probe that fails doubles the wait for the next.
     assert_eq!(by_time[0], (0, 8));
-    assert_eq!(by_time[1..4], [(8, 1), (23, 1), (38, 1)]);
-    assert_eq!(by_time[4].0, 53);
+    assert_eq!(by_time[1..4], [(1, 1), (3, 1), (7, 1)]);
+    assert_eq!(by_time[4].0, 15);
     assert!(by_time[4].1 > 1, "{by_time:?}");
     assert_eq!((totals.acknowledged, totals.outage_since), (12, None));
 }
@@ -354,7 +354,7 @@ fn the_interval_of_an_outages_probes_changes_with_the_settings() {
     stand.clock.run(dispatcher.run(until(0)));
     for n in 0..FAILURES_TO_BEGIN {
         let key = key("icfg_1", &format!("res_{n}"));
-        dispatcher.outage.failed(&key, START, 1.0);
+        dispatcher.outage.failed(&key, 0, START, 1.0);
     }
     assert_eq!(
         dispatcher.outage.next_probe_at(),

@@ -33,7 +33,8 @@ pub struct Outage {
     last_failed: Option<ResourceKey>,
     several: bool,
     since: Option<Timestamp>,
-    probes_failed: u32,
+    /// How many tries in a row failed during the outage: what was under way when it began is one, each probe after it another.
+    tries_failed: u32,
     next_probe_at: Timestamp,
 }
 
@@ -47,7 +48,7 @@ impl Outage {
             last_failed: None,
             several: false,
             since: None,
-            probes_failed: 0,
+            tries_failed: 0,
             next_probe_at: Timestamp::EPOCH,
         }
     }
@@ -89,28 +90,39 @@ impl Outage {
         self.failures = 0;
         self.several = false;
         self.last_failed = None;
-        self.probes_failed = 0;
+        self.tries_failed = 0;
         self.since.take().map(|since| Transition::Ended {
             lasted: now.since(since),
         })
     }
 
-    /// A request for `key` failed in a way that may concern all: unreachable, lost or 5xx. `jitter` is from 0 to 1.
-    pub fn failed(&mut self, key: &ResourceKey, now: Timestamp, jitter: f64) -> Option<Transition> {
+    /// A request for `key` failed in a way that may concern all: unreachable, lost or 5xx. `others` are under way beside it; `jitter` is
+    /// from 0 to 1.
+    ///
+    /// What was under way when the outage began fails with it, all of it together one try: a moment's outage does not make the first
+    /// probe wait as if so many probes had failed.
+    pub fn failed(
+        &mut self,
+        key: &ResourceKey,
+        others: usize,
+        now: Timestamp,
+        jitter: f64,
+    ) -> Option<Transition> {
         self.failures = self.failures.saturating_add(1);
         self.several |= self.last_failed.as_ref().is_some_and(|last| last != key);
         self.last_failed = Some(key.clone());
-        if self.since.is_some() {
-            self.probes_failed = self.probes_failed.saturating_add(1);
-            self.next_probe_at = now.plus(self.probes.interval(self.probes_failed, jitter));
+        let is_on = self.since.is_some();
+        if !is_on && (self.failures < FAILURES_TO_BEGIN || !self.several) {
             return None;
         }
-        if self.failures < FAILURES_TO_BEGIN || !self.several {
+        if others == 0 {
+            self.tries_failed = self.tries_failed.saturating_add(1);
+        }
+        self.next_probe_at = now.plus(self.probes.interval(self.tries_failed, jitter));
+        if is_on {
             return None;
         }
         self.since = Some(now);
-        self.probes_failed = 1;
-        self.next_probe_at = now.plus(self.probes.interval(1, jitter));
         Some(Transition::Began)
     }
 }
@@ -137,7 +149,7 @@ mod tests {
     fn an_outage_begins_once_probes_singly_and_ends_once() {
         let mut outage = Outage::new(Duration::from_secs(1));
         let transitions: Vec<_> = (0..8)
-            .filter_map(|n| outage.failed(&key(&format!("res_{n}")), START, 1.0))
+            .filter_map(|n| outage.failed(&key(&format!("res_{n}")), 0, START, 1.0))
             .collect();
         assert_eq!(transitions, [Transition::Began]);
         assert_eq!(
@@ -163,13 +175,16 @@ mod tests {
     fn the_failure_that_fills_the_measure_begins_an_outage() {
         let mut outage = Outage::new(Duration::from_secs(1));
         for n in 1..FAILURES_TO_BEGIN {
-            assert_eq!(outage.failed(&key(&format!("res_{n}")), START, 1.0), None);
+            assert_eq!(
+                outage.failed(&key(&format!("res_{n}")), 0, START, 1.0),
+                None
+            );
             assert_eq!(outage.since(), None);
         }
         // That several failed is remembered, whichever fails last.
         let last = key(&format!("res_{}", FAILURES_TO_BEGIN - 1));
         let at = START.plus(Duration::from_secs(3));
-        assert_eq!(outage.failed(&last, at, 1.0), Some(Transition::Began));
+        assert_eq!(outage.failed(&last, 0, at, 1.0), Some(Transition::Began));
         assert_eq!(outage.since(), Some(at));
         outage.answered(at);
         assert_eq!((outage.since(), outage.next_probe_at()), (None, None));
@@ -179,7 +194,7 @@ mod tests {
     fn a_probe_is_due_from_its_time_on_and_while_its_time_is_too_far_ahead() {
         let mut outage = Outage::new(PROBE_INTERVAL_MAX);
         for n in 0..FAILURES_TO_BEGIN {
-            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+            outage.failed(&key(&format!("res_{n}")), 0, START, 1.0);
         }
         let moment = Duration::from_millis(1);
         let probe_at = START.plus(PROBE_INTERVAL_MAX);
@@ -196,20 +211,38 @@ mod tests {
     fn another_interval_counts_from_the_next_failure_on() {
         let mut outage = Outage::new(Duration::from_secs(1));
         for n in 0..FAILURES_TO_BEGIN {
-            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+            outage.failed(&key(&format!("res_{n}")), 0, START, 1.0);
         }
         outage.configure(Duration::from_secs(4));
         assert_eq!(outage.since(), Some(START));
-        outage.failed(&key("res_1"), START, 1.0);
+        outage.failed(&key("res_1"), 0, START, 1.0);
         // The second failed probe waits twice the first interval.
         let probe_at = START.plus(Duration::from_secs(8));
         assert_eq!(outage.next_probe_at(), Some(probe_at));
     }
 
     #[test]
+    fn what_was_under_way_when_it_began_is_one_failed_try() {
+        let mut outage = Outage::new(Duration::from_secs(1));
+        let mut failed = |n: usize, others, at| {
+            outage.failed(&key(&format!("res_{n}")), others, at, 1.0);
+            outage
+                .next_probe_at()
+                .map(|probe_at| probe_at.since(at).as_secs())
+        };
+        let waits: Vec<_> = (0..64).map(|n| failed(n, 63 - n, START)).collect();
+        assert_eq!(waits[..4], [None; 4]);
+        assert_eq!(waits[4..], [Some(1); 60]);
+        // Each that fails later than the others counts from then on; the probes after them wait longer and longer.
+        let later = START.plus(Duration::from_secs(30));
+        let probes = [0, 0, 0].map(|others| failed(1, others, later));
+        assert_eq!(probes, [Some(2), Some(4), Some(8)]);
+    }
+
+    #[test]
     fn one_resource_that_always_fails_is_no_outage() {
         let mut outage = Outage::new(Duration::from_secs(1));
-        assert!((0..100).all(|_| outage.failed(&key("res_1"), START, 0.5).is_none()));
+        assert!((0..100).all(|_| outage.failed(&key("res_1"), 0, START, 0.5).is_none()));
         assert_eq!(outage.allowance(START, 0, 64), 64);
     }
 
@@ -217,7 +250,7 @@ mod tests {
     fn the_end_of_an_outage_is_noticed_within_the_longest_probe_interval() {
         let mut outage = Outage::new(Duration::from_secs(600));
         for n in 0..50 {
-            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+            outage.failed(&key(&format!("res_{n}")), 0, START, 1.0);
         }
         assert!(outage.next_probe_at().expect("on") <= START.plus(PROBE_INTERVAL_MAX));
     }
@@ -226,7 +259,7 @@ mod tests {
     fn a_clock_set_back_does_not_silence_the_probe() {
         let mut outage = Outage::new(Duration::from_secs(1));
         for n in 0..5 {
-            outage.failed(&key(&format!("res_{n}")), START, 1.0);
+            outage.failed(&key(&format!("res_{n}")), 0, START, 1.0);
         }
         assert_eq!(
             outage.allowance(START.minus(Duration::from_secs(86_400)), 0, 64),

@@ -175,7 +175,7 @@ mod tests {
         let mut outage = Outage::new(Duration::from_secs(1));
         for n in 0..FAILURES_TO_BEGIN {
             let key = ResourceKey::new("icfg_1", &format!("res_{n}")).expect("two ids");
-            outage.failed(&key, NOW, 1.0);
+            outage.failed(&key, 0, NOW, 1.0);
         }
         assert_eq!(IDLE.room(&outage, NOW), 0);
         let due = outage.next_probe_at().expect("an outage is on");

@@ -39,7 +39,9 @@ impl<'a> Look<'a> {
         let stand = self.stand;
         for n in 0..FAILURES_TO_BEGIN {
             let key = key("icfg_o", &format!("res_{n}"));
-            self.dispatcher.outage.failed(&key, stand.clock.time(), 1.0);
+            self.dispatcher
+                .outage
+                .failed(&key, 0, stand.clock.time(), 1.0);
         }
         stand.clock.pass(SECOND);
     }
@@ -369,7 +371,7 @@ fn while_an_outage_lasts_its_next_probe_is_waited_for() {
     stand.desire("icfg_1", 1, "ready");
     look.dispatcher
         .outage
-        .failed(&key("icfg_o", "res_0"), stand.clock.time(), 1.0);
+        .failed(&key("icfg_o", "res_0"), 0, stand.clock.time(), 1.0);
     assert_eq!(look.once(), SECOND);
     assert_eq!(stand.state.calls("next_due"), 1);
 }
