@@ -164,6 +164,11 @@ pub(super) trait Rows: Send {
         }
     }
 
+    /// Ends a round of many records: what was read and written is not kept, and read again if it is asked for again.
+    fn forget_read(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        async { Ok(()) }
+    }
+
     /// Installations with entries that are due and unleased, in byte order, without those that are paused or limited.
     fn due_installations(
         &mut self,

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use crate::model::{EntryState, Origin, ResourceKey, Timestamp};
 use crate::plan::guard::{Found, Impact, Summary};
 use crate::store::hold::{Hold, HoldReport, HoldState, SUMMARY_ENTRIES_MAX};
-use crate::store::steps::guard::GuardRows;
+use crate::store::steps::guard::{GuardRows, Window};
 
 use super::{State, at_most};
 
@@ -135,15 +135,16 @@ impl GuardRows for State {
 
     async fn count_guarded(
         &mut self,
-        after: Timestamp,
-        until: Timestamp,
+        window: Window,
+        // Here every entry is counted anew with its pass.
+        _also: &[i64],
     ) -> Result<Found, Infallible> {
         let count = |kind| {
             let within = self
                 .guarded
                 .noted
                 .iter()
-                .filter(|((_, noted), at)| *noted == kind && **at > after && **at <= until);
+                .filter(|((_, noted), at)| *noted == kind && is_within(**at, window));
             u32::try_from(within.count()).unwrap_or(u32::MAX)
         };
         Ok(Found {
@@ -154,6 +155,7 @@ impl GuardRows for State {
 
     async fn keys_guarded(
         &mut self,
+        window: Window,
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Infallible> {
@@ -165,23 +167,22 @@ impl GuardRows for State {
         let keys = self
             .guarded
             .noted
-            .keys()
-            .filter(|(_, kind)| *kind == Kind::Change)
-            .map(|(key, _)| key)
+            .iter()
+            .filter(|((_, kind), at)| *kind == Kind::Change && is_within(**at, window))
+            .map(|((key, _), _)| key)
             .filter(|key| after.is_none_or(|after| *key > after) && waits(key));
         Ok(keys.take(limit).cloned().collect())
     }
 
-    async fn prune_guarded(
-        &mut self,
-        before: Timestamp,
-        after: Timestamp,
-    ) -> Result<(), Infallible> {
-        self.guarded
-            .noted
-            .retain(|_, at| *at > before && *at <= after);
+    async fn prune_guarded(&mut self, window: Window) -> Result<(), Infallible> {
+        let noted = &mut self.guarded.noted;
+        noted.retain(|_, at| is_within(*at, window));
         Ok(())
     }
+}
+
+fn is_within(at: Timestamp, window: Window) -> bool {
+    at > window.after && at <= window.until
 }
 
 #[cfg(test)]
@@ -196,6 +197,11 @@ mod tests {
     fn at(ms: i64) -> Timestamp {
         Timestamp::from_millis(ms)
     }
+
+    const WINDOW: Window = Window {
+        after: Timestamp::from_millis(10),
+        until: Timestamp::from_millis(20),
+    };
 
     async fn noted(impact: Impact, times: &[(&str, i64)]) -> State {
         let mut state = State::default();
@@ -212,7 +218,7 @@ mod tests {
             &[("a", 9), ("b", 10), ("c", 11), ("d", 20), ("e", 21)],
         )
         .await;
-        let Ok(()) = state.prune_guarded(at(10), at(20)).await;
+        let Ok(()) = state.prune_guarded(WINDOW).await;
         let left = state.guarded.noted.keys().map(|(key, _)| key.clone());
         assert_eq!(left.collect::<Vec<_>>(), [key("c"), key("d")]);
     }
@@ -226,10 +232,10 @@ mod tests {
             (Impact::Destructive, (2, 2)),
         ] {
             let mut state = noted(impact, &times).await;
-            let Ok(found) = state.count_guarded(at(10), at(20)).await;
+            let Ok(found) = state.count_guarded(WINDOW, &[]).await;
             assert_eq!((found.destructive, found.changes), expected);
             let Ok(()) = state.forget_guarded(&key("c"), impact).await;
-            let Ok(found) = state.count_guarded(at(10), at(20)).await;
+            let Ok(found) = state.count_guarded(WINDOW, &[]).await;
             assert_eq!(found.changes, expected.1.saturating_sub(1));
         }
     }
@@ -237,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn only_what_waits_under_no_hold_is_still_to_be_guarded() {
         let ids = ["a", "b", "c", "d", "e"];
-        let mut state = noted(Impact::Destructive, &ids.map(|id| (id, 1))).await;
+        let mut state = noted(Impact::Destructive, &ids.map(|id| (id, 11))).await;
         let stands = [
             ("a", EntryState::Waiting, None),
             ("b", EntryState::Waiting, Some(1)),
@@ -258,9 +264,9 @@ mod tests {
             };
             state.records.insert(key(id), record);
         }
-        let Ok(keys) = state.keys_guarded(None, 10).await;
+        let Ok(keys) = state.keys_guarded(WINDOW, None, 10).await;
         assert_eq!(keys, [key("a")]);
-        let Ok(keys) = state.keys_guarded(Some(&key("a")), 10).await;
+        let Ok(keys) = state.keys_guarded(WINDOW, Some(&key("a")), 10).await;
         assert_eq!(keys, []);
     }
 }

@@ -9,7 +9,8 @@ use crate::plan::guard::{Found, Impact, Summary};
 use crate::store::codec::{self, Cells as _};
 use crate::store::fault::Fault;
 use crate::store::hold::{Hold, HoldReport, SUMMARY_ENTRIES_MAX};
-use crate::store::steps::guard::GuardRows;
+use crate::store::steps::Rows as _;
+use crate::store::steps::guard::{GuardRows, Move, Under, Window};
 
 use super::pool::Transaction;
 use super::rows::PgRows;
@@ -17,6 +18,136 @@ use super::{columns, locks, read};
 
 /// How many records of a report are read at a time.
 const RECORDS_PER_ROUND: usize = 500;
+
+/// Whether an entry was never claimed since the guard weighed it: made by that change, with no newer target since.
+macro_rules! as_weighed {
+    () => {
+        "entry.state = 'held'
+             AND entry.generation = 0
+             AND entry.origin <> 'followup'"
+    };
+}
+
+/// What was noted of an entry, of both kinds.
+macro_rules! noted {
+    () => {
+        "LEFT JOIN guarded AS change
+           ON change.installation_id = entry.installation_id
+          AND change.resource_id = entry.resource_id
+          AND change.kind = 'change'
+         LEFT JOIN guarded AS destructive
+           ON destructive.installation_id = entry.installation_id
+          AND destructive.resource_id = entry.resource_id
+          AND destructive.kind = 'destructive'
+          -- Of an earlier change that was sent the time is another.
+          AND destructive.at = change.at"
+    };
+}
+
+/// The first $4 entries under the hold $1 after ($2, $3).
+const UNDER: &str = concat!(
+    "SELECT entry.installation_id,
+            entry.resource_id,
+            ",
+    as_weighed!(),
+    "
+             AND change.at IS NOT NULL AS as_weighed,
+            destructive.at IS NOT NULL AS is_destructive
+     FROM (SELECT installation_id, resource_id, state, generation, origin
+           FROM entry
+           WHERE hold_id = $1
+             AND (installation_id, resource_id) > ($2, $3)
+             AND state IN ('waiting', 'held')
+           ORDER BY installation_id, resource_id
+           LIMIT $4) AS entry
+     ",
+    noted!(),
+    "
+     ORDER BY entry.installation_id, entry.resource_id"
+);
+
+/// Moves what is as it was weighed from the hold $1 to $7, or lets it go: of the keys after ($2, $3) up to ($4, $5) those changed
+/// destructively, or the others.
+const MOVE_WEIGHED: &str = concat!(
+    "WITH moved AS MATERIALIZED (
+         SELECT entry.id, entry.installation_id, entry.resource_id
+         FROM entry
+         ",
+    noted!(),
+    "
+         WHERE entry.hold_id = $1
+           AND (entry.installation_id, entry.resource_id) > ($2, $3)
+           AND (entry.installation_id, entry.resource_id) <= ($4, $5)
+           AND ",
+    as_weighed!(),
+    "
+           AND change.at IS NOT NULL
+           AND (destructive.at IS NOT NULL) = $6
+     ),
+     counted AS (
+         UPDATE guarded
+         SET at = $8
+         FROM moved
+         WHERE guarded.installation_id = moved.installation_id
+           AND guarded.resource_id = moved.resource_id
+           AND (guarded.kind = 'change' OR $6)
+           AND guarded.at <> $8
+     )
+     UPDATE entry
+     SET hold_id = $7,
+         state = CASE WHEN $7::bigint IS NULL THEN 'waiting' ELSE entry.state END,
+         -- It was never tried, so that it waits for nothing.
+         reason = CASE WHEN $7::bigint IS NULL THEN 'due' ELSE entry.reason END
+     FROM moved
+     WHERE entry.id = moved.id"
+);
+
+/// How many resources were found changed after $1 and up to $2, and how many besides are as they were weighed under one of the holds
+/// $3. The window is one range of an index; besides it there is only what a pass longer than the window found.
+const COUNT_GUARDED: &str = concat!(
+    "WITH besides AS MATERIALIZED (
+         SELECT destructive.at IS NOT NULL AS is_destructive
+         FROM (SELECT installation_id, resource_id, at
+               FROM guarded
+               WHERE kind = 'change'
+                 AND at <= $1
+               UNION ALL
+               SELECT installation_id, resource_id, at
+               FROM guarded
+               WHERE kind = 'change'
+                 AND at > $2) AS change
+         LEFT JOIN guarded AS destructive
+           ON destructive.installation_id = change.installation_id
+          AND destructive.resource_id = change.resource_id
+          AND destructive.kind = 'destructive'
+          AND destructive.at = change.at
+         CROSS JOIN LATERAL (SELECT *
+                             FROM entry
+                             WHERE entry.installation_id = change.installation_id
+                               AND entry.resource_id = change.resource_id
+                               AND entry.closed_at IS NULL
+                             OFFSET 0) AS entry
+         WHERE entry.hold_id = ANY ($3)
+           AND ",
+    as_weighed!(),
+    "
+     )
+     SELECT (SELECT count(*)
+             FROM guarded
+             WHERE kind = 'destructive'
+               AND at > $1
+               AND at <= $2)
+          + (SELECT count(*)
+             FROM besides
+             WHERE is_destructive) AS destructive,
+            (SELECT count(*)
+             FROM guarded
+             WHERE kind = 'change'
+               AND at > $1
+               AND at <= $2)
+          + (SELECT count(*)
+             FROM besides) AS changes"
+);
 
 impl PgRows {
     /// Takes the guard's lock, or asks for the transaction to be done again with the lock first.
@@ -143,24 +274,73 @@ impl GuardRows for PgRows {
         Ok(())
     }
 
-    async fn count_guarded(&mut self, after: Timestamp, until: Timestamp) -> Result<Found, Fault> {
+    async fn look_under(
+        &mut self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Under, Fault> {
+        self.flush().await?;
+        let rows = self
+            .transaction
+            .query(UNDER)
+            .bind(hold)
+            .bind(after.map_or("", |key| key.installation_id.as_str()))
+            .bind(after.map_or("", |key| key.resource_id.as_str()))
+            .bind(columns::count(limit))
+            .fetch_all(self.transaction.connection())
+            .await?;
+        let mut under = Under::default();
+        for row in &rows {
+            if !row.flag("as_weighed")? {
+                under.others.push(codec::key(row)?);
+            } else if row.flag("is_destructive")? {
+                under.destructive += 1;
+            } else {
+                under.changes += 1;
+            }
+        }
+        under.last = rows.last().map(codec::key).transpose()?;
+        Ok(under)
+    }
+
+    async fn move_weighed(&mut self, moved: Move<'_>) -> Result<(), Fault> {
+        // The rows of the entries change in the tables alone.
+        self.forget_read().await?;
+        let Move {
+            from,
+            after,
+            up_to,
+            impact,
+            to,
+            now,
+        } = moved;
+        let done = self
+            .transaction
+            .query(MOVE_WEIGHED)
+            .bind(from)
+            .bind(after.map_or("", |key| key.installation_id.as_str()))
+            .bind(after.map_or("", |key| key.resource_id.as_str()))
+            .bind(up_to.installation_id.as_str())
+            .bind(up_to.resource_id.as_str())
+            .bind(impact == Impact::Destructive)
+            .bind(to)
+            .bind(now.as_millis())
+            .execute(self.transaction.connection())
+            .await?;
+        let moved = usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+        self.transaction.wrote_rows(moved);
+        Ok(())
+    }
+
+    async fn count_guarded(&mut self, window: Window, also: &[i64]) -> Result<Found, Fault> {
         self.flush().await?;
         let row = self
             .transaction
-            .query(
-                "SELECT (SELECT count(*)
-                         FROM guarded
-                         WHERE kind = 'destructive'
-                           AND at > $1
-                           AND at <= $2) AS destructive,
-                        (SELECT count(*)
-                         FROM guarded
-                         WHERE kind = 'change'
-                           AND at > $1
-                           AND at <= $2) AS changes",
-            )
-            .bind(after.as_millis())
-            .bind(until.as_millis())
+            .query(COUNT_GUARDED)
+            .bind(window.after.as_millis())
+            .bind(window.until.as_millis())
+            .bind(also.to_vec())
             .fetch_one(self.transaction.connection())
             .await?;
         codec::found(&row)
@@ -168,6 +348,7 @@ impl GuardRows for PgRows {
 
     async fn keys_guarded(
         &mut self,
+        window: Window,
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Fault> {
@@ -183,6 +364,8 @@ impl GuardRows for PgRows {
                   AND entry.closed_at IS NULL
                  -- Every change that counts is of this kind, whatever else it is.
                  WHERE guarded.kind = 'change'
+                   AND guarded.at > $4
+                   AND guarded.at <= $5
                    AND (guarded.installation_id, guarded.resource_id) > ($1, $2)
                    AND entry.state = 'waiting'
                    AND entry.hold_id IS NULL
@@ -192,12 +375,14 @@ impl GuardRows for PgRows {
             .bind(after.map_or("", |key| key.installation_id.as_str()))
             .bind(after.map_or("", |key| key.resource_id.as_str()))
             .bind(columns::count(limit))
+            .bind(window.after.as_millis())
+            .bind(window.until.as_millis())
             .fetch_all(self.transaction.connection())
             .await?;
         rows.iter().map(codec::key).collect()
     }
 
-    async fn prune_guarded(&mut self, before: Timestamp, after: Timestamp) -> Result<(), Fault> {
+    async fn prune_guarded(&mut self, window: Window) -> Result<(), Fault> {
         self.flush().await?;
         self.transaction
             .query(
@@ -205,8 +390,8 @@ impl GuardRows for PgRows {
                  WHERE kind IN ('change', 'destructive')
                    AND (at <= $1 OR at > $2)",
             )
-            .bind(before.as_millis())
-            .bind(after.as_millis())
+            .bind(window.after.as_millis())
+            .bind(window.until.as_millis())
             .execute(self.transaction.connection())
             .await?;
         Ok(())

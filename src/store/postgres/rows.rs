@@ -69,6 +69,12 @@ impl Rows for PgRows {
         Ok(())
     }
 
+    async fn forget_read(&mut self) -> Kept<()> {
+        self.flush().await?;
+        self.unit.forget();
+        Ok(())
+    }
+
     async fn due_installations(&mut self, request: DueRequest<'_>) -> Kept<Vec<InstallationId>> {
         self.flush().await?;
         let DueRequest {

@@ -19,6 +19,8 @@ use super::pool::Transaction;
 #[derive(Default)]
 pub(super) struct Unit {
     known: BTreeMap<ResourceKey, Known>,
+    /// Whether any resource was locked, still known or not.
+    has_locked: bool,
     /// Resources whose own row is to be written.
     resources: BTreeSet<ResourceKey>,
     /// Entries to be written by number; a new one has a negative number until it is written.
@@ -69,6 +71,7 @@ impl Unit {
         keys: Vec<ResourceKey>,
         mut records: BTreeMap<ResourceKey, Record>,
     ) {
+        self.has_locked |= !keys.is_empty();
         for key in keys {
             let found = records.remove(&key);
             let known = Known {
@@ -81,7 +84,17 @@ impl Unit {
 
     /// Whether the transaction has locked anything.
     pub(super) fn holds_any(&self) -> bool {
-        !self.known.is_empty()
+        self.has_locked
+    }
+
+    /// Forgets the records that were read, once nothing waits to be written: they stay locked, and are read again when they are asked
+    /// for.
+    pub(super) fn forget(&mut self) {
+        debug_assert!(
+            self.resources.is_empty() && self.entries.is_empty(),
+            "what waits to be written is forgotten"
+        );
+        self.known.clear();
     }
 
     /// The record as it stands in this transaction.

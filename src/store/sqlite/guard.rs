@@ -5,16 +5,124 @@ use rusqlite::params;
 use crate::model::{Origin, ResourceKey, Timestamp};
 use crate::plan::guard::{Found, Impact, Summary};
 use crate::store::hold::{Hold, HoldReport, SUMMARY_ENTRIES_MAX};
-use crate::store::steps::guard::GuardRows;
+use crate::store::steps::guard::{GuardRows, Move, Under, Window};
 
 use super::db::Db;
 use super::read;
 use super::session::SqliteRows;
-use crate::store::codec::{self, Cells as _, json, number};
+use crate::store::codec::{self, Cells as _, json, key_pairs, number};
 use crate::store::fault::Fault;
 
 /// How many records of a report are read at a time.
 const RECORDS_PER_ROUND: u32 = 500;
+
+/// Whether an entry was never claimed since the guard weighed it: made by that change, with no newer target since.
+macro_rules! as_weighed {
+    () => {
+        "entry.state = 'held'
+             AND entry.generation = 0
+             AND entry.origin <> 'followup'"
+    };
+}
+
+/// What was noted of an entry, of both kinds.
+macro_rules! noted {
+    () => {
+        "LEFT JOIN guarded AS change
+           ON change.installation_id = entry.installation_id
+          AND change.resource_id = entry.resource_id
+          AND change.kind = 'change'
+         LEFT JOIN guarded AS destructive
+           ON destructive.installation_id = entry.installation_id
+          AND destructive.resource_id = entry.resource_id
+          AND destructive.kind = 'destructive'
+          -- Of an earlier change that was sent the time is another.
+          AND destructive.at = change.at"
+    };
+}
+
+/// The first ?4 entries under the hold ?1 after (?2, ?3).
+const UNDER: &str = concat!(
+    "SELECT entry.installation_id,
+            entry.resource_id,
+            ",
+    as_weighed!(),
+    "
+             AND change.at IS NOT NULL AS as_weighed,
+            destructive.at IS NOT NULL AS is_destructive
+     FROM entry INDEXED BY entry_hold
+     ",
+    noted!(),
+    "
+     WHERE entry.hold_id = ?1
+       AND (entry.installation_id, entry.resource_id) > (?2, ?3)
+       AND entry.state IN ('waiting', 'held')
+     ORDER BY entry.installation_id, entry.resource_id
+     LIMIT 0 + ?4"
+);
+
+/// Moves what is as it was weighed from the hold ?1 to ?7, or lets it go: of the keys after (?2, ?3) up to (?4, ?5) those changed
+/// destructively, or the others.
+const MOVE_WEIGHED: &str = concat!(
+    "UPDATE entry
+     SET hold_id = ?7,
+         state = CASE WHEN ?7 IS NULL THEN 'waiting' ELSE state END,
+         -- It was never tried, so that it waits for nothing.
+         reason = CASE WHEN ?7 IS NULL THEN 'due' ELSE reason END
+     WHERE id IN (SELECT entry.id
+                  FROM entry INDEXED BY entry_hold
+                  ",
+    noted!(),
+    "
+                  WHERE entry.hold_id = ?1
+                    AND (entry.installation_id, entry.resource_id) > (?2, ?3)
+                    AND (entry.installation_id, entry.resource_id) <= (?4, ?5)
+                    AND ",
+    as_weighed!(),
+    "
+                    AND change.at IS NOT NULL
+                    AND (destructive.at IS NOT NULL) = ?6)
+     RETURNING installation_id, resource_id"
+);
+
+/// How many resources were found changed after ?1 and up to ?2, and how many besides are as they were weighed under one of the holds
+/// ?3. The window is one range of an index; besides it there is only what a pass longer than the window found.
+const COUNT_GUARDED: &str = concat!(
+    "WITH besides AS MATERIALIZED (
+         SELECT destructive.at IS NOT NULL AS is_destructive
+         FROM guarded AS change INDEXED BY guarded_at
+         LEFT JOIN guarded AS destructive
+           ON destructive.installation_id = change.installation_id
+          AND destructive.resource_id = change.resource_id
+          AND destructive.kind = 'destructive'
+          AND destructive.at = change.at
+         CROSS JOIN entry INDEXED BY entry_open
+         WHERE change.kind = 'change'
+           AND (change.at <= ?1 OR change.at > ?2)
+           AND entry.installation_id = change.installation_id
+           AND entry.resource_id = change.resource_id
+           AND entry.closed_at IS NULL
+           AND entry.hold_id IN (SELECT value FROM json_each(?3))
+           AND ",
+    as_weighed!(),
+    "
+     )
+     SELECT (SELECT count(*)
+             FROM guarded
+             WHERE kind = 'destructive'
+               AND at > ?1
+               AND at <= ?2)
+          + (SELECT count(*)
+             FROM besides
+             WHERE is_destructive) AS destructive,
+            (SELECT count(*)
+             FROM guarded
+             WHERE kind = 'change'
+               AND at > ?1
+               AND at <= ?2)
+          + (SELECT count(*)
+             FROM besides) AS changes"
+);
 
 impl GuardRows for SqliteRows {
     async fn holds(&mut self) -> Result<Vec<Hold>, Fault> {
@@ -131,25 +239,85 @@ impl GuardRows for SqliteRows {
         Ok(())
     }
 
-    async fn count_guarded(&mut self, after: Timestamp, until: Timestamp) -> Result<Found, Fault> {
+    async fn look_under(
+        &mut self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Under, Fault> {
+        let mut under = Under::default();
+        let params = params![
+            hold,
+            after.map_or("", |key| key.installation_id.as_str()),
+            after.map_or("", |key| key.resource_id.as_str()),
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        ];
+        self.db().each(UNDER, params, |row| {
+            let key = codec::key(row)?;
+            if !row.flag("as_weighed")? {
+                under.others.push(key.clone());
+            } else if row.flag("is_destructive")? {
+                under.destructive += 1;
+            } else {
+                under.changes += 1;
+            }
+            under.last = Some(key);
+            Ok(())
+        })?;
+        Ok(under)
+    }
+
+    async fn move_weighed(&mut self, moved: Move<'_>) -> Result<(), Fault> {
+        self.forget_all();
+        let Move {
+            from,
+            after,
+            up_to,
+            impact,
+            to,
+            now,
+        } = moved;
+        let is_destructive = impact == Impact::Destructive;
+        let params = params![
+            from,
+            after.map_or("", |key| key.installation_id.as_str()),
+            after.map_or("", |key| key.resource_id.as_str()),
+            up_to.installation_id.as_str(),
+            up_to.resource_id.as_str(),
+            is_destructive,
+            to
+        ];
+        let keys = self
+            .db()
+            .rows(MOVE_WEIGHED, params, |row| codec::key(row))?;
+        self.db().run(
+            "UPDATE guarded
+             SET at = ?1
+             WHERE (installation_id, resource_id) IN
+                   (SELECT value ->> 0, value ->> 1
+                    FROM json_each(?2))
+               AND (kind = 'change' OR ?3)
+               AND at <> ?1",
+            params![now.as_millis(), key_pairs(&keys), is_destructive],
+        )?;
+        Ok(())
+    }
+
+    async fn count_guarded(&mut self, window: Window, also: &[i64]) -> Result<Found, Fault> {
         self.db().row(
-            "SELECT (SELECT count(*)
-                     FROM guarded
-                     WHERE kind = 'destructive'
-                       AND at > ?1
-                       AND at <= ?2) AS destructive,
-                    (SELECT count(*)
-                     FROM guarded
-                     WHERE kind = 'change'
-                       AND at > ?1
-                       AND at <= ?2) AS changes",
-            params![after.as_millis(), until.as_millis()],
+            COUNT_GUARDED,
+            params![
+                window.after.as_millis(),
+                window.until.as_millis(),
+                json(also)
+            ],
             |row| codec::found(row),
         )
     }
 
     async fn keys_guarded(
         &mut self,
+        window: Window,
         after: Option<&ResourceKey>,
         limit: usize,
     ) -> Result<Vec<ResourceKey>, Fault> {
@@ -162,6 +330,8 @@ impl GuardRows for SqliteRows {
               AND entry.closed_at IS NULL
              -- Every change that counts is of this kind, whatever else it is.
              WHERE guarded.kind = 'change'
+               AND guarded.at > ?4
+               AND guarded.at <= ?5
                AND (guarded.installation_id, guarded.resource_id) > (?1, ?2)
                AND entry.state = 'waiting'
                AND entry.hold_id IS NULL
@@ -170,19 +340,21 @@ impl GuardRows for SqliteRows {
             params![
                 after.map_or("", |key| key.installation_id.as_str()),
                 after.map_or("", |key| key.resource_id.as_str()),
-                i64::try_from(limit).unwrap_or(i64::MAX)
+                i64::try_from(limit).unwrap_or(i64::MAX),
+                window.after.as_millis(),
+                window.until.as_millis()
             ],
             |row| codec::key(row),
         )
     }
 
-    async fn prune_guarded(&mut self, before: Timestamp, after: Timestamp) -> Result<(), Fault> {
+    async fn prune_guarded(&mut self, window: Window) -> Result<(), Fault> {
         for kind in kinds(Impact::Destructive) {
             self.db().run(
                 "DELETE FROM guarded
                  WHERE kind = ?1
                    AND (at <= ?2 OR at > ?3)",
-                params![*kind, before.as_millis(), after.as_millis()],
+                params![*kind, window.after.as_millis(), window.until.as_millis()],
             )?;
         }
         Ok(())

@@ -126,6 +126,11 @@ impl SqliteRows {
         Ok(())
     }
 
+    /// Remembers nothing: a statement is about to change records that it does not name.
+    pub(super) fn forget_all(&mut self) {
+        self.records.clear();
+    }
+
     fn remember(&mut self, record: &Record) {
         let Some(entry) = &record.entry else { return };
         if self.records.len() >= RECORDS_MAX {

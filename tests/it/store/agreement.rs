@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use reconciled::model::{ResourceKey, Snapshot, Timestamp};
+use reconciled::model::{Origin, ResourceKey, Snapshot, Timestamp};
+use reconciled::plan::guard::Limits;
 use reconciled::plan::{Claimed, Outcome};
 use reconciled::store::Access;
 use reconciled::store::{
-    Cutoffs, MemoryStore, Pause, PauseKind, PostgresStore, SqliteStore, Store, SweepAccount,
-    SweepProgress,
+    Batch, Cutoffs, MemoryStore, Observation, Pause, PauseKind, PostgresStore, SqliteStore, Store,
+    SweepAccount, SweepProgress,
 };
 use tempfile::TempDir;
 
@@ -24,6 +25,10 @@ const RESOURCES: usize = 9;
 enum Step {
     Wait(u32),
     Rows(Vec<(usize, usize)>),
+    /// A pass of a kind of its own ends.
+    End(Origin),
+    /// A sweep finds these beside the polls.
+    Swept(Vec<(usize, usize)>),
     Unusable(usize, u8),
     WithoutIds(u8),
     Missing(usize),
@@ -52,6 +57,9 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0..90_u32).prop_map(Step::Wait),
         6 => prop::collection::vec((resource.clone(), 0..desires().len()), 1..5).prop_map(Step::Rows),
+        3 => prop::sample::select(vec![Origin::Poll, Origin::Sweep]).prop_map(Step::End),
+        2 => prop::collection::vec((resource.clone(), 0..desires().len()), 1..5).prop_map(Step::Swept),
+        1 => (0..900_u32).prop_map(Step::Wait),
         1 => (resource.clone(), any::<u8>()).prop_map(|(resource, content)| Step::Unusable(resource, content % 3)),
         1 => any::<u8>().prop_map(|content| Step::WithoutIds(content % 3)),
         1 => resource.prop_map(Step::Missing),
@@ -109,6 +117,23 @@ fn resource(index: usize) -> ResourceKey {
     )
 }
 
+fn observations(rows: &[(usize, usize)]) -> Vec<Observation> {
+    let desires = desires();
+    let rows = rows
+        .iter()
+        .map(|(index, desire)| row(&resource(*index), &desires[*desire]));
+    rows.collect()
+}
+
+/// Limits that some of so few resources exceed, and none.
+fn limits() -> impl Strategy<Value = Limits> {
+    let max = || prop::option::of(0..4_u32);
+    (max(), max()).prop_map(|(destructive_max, changes_max)| Limits {
+        destructive_max,
+        changes_max,
+    })
+}
+
 /// The stores and what was given out to work on.
 struct Stores {
     memory: MemoryStore,
@@ -119,6 +144,7 @@ struct Stores {
     claimed: Vec<Claimed>,
     now: Timestamp,
     sweeps: u64,
+    limits: Limits,
 }
 
 /// Asks all of them the same and compares the answers.
@@ -137,7 +163,7 @@ macro_rules! all {
 }
 
 impl Stores {
-    async fn new() -> Self {
+    async fn new(limits: Limits) -> Self {
         let directory = TempDir::new().expect("a directory");
         let sqlite = SqliteStore::open(&directory.path().join("state.db"), Access::Daemon).await;
         let sqlite = sqlite.expect("a new state");
@@ -151,21 +177,30 @@ impl Stores {
             claimed: Vec::new(),
             now: START,
             sweeps: 0,
+            limits,
         }
     }
 
     async fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        // Time passes: what is found again after it was sent is found later.
+        self.now = self.now.plus(Duration::from_millis(1));
         let now = self.now;
-        let mut batch = batch(now, Vec::new());
+        let mut batch = Batch {
+            guard: self.limits,
+            ends_pass: self.limits == Limits::default(),
+            ..batch(now, Vec::new())
+        };
         match step {
             Step::Wait(seconds) => self.now = now.plus(Duration::from_secs(u64::from(*seconds))),
             Step::SetClockBack => self.now = now.minus(Duration::from_secs(3_600)),
-            Step::Rows(rows) => {
-                let desires = desires();
-                let rows = rows
-                    .iter()
-                    .map(|(index, desire)| row(&resource(*index), &desires[*desire]));
-                batch.observations = rows.collect();
+            Step::Rows(rows) => batch.observations = observations(rows),
+            Step::Swept(rows) => {
+                batch.origin = Origin::Sweep;
+                batch.observations = observations(rows);
+            }
+            Step::End(origin) => {
+                batch.origin = *origin;
+                batch.ends_pass = true;
             }
             Step::Unusable(index, content) => {
                 batch.quarantined = vec![unusable(&resource(*index), &content.to_string(), now)];
@@ -285,6 +320,10 @@ impl Stores {
         all!(self, store => store.resources());
         all!(self, store => store.counts(self.now));
         all!(self, store => store.next_due());
+        let open = all!(self, store => store.open_holds());
+        for hold in open {
+            all!(self, store => store.hold(hold.id));
+        }
         all!(self, store => store.progress());
         all!(self, store => store.rechecks(5));
         all!(self, store => store.probes_due(self.now, 5));
@@ -297,10 +336,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn all_stores_agree(steps in prop::collection::vec(step(), 1..50)) {
+    fn all_stores_agree(limits in limits(), steps in prop::collection::vec(step(), 1..50)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut stores = Stores::new().await;
+            let mut stores = Stores::new(limits).await;
             for step in &steps {
                 stores.run(step).await?;
             }

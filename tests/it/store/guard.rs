@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use reconciled::model::{EntryState, Field, Origin, Reason, ResourceKey, Snapshot, Timestamp};
+use reconciled::plan::decide::FirstSight;
 use reconciled::plan::guard::{Found, Limits};
 use reconciled::plan::{Decision, Outcome};
 use reconciled::store::console::{Answer, Order, Person};
@@ -42,7 +43,14 @@ guard_laws! {
         one_page_beyond_the_limit_is_held_whole,
         a_pass_within_the_limit_goes_through,
         a_pass_of_many_pages_is_one_pass,
+        a_change_of_many_rounds_is_held_whole,
+        a_change_of_many_rounds_joins_the_open_hold_whole,
+        a_change_of_many_rounds_within_the_limit_is_let_go_whole,
         a_pass_longer_than_the_window_is_one_pass,
+        what_a_long_pass_found_counts_from_its_end,
+        a_poll_meanwhile_takes_nothing_from_a_long_sweep,
+        what_was_sent_destructively_does_not_hold_a_rename,
+        a_newer_target_within_a_pass_is_what_counts,
         passes_within_ten_minutes_count_as_one,
         passes_far_apart_do_not_add_up,
         what_came_back_before_it_was_sent_does_not_count,
@@ -257,6 +265,129 @@ async fn a_pass_of_many_pages_is_one_pass(store: &impl Orders) {
     assert!(claim(store, now).await.is_empty());
 }
 
+/// How many resources a large change is of: more than the guard looks at together.
+///
+/// `RECONCILED_GUARDED=200000 cargo test --test it store::guard -- many_rounds --nocapture --test-threads 1` measures.
+fn many() -> u32 {
+    let asked = std::env::var("RECONCILED_GUARDED").ok();
+    asked.map_or(1_203, |asked| asked.parse().expect("a number"))
+}
+
+/// What a page of a large change holds.
+const MANY_PER_PAGE: usize = 2_000;
+
+/// Many resources are suspended by one pass, which ends a second after it began; returns its end.
+#[expect(clippy::print_stderr, reason = "what a person measures is read there")]
+async fn suspend_many(store: &dyn Store, start: u64, limits: Limits) -> Reconciled {
+    let all: Vec<u32> = (0..many()).collect();
+    let rows_of = |numbers: &[u32], desired: &Snapshot| {
+        let rows = numbers
+            .iter()
+            .map(|number| row(&resource(*number), desired));
+        rows.collect::<Vec<_>>()
+    };
+    for numbers in all.chunks(MANY_PER_PAGE) {
+        let mut known = page(seconds(0), rows_of(numbers, &status("ready")), true);
+        known.policy.first_sight = FirstSight::Adopt;
+        commit(store, known).await;
+    }
+    for numbers in all.chunks(MANY_PER_PAGE) {
+        let changed = rows_of(numbers, &status("suspended"));
+        let changed = Batch {
+            guard: limits,
+            ..page(seconds(start), changed, false)
+        };
+        assert!(commit(store, changed).await.undecided);
+    }
+    let end = Batch {
+        guard: limits,
+        ..page(seconds(start + 1), vec![], true)
+    };
+    let memory = Memory::now();
+    let began = std::time::Instant::now();
+    let decided = commit(store, end).await;
+    let (took, grew) = (began.elapsed(), memory.grew());
+    eprintln!(
+        "{} changes were decided on in {took:.2?}, with {grew} MiB more memory at most",
+        many()
+    );
+    decided
+}
+
+/// What this process needs.
+struct Memory {
+    kib: u64,
+}
+
+impl Memory {
+    /// Forgets what was needed before, where the system can.
+    fn now() -> Self {
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+        Self { kib: Self::most() }
+    }
+
+    fn grew(&self) -> u64 {
+        Self::most().saturating_sub(self.kib) / 1024
+    }
+
+    fn most() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = most.and_then(|most| most.split_whitespace().next()?.parse().ok());
+        kib.unwrap_or(0)
+    }
+}
+
+async fn a_change_of_many_rounds_is_held_whole(store: &impl Orders) {
+    let decided = suspend_many(store, 3600, LIMITS).await;
+    let hold = hold_of(&decided);
+    let found = found(many(), many());
+    assert_eq!(decided.guard, [GuardEvent::Held { hold, found }]);
+    assert_eq!(held(store).await, u64::from(many()));
+    assert!(claim(store, seconds(9000)).await.is_empty());
+    let report = store.hold(hold).await.expect("readable");
+    let report = report.expect("it is open");
+    assert_eq!(report.entries, u64::from(many()));
+    // Told once, and the next pass has nothing to decide on.
+    let next = poll(store, seconds(3602), vec![]).await;
+    assert_eq!((next.guard, next.undecided), (vec![], false));
+}
+
+async fn a_change_of_many_rounds_joins_the_open_hold_whole(store: &impl Orders) {
+    let apart: Vec<ResourceKey> = (0..101)
+        .map(|number| key("icfg_apart", &format!("res_{number:04}")))
+        .collect();
+    let rows = |desired: &Snapshot| apart.iter().map(|key| row(key, desired)).collect();
+    let mut known = page(seconds(0), rows(&status("ready")), true);
+    known.policy.first_sight = FirstSight::Adopt;
+    commit(store, known).await;
+    let hold = hold_of(&poll(store, seconds(3599), rows(&status("suspended"))).await);
+    let decided = suspend_many(store, 3600, LIMITS).await;
+    let found = found(many() + 101, many() + 101);
+    assert_eq!(decided.guard, [GuardEvent::Joined { hold, found }]);
+    assert_eq!(held(store).await, u64::from(many()) + 101);
+    assert!(claim(store, seconds(9000)).await.is_empty());
+    let report = store.hold(hold).await.expect("readable");
+    assert_eq!(report.expect("it is open").entries, u64::from(many()) + 101);
+}
+
+async fn a_change_of_many_rounds_within_the_limit_is_let_go_whole(store: &impl Orders) {
+    let limits = Limits {
+        destructive_max: Some(many()),
+        changes_max: None,
+    };
+    let decided = suspend_many(store, 3600, limits).await;
+    assert_eq!((decided.guard, decided.undecided), (vec![], false));
+    let counts = store.counts(seconds(3601)).await.expect("counted");
+    assert_eq!((counts.held, counts.waiting), (0, u64::from(many())));
+    let entry = record(store, &resource(1)).await.entry.expect("it waits");
+    assert_eq!(
+        (entry.state, entry.reason, entry.hold, entry.due_at),
+        (EntryState::Waiting, Reason::Due, None, seconds(3600))
+    );
+    assert_eq!(claim(store, seconds(3601)).await.len(), 7 * 4);
+}
+
 async fn a_pass_longer_than_the_window_is_one_pass(store: &impl Orders) {
     ready(store, 110).await;
     let page_of = |first: u32| Batch {
@@ -276,6 +407,110 @@ async fn a_pass_longer_than_the_window_is_one_pass(store: &impl Orders) {
     };
     hold_of(&commit(store, end).await);
     assert_eq!(held(store).await, 110);
+}
+
+/// A sweep of eleven pages, ten minutes after each other, that has not ended.
+async fn sweep_slowly(store: &dyn Store) {
+    for first in (0..110).step_by(10) {
+        let page = Batch {
+            origin: Origin::Sweep,
+            ..page(
+                seconds(3600 + u64::from(first) * 60),
+                rows(first..first + 10, &status("error")),
+                false,
+            )
+        };
+        commit(store, page).await;
+    }
+}
+
+fn end_of_sweep(now: Timestamp) -> Batch {
+    Batch {
+        origin: Origin::Sweep,
+        ..page(now, vec![], true)
+    }
+}
+
+async fn what_a_long_pass_found_counts_from_its_end(store: &impl Orders) {
+    ready(store, 150).await;
+    sweep_slowly(store).await;
+    let hold = hold_of(&commit(store, end_of_sweep(seconds(12_000))).await);
+    // Within ten minutes of its end, and more than ten after most of it was found.
+    let joins = poll(store, seconds(12_599), rows(110..111, &status("error"))).await;
+    let found = found(111, 111);
+    assert_eq!(joins.guard, [GuardEvent::Joined { hold, found }]);
+    let further = poll(store, seconds(12_601), rows(111..112, &status("error"))).await;
+    assert_eq!(further.guard, [], "it is over");
+    assert_eq!(held(store).await, 111);
+    assert_eq!(send(store, seconds(12_601)).await, 1);
+    // All of it is told apart from later changes also when it is gone from what was counted.
+    let later = seconds(90_000);
+    let reconciled = poll(store, later, rows(112..113, &status("error"))).await;
+    assert_eq!(reconciled.guard, []);
+    store.order(&keys(0..111), Order::Release, later).await;
+    assert_eq!(send(store, later).await, 112);
+}
+
+async fn a_poll_meanwhile_takes_nothing_from_a_long_sweep(store: &impl Orders) {
+    ready(store, 150).await;
+    sweep_slowly(store).await;
+    let now = seconds(12_000);
+    let reconciled = poll(store, now, rows(110..130, &status("error"))).await;
+    assert_eq!(reconciled.guard, []);
+    assert_eq!(send(store, now).await, 20);
+    let decided = commit(store, end_of_sweep(seconds(12_001))).await;
+    let hold = hold_of(&decided);
+    let found = found(130, 130);
+    assert_eq!(decided.guard, [GuardEvent::Held { hold, found }]);
+    assert_eq!(held(store).await, 110);
+}
+
+const BOTH: Limits = Limits {
+    destructive_max: Some(10),
+    changes_max: Some(1_000),
+};
+
+async fn what_was_sent_destructively_does_not_hold_a_rename(store: &impl Orders) {
+    ready(store, 40).await;
+    let guarded = |now, rows| Batch {
+        guard: BOTH,
+        ..page(now, rows, true)
+    };
+    let now = seconds(3600);
+    commit(store, guarded(now, rows(0..10, &status("suspended")))).await;
+    assert_eq!(send(store, now).await, 10);
+    let now = seconds(3660);
+    let mut changes = rows(0..10, &with_name(status("suspended"), "renamed"));
+    changes.extend(rows(10..11, &status("suspended")));
+    let decided = commit(store, guarded(now, changes)).await;
+    let hold = hold_of(&decided);
+    let found = found(11, 11);
+    assert_eq!(decided.guard, [GuardEvent::Held { hold, found }]);
+    assert_eq!(held(store).await, 1);
+    assert_eq!(send(store, now).await, 10, "nobody is suspended by a name");
+}
+
+async fn a_newer_target_within_a_pass_is_what_counts(store: &impl Orders) {
+    ready(store, 60).await;
+    let guarded = |second, rows, ends_pass| Batch {
+        guard: BOTH,
+        ..page(seconds(second), rows, ends_pass)
+    };
+    let suspended = rows(0..40, &status("suspended"));
+    commit(store, guarded(3600, suspended, false)).await;
+    // Half of them are only renamed in the end, some are as they were, and others are suspended in their place.
+    let mut newer = rows(0..20, &with_name(status("ready"), "renamed"));
+    newer.extend(rows(20..25, &status("ready")));
+    newer.extend(rows(25..30, &with_name(status("suspended"), "renamed")));
+    commit(store, guarded(3601, newer, false)).await;
+    let decided = commit(store, guarded(3602, vec![], true)).await;
+    let hold = hold_of(&decided);
+    let found = found(15, 35);
+    assert_eq!(decided.guard, [GuardEvent::Held { hold, found }]);
+    assert_eq!(held(store).await, 15);
+    assert_eq!(send(store, seconds(3602)).await, 20);
+    let waits = states(store, 25..40).await;
+    assert_eq!(waits, [Some(EntryState::Held); 15]);
 }
 
 async fn passes_within_ten_minutes_count_as_one(store: &impl Orders) {

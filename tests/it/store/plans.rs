@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use reconciled::model::{LeaseToken, ResourceKey};
 use reconciled::plan::Outcome;
-use reconciled::store::{ClaimRequest, PauseKind, PostgresStore, Store as _};
+use reconciled::plan::guard::Limits;
+use reconciled::store::{Batch, ClaimRequest, GuardEvent, PauseKind, PostgresStore, Store as _};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -335,4 +336,55 @@ async fn tables_that_the_server_takes_for_empty_are_read_by_the_key_all_the_same
         let most = 4 * PAGE;
         assert!(looked_at(plan) <= most as f64, "{statement}{plan}");
     }
+}
+
+/// What a large change costs at the end of its pass: nothing of it is read again one by one, locked or written to be held.
+#[tokio::test]
+async fn a_large_change_is_held_by_looking_at_each_of_its_entries_once() {
+    const PAGE: usize = 2_000;
+    let (database, store) = state().await;
+    let all = keys(INSTALLATIONS * RESOURCES_EACH);
+    let guarded = |now, observations, ends_pass| Batch {
+        guard: Limits {
+            destructive_max: Some(1),
+            changes_max: None,
+        },
+        ends_pass,
+        ..batch(now, observations)
+    };
+    for (page, keys) in all.chunks(PAGE).enumerate() {
+        let rows = keys.iter().map(|key| row(key, &status("suspended")));
+        let page = guarded(seconds(page as u64), rows.collect(), false);
+        store.reconcile(page).await.expect("committed");
+    }
+    let under = "SELECT count(*) FROM reconciled.entry WHERE state = 'held' AND generation = 0";
+    let under = usize::try_from(database.integer(under).await).expect("a count");
+    assert!(under > all.len() / 2, "{under}");
+    let plans = Plans::default();
+    let subscriber = tracing_subscriber::registry().with(plans.clone());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let decided = store.reconcile(guarded(seconds(60), vec![], true)).await;
+    let decided = decided.expect("committed");
+    assert!(
+        matches!(decided.guard[..], [GuardEvent::Held { .. }]),
+        "{:?}",
+        decided.guard
+    );
+    let told = plans.take();
+    assert!(told.len() >= 4, "{}", told.len());
+    let looked: f64 = told.iter().map(|(_, plan)| looked_at(plan)).sum();
+    // The others have a newer target than the one they were made for, or are in flight: they are decided on one by one.
+    let others = all.len() - under;
+    assert!(
+        looked <= (2 * under + 20 * others) as f64,
+        "{looked} of {under} and {others}"
+    );
+    let locks = told.iter().filter(|(_, plan)| plan.contains("LockRows"));
+    let rows = |plan: &str| {
+        let line = plan.lines().find(|line| line.contains("LockRows"))?;
+        let (_, actual) = line.split_once("actual rows=")?;
+        actual.split(' ').next()?.parse::<usize>().ok()
+    };
+    let locked: usize = locks.filter_map(|(_, plan)| rows(plan)).sum();
+    assert!(locked <= 2 * others, "{locked} of {others} were locked");
 }
