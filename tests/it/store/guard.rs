@@ -267,7 +267,7 @@ async fn a_pass_of_many_pages_is_one_pass(store: &impl Orders) {
 
 /// How many resources a large change is of: more than the guard looks at together.
 ///
-/// `RECONCILED_GUARDED=200000 cargo test --test it store::guard -- many_rounds --nocapture --test-threads 1` measures.
+/// `RECONCILED_GUARDED=200000 cargo test --test it many_rounds -- --nocapture --test-threads 1` measures.
 fn many() -> u32 {
     let asked = std::env::var("RECONCILED_GUARDED").ok();
     asked.map_or(1_203, |asked| asked.parse().expect("a number"))
