@@ -250,10 +250,8 @@ fn load(found: FoundFile, options: &LoadOptions) -> Result<Loaded, ConfigError> 
         found.missing_help(),
     );
     let config = build::config(&mut reader);
-    if let Some(config) = &config
-        && found.readable_by_others
-    {
-        warn_of_passwords(&mut reader, config);
+    if let Some(config) = &config {
+        warn_of_passwords(&mut reader, config, found.readable_by_others);
     }
     problems.append(&mut reader.problems);
     problems.sort_by_key(place);
@@ -273,8 +271,8 @@ fn load(found: FoundFile, options: &LoadOptions) -> Result<Loaded, ConfigError> 
     }
 }
 
-/// A password written into a file that everyone can read deserves a word, once per key.
-fn warn_of_passwords(reader: &mut Reader<'_>, config: &Config) {
+/// A password written into a file that everyone can read, or onto the command line, deserves a word, once per key.
+fn warn_of_passwords(reader: &mut Reader<'_>, config: &Config, readable_by_others: bool) {
     let proxy = config.vercel.proxy.as_ref();
     let passwords = [
         ("source.url", config.source.url.has_password()),
@@ -283,17 +281,29 @@ fn warn_of_passwords(reader: &mut Reader<'_>, config: &Config) {
         ("vercel.oauth.client_secret", config.vercel.oauth.is_some()),
     ];
     for (key, has_password) in passwords {
-        let Origin::File { path, .. } = reader.origin(key) else {
+        if !has_password {
             continue;
-        };
-        if has_password && reader.layers().rank(key) == Some(1) {
-            let message = format!("`{key}` holds a password in a file that everyone can read");
-            reader.warn(
-                code::PASSWORD_MODE,
-                key,
-                message,
-                format!("chmod 0640 {}", path.display()),
-            );
+        }
+        match reader.origin(key) {
+            Origin::File { path, .. }
+                if readable_by_others && reader.layers().rank(key) == Some(1) =>
+            {
+                let message = format!("`{key}` holds a password in a file that everyone can read");
+                let help = format!("chmod 0640 {}", path.display());
+                reader.warn(code::PASSWORD_MODE, key, message, help);
+            }
+            Origin::Flag { .. } => {
+                let message = format!(
+                    "`{key}` holds a password on the command line, which everyone can read"
+                );
+                let help = if key == "vercel.proxy" {
+                    "write it into the configuration file, mode 0640".to_owned()
+                } else {
+                    format!("{key}_file names a file instead")
+                };
+                reader.warn(code::PASSWORD_IN_SIGHT, key, message, help);
+            }
+            _ => {}
         }
     }
 }

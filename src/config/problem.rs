@@ -269,6 +269,8 @@ pub mod code {
     pub const NO_SCHEDULE: &str = "W024";
     /// A state database that does not outlive the process.
     pub const MEMORY_STATE: &str = "W025";
+    /// A password on the command line.
+    pub const PASSWORD_IN_SIGHT: &str = "W026";
 
     /// Every code, in order.
     pub const ALL: &[&str] = &[
@@ -298,6 +300,7 @@ pub mod code {
         VARIABLE,
         NO_SCHEDULE,
         MEMORY_STATE,
+        PASSWORD_IN_SIGHT,
     ];
 }
 

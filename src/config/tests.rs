@@ -262,6 +262,25 @@ fn report_shows_every_problem_in_the_documented_shape() {
 }
 
 #[test]
+fn a_password_on_the_command_line_is_warned_of_and_not_repeated() {
+    let url = "source.url=postgres://u:hunter2@db/app";
+    let place = Place::new(&least("")).with(&[], &[url, "vercel.proxy=http://u:hunter2@proxy:1"]);
+    insta::assert_snapshot!(place.warnings(), @r"
+    warning[W026]: `source.url` holds a password on the command line, which everyone can read
+      --> command line: source.url
+       = help: source.url_file names a file instead
+
+    warning[W026]: `vercel.proxy` holds a password on the command line, which everyone can read
+      --> command line: vercel.proxy
+       = help: write it into the configuration file, mode 0640
+
+    2 warnings.
+    ");
+    let place = Place::new(&least("")).with(&[], &["source.url=postgres://u@db/app"]);
+    assert!(place.load().warnings.is_empty());
+}
+
+#[test]
 fn higher_layers_win_and_text_becomes_what_its_key_is() {
     let place = Place::new(&least(
         "max_connections = 5\n[log]\nfilter = \"warn\"\nformat = \"pretty\"\n",
