@@ -82,19 +82,27 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         .watching_reconciler()
         .await
         .map_err(crate::app::AppError::from)?;
-    // Before the first row: a baseline that is broken off has been begun by somebody.
-    parts.console.note(&act).await?;
-    log_begun(&act);
+    // Before the first row is taken, since a baseline that is broken off has been begun by somebody; not before one could be read.
+    let begun = async {
+        parts.console.note(&act).await?;
+        log_begun(&act);
+        Ok(())
+    };
     let mut progress = Progress::new(session.now());
     let report = reconciler
-        .baseline(Baseline { way, all }, installation.as_ref(), |report| {
-            let done = report.adopted + report.to_compare;
-            progress.rows(
-                report.rows,
-                Some((way.participle(), done)),
-                SystemClock.now(),
-            );
-        })
+        .baseline(
+            Baseline { way, all },
+            installation.as_ref(),
+            begun,
+            |report| {
+                let done = report.adopted + report.to_compare;
+                progress.rows(
+                    report.rows,
+                    Some((way.participle(), done)),
+                    SystemClock.now(),
+                );
+            },
+        )
         .await
         .map_err(crate::app::AppError::from);
     progress.done();

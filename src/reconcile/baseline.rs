@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::model::{InstallationId, Origin, RawRow, ResourceKey};
 use crate::plan::baseline::Baseline;
 use crate::plan::{Decision, guard};
-use crate::store::{Batch, Glance};
+use crate::store::{Batch, Glance, StoreError};
 
 use super::page::Sorted;
 use super::{PassError, QuarantineNotice, Reconciler};
@@ -33,7 +33,8 @@ pub struct BaselineReport {
 }
 
 impl Reconciler {
-    /// Brings every row of the source to the baseline, or those of one installation; `progress` is called after each page.
+    /// Brings every row of the source to the baseline, or those of one installation; `progress` is called after each page, and `begun` is
+    /// waited for once: when the first row was read, before anything of it is committed.
     ///
     /// # Errors
     /// The source or the state failed. What was committed stays; the same again goes through the rest.
@@ -41,9 +42,11 @@ impl Reconciler {
         &self,
         baseline: Baseline,
         only: Option<&InstallationId>,
+        begun: impl Future<Output = Result<(), StoreError>>,
         mut progress: impl FnMut(&BaselineReport) + Send,
     ) -> Result<BaselineReport, PassError> {
         let mut report = BaselineReport::default();
+        let mut begun = Some(begun);
         let mut after = None;
         loop {
             let page = self
@@ -54,6 +57,11 @@ impl Reconciler {
             if let Some(only) = only {
                 // A row without a usable id belongs to no installation that could be named.
                 rows.retain(|row| row.key().is_ok_and(|key| key.installation_id == *only));
+            }
+            if !rows.is_empty()
+                && let Some(begun) = begun.take()
+            {
+                begun.await?;
             }
             self.bring(rows, baseline, &mut report).await?;
             progress(&report);
@@ -122,10 +130,13 @@ impl Reconciler {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::future::ready;
+
     use super::*;
     use crate::model::RawText;
     use crate::plan::baseline::Way;
-    use crate::reconcile::fixture::{Bench, row};
+    use crate::reconcile::fixture::{Bench, Failure, row};
 
     fn of(way: Way, all: bool) -> Baseline {
         Baseline { way, all }
@@ -153,7 +164,9 @@ mod tests {
         let reconciler = bench.reconciler(|_| {});
         let mut seen = Vec::new();
         let adopted = reconciler
-            .baseline(of(Way::Adopt, false), None, |report| seen.push(report.rows))
+            .baseline(of(Way::Adopt, false), None, ready(Ok(())), |report| {
+                seen.push(report.rows);
+            })
             .await
             .expect("it can be read");
         assert_eq!(seen, [2, 4, 6]);
@@ -176,12 +189,39 @@ mod tests {
             (of(Way::Adopt, true), Some("icfg_3"), (0, 0, 0, 0)),
         ] {
             let only = only.map(|id| InstallationId::new(id).expect("an id"));
-            let report = reconciler.baseline(baseline, only.as_ref(), |_| {}).await;
+            let report = reconciler
+                .baseline(baseline, only.as_ref(), ready(Ok(())), |_| {})
+                .await;
             let report = report.expect("it can be read");
             let found = (report.rows, report.adopted, report.to_compare, report.left);
             assert_eq!(found, expected, "{baseline:?} {only:?}");
             assert_eq!(report.notices.len(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_baseline_has_begun_once_a_row_was_read_and_before_anything_is_committed() {
+        let begun = Cell::new(0);
+        let bench = Bench::new(rows());
+        let reconciler = bench.reconciler(|_| {});
+        let note = || async {
+            begun.set(begun.get() + 1);
+            Ok(())
+        };
+        let adopt = of(Way::Adopt, false);
+        let nobody = InstallationId::new("icfg_3").expect("an id");
+        let ended = reconciler.baseline(adopt, Some(&nobody), note(), |_| {});
+        ended.await.expect("it can be read");
+        bench.table.fails(Some(Failure::Away));
+        let ended = reconciler.baseline(adopt, None, note(), |_| {}).await;
+        assert!(ended.is_err() && begun.get() == 0, "{ended:?}");
+        bench.table.fails(None);
+        let refused = async { Err(StoreError::WatchLost) };
+        let ended = reconciler.baseline(adopt, None, refused, |_| {}).await;
+        assert!(ended.is_err(), "{ended:?}");
+        let ended = reconciler.baseline(adopt, None, note(), |_| {}).await;
+        let adopted = ended.expect("it can be read").adopted;
+        assert_eq!((adopted, begun.get()), (3, 1), "nothing was before");
     }
 
     #[tokio::test]
@@ -192,7 +232,7 @@ mod tests {
         };
         let bench = Bench::new((0..103).map(unusable));
         let reconciler = bench.reconciler(|settings| settings.page_rows = 10);
-        let baseline = reconciler.baseline(of(Way::Adopt, false), None, |_| {});
+        let baseline = reconciler.baseline(of(Way::Adopt, false), None, ready(Ok(())), |_| {});
         let report = baseline.await.expect("it can be read");
         assert_eq!((report.quarantined, report.notices.len()), (103, 100));
     }

@@ -1,5 +1,7 @@
 //! What keeps a fleet in order: the guard, drift checks, baselines, and secrets with an operation of their own.
 
+use std::future::ready;
+
 use reconciled::app::{Parts, drift};
 use reconciled::dispatch::drift::{DriftEvent, DriftOrder, DriftReport, Finding, Skip};
 use reconciled::model::{EntryId, Field, InstallationId, Timestamp};
@@ -245,11 +247,15 @@ async fn adopting_a_fleet_sends_nothing() {
     };
     let mut pages = 0;
     let reconciler = parts.reconciler();
-    let report = reconciler.baseline(adopt, None, |_| pages += 1).await;
+    let report = reconciler
+        .baseline(adopt, None, ready(Ok(())), |_| pages += 1)
+        .await;
     let report = report.expect("source and state work");
     assert_eq!((report.rows, report.adopted, report.quarantined), (4, 3, 1));
     assert_eq!((report.notices.len(), pages), (1, 1));
-    let again = reconciler.baseline(adopt, None, |_| ()).await;
+    let again = reconciler
+        .baseline(adopt, None, ready(Ok(())), |_| ())
+        .await;
     assert_eq!(again.expect("source and state work").left, 3);
     drop((parts, reconciler));
     fleet.once().await;
@@ -281,7 +287,10 @@ async fn comparing_a_fleet_sends_only_what_vercel_shows_otherwise() {
         way: Way::Compare,
         all: false,
     };
-    let report = parts.reconciler().baseline(compare, None, |_| ()).await;
+    let report = parts
+        .reconciler()
+        .baseline(compare, None, ready(Ok(())), |_| ())
+        .await;
     assert_eq!(report.expect("source and state work").to_compare, 2);
     drop(parts);
     assert!(fleet.once().await.is_complete());

@@ -192,6 +192,25 @@ async fn a_baseline_of_one_customer_is_told_and_leaves_the_others() {
 }
 
 #[tokio::test]
+async fn a_baseline_that_could_not_begin_was_done_by_nobody() {
+    let world = world("").await;
+    world.once().await;
+    world
+        .provider
+        .execute("ALTER TABLE resources RENAME TO elsewhere")
+        .await;
+    let failed = world.command(&["baseline", "adopt", "--as", "ana"]).await;
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert!(!failed.stderr.contains("baseline.by_hand"), "{failed:?}");
+    world
+        .provider
+        .execute("ALTER TABLE elsewhere RENAME TO resources")
+        .await;
+    let explained = world.json(&["explain", "icfg_1", "res_1", "--json"]).await;
+    assert_eq!(explained["acts"], json!([]), "{explained:#}");
+}
+
+#[tokio::test]
 async fn a_row_gone_in_two_sweeps_is_uninstalled_and_an_empty_source_says_nothing() {
     let world = world("[reconcile]\non_missing = \"uninstall\"\n").await;
     world.once().await;
