@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::super::matrix::field_names;
 use super::super::out::{Look, Table};
 use super::super::standing::clock_seconds;
-use super::super::text::{count, duration, visible};
-use crate::model::{EntryId, EntryState, Timestamp};
+use super::super::text::{count, counted, duration, visible};
+use crate::model::{Entry, EntryId, EntryState, Timestamp};
 use crate::plan::diff;
 use crate::store::PauseKind;
 use crate::store::console::{Act, Attempt, Story};
@@ -65,7 +65,7 @@ pub(super) fn events(story: &Story) -> Vec<Event> {
         events.push(one(row.since, "quarantined", text, None));
     }
     if let Some(missing) = story.record.missing {
-        let sweeps = super::super::text::counted(missing.sweeps.into(), "sweep");
+        let sweeps = counted(missing.sweeps.into(), "sweep");
         events.push(one(
             missing.since,
             "missing",
@@ -115,7 +115,7 @@ fn entries(story: &Story) -> Vec<Event> {
         events.push(one(
             entry.created_at,
             "changed",
-            found(&fields, entry.origin.name()),
+            found(&fields, entry),
             Some(entry.id),
         ));
         if let (EntryState::Withdrawn, Some(at)) = (entry.state, listed.closed_at) {
@@ -134,20 +134,32 @@ fn entries(story: &Story) -> Vec<Event> {
         events.push(one(
             entry.created_at,
             "changed",
-            found(&fields, entry.origin.name()),
+            found(&fields, entry),
             Some(entry.id),
         ));
     }
     events
 }
 
-fn found(fields: &str, origin: &str) -> String {
-    if fields.is_empty() {
+/// What an entry was made for. When what was folded into it was found is not kept, so the time is said to be that of the first change.
+fn found(fields: &str, entry: &Entry) -> String {
+    let origin = entry.origin.name();
+    let later = entry.generation;
+    match (fields.is_empty(), later) {
         // Nothing of it was sent, and what it would have sent is not kept.
-        format!("found ({origin})")
-    } else {
-        format!("{fields} ({origin})")
+        (true, 0) => format!("found ({origin})"),
+        (true, _) => format!("found ({origin}), the first of {}", changes(later)),
+        (false, 0) => format!("{fields} ({origin})"),
+        (false, _) => format!(
+            "found ({origin}), the first of {}; together {fields}",
+            changes(later)
+        ),
     }
+}
+
+/// The first change and those that were folded into its entry.
+fn changes(later: u32) -> String {
+    counted(u64::from(later) + 1, "change")
 }
 
 fn of_attempt(attempt: &Attempt) -> Event {
@@ -374,7 +386,7 @@ pub(crate) fn attempt_json(attempt: &Attempt) -> Value {
 pub(crate) mod tests {
     use super::super::tests::{NOW, ago, in_sync, snapshot};
     use super::*;
-    use crate::model::{Entry, Field, Mode, Origin, ResourceKey};
+    use crate::model::{Field, Mode, Origin, ResourceKey};
     use crate::store::console::ListedEntry;
 
     /// An attempt that was sent so many seconds ago and took 0.4 s.
@@ -493,6 +505,40 @@ pub(crate) mod tests {
         14:02:01  retried       by ana
         14:02:02  acknowledged  secrets.DATABASE_URL                                 400 ms  iad1::q3
         ");
+    }
+
+    #[test]
+    fn the_time_of_a_change_is_that_of_the_first_where_later_ones_were_folded_in() {
+        let mut story = in_sync().story;
+        let open = Entry::new(snapshot("ready", 0xb0), Origin::Poll, Mode::Whole, ago(38));
+        let told = |generation, desired: Option<&str>| {
+            let mut story = story.clone();
+            story.record.entry = Some(Entry {
+                generation,
+                desired: snapshot(desired.unwrap_or("ready"), 0xb0),
+                ..open.clone()
+            });
+            let told = events(&story).remove(0);
+            assert_eq!(told.at, ago(38));
+            told.text
+        };
+        assert_eq!(told(0, None), "secrets.DATABASE_URL (poll)");
+        assert_eq!(
+            told(2, Some("suspended")),
+            "found (poll), the first of 3 changes; together status, secrets.DATABASE_URL"
+        );
+        story.closed = vec![ListedEntry {
+            key: story.record.key.clone(),
+            entry: Entry {
+                state: EntryState::Withdrawn,
+                generation: 1,
+                ..open.clone()
+            },
+            fields: crate::model::FieldSet::EMPTY,
+            closed_at: Some(ago(30)),
+        }];
+        let told = events(&story).remove(0).text;
+        assert_eq!(told, "found (poll), the first of 2 changes");
     }
 
     #[test]
