@@ -33,7 +33,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use context::Session;
 use exit::Exit;
@@ -75,7 +75,8 @@ pub(crate) struct Global {
     )]
     config: Option<PathBuf>,
 
-    /// Sets one key, above the file and the environment: --set log.filter=debug. May be repeated.
+    /// Sets one key, above the file and the environment: --set log.filter=debug. May be repeated; not for passwords, which everyone
+    /// on the machine could read.
     #[arg(
         long,
         global = true,
@@ -148,10 +149,21 @@ pub fn main() -> ExitCode {
             .into()),
     };
     let exit = ended.unwrap_or_else(|fault| {
-        complain(&fault.render());
+        complain(&session.out.advice().complete(&fault.render()));
         fault.exit()
     });
     finish(session.out, exit).into()
+}
+
+/// The names of the commands that read the configuration.
+fn commands() -> Vec<String> {
+    const WITHOUT: [&str; 2] = ["simulate", "demo"];
+    let names = Cli::command();
+    let names = names.get_subcommands().map(clap::Command::get_name);
+    names
+        .filter(|name| !WITHOUT.contains(name))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Parses the command line; what cannot be parsed is answered here.

@@ -56,7 +56,23 @@ pub struct Metrics {
     /// Reloads of the configuration, by [`family::RELOADS`].
     pub reloads: CounterBy,
     contact: Mutex<Contact>,
+    /// Why the state cannot be used, by whom it was found.
+    state_problems: Mutex<[Option<String>; StateUser::ALL.len()]>,
     outage_since: Instant,
+}
+
+/// What reads and writes the state by itself, and finds out whether that can be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateUser {
+    /// The loop that reads the source.
+    Watch,
+    /// The loop that sends.
+    Dispatch,
+}
+
+impl StateUser {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Watch, Self::Dispatch];
 }
 
 /// What is known of the source since the process started.
@@ -93,6 +109,7 @@ impl Default for Metrics {
             state_failures: Counter::default(),
             reloads: CounterBy::of(&family::RELOADS),
             contact: Mutex::default(),
+            state_problems: Mutex::default(),
             outage_since: Instant::default(),
         }
     }
@@ -122,6 +139,25 @@ impl Metrics {
     #[must_use]
     pub fn contact(&self) -> Contact {
         *self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of whether the state could be used, last time: why not, or `None`.
+    pub fn state(&self, user: StateUser, problem: Option<String>) {
+        let mut problems = self
+            .state_problems
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        problems[user as usize] = problem;
+    }
+
+    /// Why the state cannot be used, as far as anybody found out: it may be readable all the same, on a full disk for instance.
+    #[must_use]
+    pub fn state_problem(&self) -> Option<String> {
+        let problems = self
+            .state_problems
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        problems.iter().flatten().next().cloned()
     }
 
     /// Takes note of whether Vercel's API fails as a whole, and since when.

@@ -426,6 +426,9 @@ pub struct Heartbeat {
     pub last_poll: Option<(Timestamp, u64)>,
     /// Why the source cannot be read now, if it cannot.
     pub source_problem: Option<String>,
+    /// Why the state cannot be used now, if it cannot; it may be readable all the same, on a full disk for instance.
+    #[serde(default)]
+    pub state_problem: Option<String>,
     /// Since when the API as a whole fails, if it does.
     pub outage_since: Option<Timestamp>,
 }

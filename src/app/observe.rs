@@ -1,7 +1,8 @@
 //! What the listener answers: alive, ready, and the page of metrics.
 //!
-//! Alive: both loops got on lately. Ready: the state can be read, the source was tried, and the daemon is not stopping. An outage
-//! of the source or of Vercel makes it neither dead nor unready: nothing that restarts it or waits for it would help.
+//! Alive: both loops got on lately. Ready: the state can be read, and written as far as either loop found out, the source was tried,
+//! and the daemon is not stopping. An outage of the source or of Vercel makes it neither dead nor unready: nothing that restarts it or
+//! waits for it would help.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -113,6 +114,10 @@ impl Observer {
         if !self.state_answers().await {
             return Err("not ready: the state cannot be read".to_owned());
         }
+        // On a full disk what is there can be read.
+        if let Some(problem) = self.metrics.state_problem() {
+            return Err(format!("not ready: {problem}"));
+        }
         Ok(format!("ready: the state is open, {contact}"))
     }
 
@@ -162,7 +167,8 @@ impl Observer {
             page.by(&family::SWEEP_ROWS, account_by_standing(account));
             page.instant(&family::LAST_SWEEP, Some(ended_at));
         }
-        self.worlds(&mut page, standing.is_some());
+        let state_up = standing.is_some() && self.metrics.state_problem().is_none();
+        self.worlds(&mut page, state_up);
         self.process(&mut page);
         page.finish()
     }

@@ -291,6 +291,7 @@ fn watcher(
             at: started_at,
             last_poll: None,
             source_problem: None,
+            state_problem: None,
             outage_since: None,
         },
         owes_sweep: false,

@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock::{Clock, Random};
 use crate::config::{Cron, ReconcileConfig};
-use crate::metrics::{Contact, Metrics};
+use crate::metrics::{Contact, Metrics, StateUser};
 use crate::model::Timestamp;
 use crate::plan::backoff::Backoff;
 use crate::progress::Mark;
@@ -163,6 +163,8 @@ impl Watcher {
             }
             if !self.leading.leads() {
                 self.metrics.contacted(Contact::Elsewhere);
+                // It does not use the state until it leads again; whoever sends still does.
+                self.metrics.state(StateUser::Watch, None);
             }
             self.progressed.leave();
             self.beat().await;
@@ -359,6 +361,8 @@ impl Watcher {
                 }
             }
             PassError::Store(problem) => {
+                self.metrics
+                    .state(StateUser::Watch, Some(problem.to_string()));
                 if trouble
                     .state
                     .replace(trouble.state.unwrap_or(now))
@@ -375,6 +379,7 @@ impl Watcher {
 
     /// A step went well: the state works, and so does the source if it was read.
     fn recovered(&mut self, trouble: &mut Trouble, read: bool) {
+        self.metrics.state(StateUser::Watch, None);
         if let Some(since) = trouble.state.take() {
             let duration_ms = millis(self.clock.now().since(since));
             warn!(
@@ -400,8 +405,11 @@ impl Watcher {
 
     async fn beat(&mut self) {
         let now = self.clock.now();
-        if now.since(self.heartbeat.at) >= HEARTBEAT / 5 || now < self.heartbeat.at {
+        let state_problem = self.metrics.state_problem();
+        let is_news = state_problem != self.heartbeat.state_problem;
+        if is_news || now.since(self.heartbeat.at) >= HEARTBEAT / 5 || now < self.heartbeat.at {
             self.heartbeat.at = now;
+            self.heartbeat.state_problem = state_problem;
             self.heartbeat.outage_since = self.metrics.outage_since();
             // Only `status` misses it.
             let _ = self.store.heartbeat(&self.heartbeat).await;
@@ -536,6 +544,7 @@ mod tests {
                 at: START,
                 last_poll: None,
                 source_problem: None,
+                state_problem: None,
                 outage_since: None,
             },
             owes_sweep: true,
@@ -696,6 +705,57 @@ mod tests {
         assert_eq!((trouble.source, trouble.failures), (None, 0));
         assert_eq!(watcher.heartbeat.source_problem, None);
         assert_eq!(watcher.metrics.contact(), Contact::Made);
+    }
+
+    #[tokio::test]
+    async fn that_the_state_fails_and_works_again_is_told_at_once() {
+        let bench = Bench::new([]);
+        let (mut watcher, _settings) = watcher(&bench);
+        let mut trouble = Trouble::default();
+        let full = PassError::Store(StoreError::Failed {
+            operation: "commit",
+            problem: "the disk is full".to_owned(),
+            transient: true,
+        });
+        let told = async || {
+            bench
+                .store
+                .last_heartbeat()
+                .await
+                .map(|sign| sign.state_problem)
+        };
+        watcher.beat().await;
+        assert_eq!(told().await, None, "it is no time for a sign of life yet");
+        watcher.failed(&mut trouble, &full);
+        watcher.beat().await;
+        assert_eq!(told().await, Some(Some(full.to_string())));
+        watcher.recovered(&mut trouble, false);
+        watcher.beat().await;
+        assert_eq!(told().await, Some(None));
+        watcher
+            .metrics
+            .state(StateUser::Dispatch, Some("it cannot claim".to_owned()));
+        watcher.recovered(&mut trouble, true);
+        watcher.beat().await;
+        let of_dispatch = Some(Some("it cannot claim".to_owned()));
+        assert_eq!(told().await, of_dispatch, "whoever found out");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_lead_any_more_does_not_say_for_ever_that_the_state_fails() {
+        let bench = Bench::new([]);
+        let (mut watcher, _settings) = watcher(&bench);
+        let (turn, leading) = watch::channel(Turn::Waiting);
+        watcher.leading = Leading::new(leading);
+        let metrics = Arc::clone(&watcher.metrics);
+        metrics.state(StateUser::Watch, Some("it was away".to_owned()));
+        let mut waiting = std::pin::pin!(watcher.await_turn());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        bench.clock.pass(HEARTBEAT);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        assert_eq!(metrics.state_problem(), None);
+        turn.send_replace(Turn::Held(LeaseToken(1)));
+        assert!(waiting.await, "it leads now");
     }
 
     fn source_words() -> String {

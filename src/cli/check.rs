@@ -154,9 +154,11 @@ fn describe(description: &Description, report: &mut Report) {
     ));
     if *can_write == Some(true) && !role.is_empty() {
         let text = format!("the role {role} could change your data; reconciled never does");
+        let warning = Line::warning(code::WRITABLE_SOURCE, text);
         report.add(
-            Line::warning(code::WRITABLE_SOURCE, text)
-                .help("give it SELECT alone, as in deploy/postgres-role.sql"),
+            read_only(server)
+                .iter()
+                .fold(warning, |warning, help| warning.help(*help)),
         );
     }
     let rows = rows.map_or_else(
@@ -227,6 +229,22 @@ fn describe(description: &Description, report: &mut Report) {
         report.add(Line::warning(code::BOUNDED_DETECTION, text).help(improvement.clone()));
     }
     report.source = Some(description.clone());
+}
+
+/// How a role of this server becomes one that can only read.
+fn read_only(server: &str) -> &'static [&'static str] {
+    if server.starts_with("PostgreSQL") {
+        &["give it SELECT alone, as in deploy/postgres-role.sql"]
+    } else if server.starts_with("MariaDB") {
+        &[
+            "give it SELECT alone, as in deploy/mysql-role.sql; SHOW GRANTS, asked as it, names what it may do",
+            "a new MariaDB lets everybody write to its database `test`: mariadb-secure-installation takes that away",
+        ]
+    } else {
+        &[
+            "give it SELECT alone, as in deploy/mysql-role.sql; SHOW GRANTS, asked as it, names what it may do",
+        ]
+    }
 }
 
 /// Whether notifications arrive, if `[source] listen` is set.
@@ -428,4 +446,22 @@ fn config_line(loaded: &Loaded) -> String {
         "from a file"
     };
     format!("{keys_total} keys, {keys_from_file} {place}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_that_can_write_is_told_the_file_of_its_own_server() {
+        for (server, file) in [
+            ("PostgreSQL 15.18", "deploy/postgres-role.sql"),
+            ("MariaDB 10.11.6", "deploy/mysql-role.sql"),
+            ("MySQL 8.0.36", "deploy/mysql-role.sql"),
+        ] {
+            assert!(read_only(server)[0].contains(file), "{server}");
+            let of_test = read_only(server).iter().any(|help| help.contains("`test`"));
+            assert_eq!(of_test, server.starts_with("MariaDB"), "{server}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::fault::Fault;
-use super::out::{Look, Out, complain};
+use super::out::{Advice, Look, Out, complain};
 use super::{Global, text};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DatabaseScheme, LoadOptions, Loaded, LogConfig, LogFormat};
@@ -20,8 +20,9 @@ pub(crate) struct Session {
 impl Session {
     /// A session with these options.
     pub(crate) fn new(global: Global) -> Self {
+        let advice = Advice::new(global.config.as_deref(), super::commands());
         Self {
-            out: Out::stdout(),
+            out: Out::stdout().with_advice(advice),
             global,
         }
     }
@@ -87,12 +88,18 @@ fn of_command(config: &LogConfig, all: bool, terminal: bool) -> LogConfig {
 /// Whether there is a state to look at; a state on a server is taken to be there.
 pub(crate) fn state_exists(config: &Config) -> bool {
     match config.state.url.scheme() {
-        DatabaseScheme::Sqlite => config
-            .state
-            .url
-            .sqlite_path()
-            // One that this user may not look for may be there.
-            .is_some_and(|path| path.try_exists().unwrap_or(true)),
+        DatabaseScheme::Sqlite => {
+            config
+                .state
+                .url
+                .sqlite_path()
+                .is_some_and(|path| match path.metadata() {
+                    // An empty file holds no state: whoever only looks must not make one of it.
+                    Ok(found) => found.len() > 0 || !found.is_file(),
+                    // One that this user may not look for may be there.
+                    Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+                })
+        }
         DatabaseScheme::Postgres | DatabaseScheme::MySql => true,
     }
 }
@@ -192,6 +199,22 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn an_empty_file_is_no_state_and_one_that_may_not_be_looked_for_may_be_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state.db");
+        let config = Config::from_toml(&format!(
+            "[source]\nurl = \"sqlite:///provider.db\"\nquery = \"Q\"\ninstallations_query = \"I\"\n[state]\nurl = \"sqlite://{}\"\n",
+            path.display()
+        ))
+        .expect("it is valid");
+        assert!(!state_exists(&config), "there is none");
+        for (text, exists) in [("", false), ("SQLite format 3", true)] {
+            std::fs::write(&path, text).expect("ours");
+            assert_eq!(state_exists(&config), exists, "{text:?}");
+        }
+    }
 
     #[test]
     fn a_command_logs_warnings_alone_unless_asked_and_for_a_person_at_a_terminal() {

@@ -309,6 +309,8 @@ pub(crate) mod code {
     pub(crate) const NO_LISTENER: &str = "R044";
     /// The daemon does not answer.
     pub(crate) const NOT_ALIVE: &str = "R045";
+    /// An installation that the state does not know.
+    pub(crate) const UNKNOWN_INSTALLATION: &str = "R046";
     /// The simulator cannot start.
     pub(crate) const SIMULATOR: &str = "R040";
     /// The demo could not go on.
@@ -354,6 +356,7 @@ pub(crate) mod code {
         LISTEN,
         NO_LISTENER,
         NOT_ALIVE,
+        UNKNOWN_INSTALLATION,
         SIMULATOR,
         DEMO,
         WRITABLE_SOURCE,

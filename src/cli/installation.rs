@@ -75,7 +75,8 @@ struct PauseArguments {
 
 /// Ends a pause that a person made; what waits is sent at once.
 ///
-/// A pause that the daemon made ends when a probe succeeds, not by this command.
+/// A pause that the daemon made ends when a probe succeeds, not by this command. It exits with 1 if that is the only one, or if the
+/// state knows no such installation.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Example:\n  reconciled installation resume icfg_7Hd\n\nNext: reconciled status"
@@ -189,6 +190,24 @@ fn tell_paused(pause: &Pause, known: Option<&InstallationSummary>, look: Look) -
 }
 
 fn refuse_unknown(id: &InstallationId, installations: &[InstallationSummary]) -> String {
+    format!(
+        "{}   {}\nNext: reconciled installation list, or the same with --unknown\n",
+        styled(BAD, "NOT PAUSED"),
+        unknown(id, installations),
+    )
+}
+
+/// That the state knows no such installation, and which was perhaps meant.
+pub(crate) fn unknown(id: &InstallationId, installations: &[InstallationSummary]) -> String {
+    format!(
+        "the state knows no installation {}{}",
+        visible(id.as_str()),
+        perhaps(id, installations),
+    )
+}
+
+/// Which installation was perhaps meant, to end a sentence with.
+pub(crate) fn perhaps(id: &InstallationId, installations: &[InstallationSummary]) -> String {
     let distance = |known: &&InstallationSummary| {
         strsim::damerau_levenshtein(known.installation_id.as_str(), id.as_str())
     };
@@ -197,12 +216,7 @@ fn refuse_unknown(id: &InstallationId, installations: &[InstallationSummary]) ->
         .min_by_key(distance)
         .filter(|known| distance(known) <= 3);
     let nearest = nearest.map(|known| format!("; did you mean {}?", known.installation_id));
-    format!(
-        "{}   the state knows no installation {}{}\nNext: reconciled installation list, or the same with --unknown\n",
-        styled(BAD, "NOT PAUSED"),
-        visible(id.as_str()),
-        visible(&nearest.unwrap_or_default()),
-    )
+    visible(&nearest.unwrap_or_default())
 }
 
 async fn resume(
@@ -227,7 +241,24 @@ async fn resume(
     let automatic = pauses
         .into_iter()
         .find(|pause| pause.installation_id == id && pause.kind != PauseKind::Manual);
+    if !resumed && automatic.is_none() {
+        let installations = console.installations().await?;
+        if !installations
+            .iter()
+            .any(|known| known.installation_id == id)
+        {
+            return Ok((refuse_to_resume(&id, &installations), Exit::Failed));
+        }
+    }
     Ok(tell_resumed(&id, resumed, automatic.as_ref(), look))
+}
+
+fn refuse_to_resume(id: &InstallationId, installations: &[InstallationSummary]) -> String {
+    format!(
+        "{}   {}\nNext: reconciled installation list\n",
+        styled(BAD, "NOT RESUMED"),
+        unknown(id, installations),
+    )
 }
 
 fn tell_resumed(
@@ -526,6 +557,11 @@ mod tests {
         insta::assert_snapshot!(text, @r"
         NOT PAUSED   the state knows no installation icfg_7hd; did you mean icfg_7Hd?
         Next: reconciled installation list, or the same with --unknown
+        ");
+        let text = refuse_to_resume(&InstallationId::new("other").expect("an id"), &[]);
+        insta::assert_snapshot!(plain(&text), @r"
+        NOT RESUMED   the state knows no installation other
+        Next: reconciled installation list
         ");
     }
 

@@ -144,7 +144,7 @@ fn render(report: &OnceReport, look: Look) -> String {
             "besides",
             format!(
                 "{} quarantined, {} paused, {} missing",
-                counted(counts.quarantined, "row"),
+                counted(counts.quarantined, "resource"),
                 counted(counts.paused, "installation"),
                 count(counts.missing)
             ),
@@ -255,7 +255,7 @@ mod tests {
         read        412 rows (poll)
         sent        12 requests acknowledged, 1 failed
         outbox      2 waiting, 1 held, 0 dead
-        besides     0 rows quarantined, 1 installation paused, 0 missing
+        besides     0 resources quarantined, 1 installation paused, 0 missing
         Next: reconciled outbox list
         ");
         assert_eq!(to_json(&behind, LOOK)["oldest_waiting_age_ms"], 134_000);

@@ -6,11 +6,14 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use serde_json::Value;
 
+use super::beside::shell;
 use super::text::{cut, pad};
 use crate::model::Timestamp;
 
@@ -67,6 +70,7 @@ impl Look {
 pub(crate) struct Out {
     stream: AutoStream<io::Stdout>,
     terminal: bool,
+    advice: Advice,
     failure: Option<io::Error>,
 }
 
@@ -77,8 +81,19 @@ impl Out {
         Self {
             stream: AutoStream::new(io::stdout(), colour(terminal)),
             terminal,
+            advice: Advice::default(),
             failure: None,
         }
+    }
+
+    /// The same, in which suggested commands are completed.
+    pub(crate) fn with_advice(self, advice: Advice) -> Self {
+        Self { advice, ..self }
+    }
+
+    /// How suggested commands are completed here.
+    pub(crate) const fn advice(&self) -> &Advice {
+        &self.advice
     }
 
     /// How answers look here.
@@ -96,9 +111,10 @@ impl Out {
         }
     }
 
-    /// Prints text as it is.
+    /// Prints text as it is, but for suggested commands, which are completed.
     pub(crate) fn print(&mut self, text: &str) {
         if self.failure.is_none() {
+            let text = self.advice.complete(text);
             let written = self
                 .stream
                 .write_all(text.as_bytes())
@@ -114,8 +130,12 @@ impl Out {
 
     /// Prints an answer for machines: one JSON object.
     pub(crate) fn json(&mut self, answer: &impl Serialize) {
-        let text = serde_json::to_string_pretty(answer)
-            .expect("answers have text keys and finite numbers");
+        let keyed = "answers have text keys and finite numbers";
+        let mut answer = serde_json::to_value(answer).expect(keyed);
+        if let Some(Value::String(next)) = answer.get_mut("next") {
+            *next = self.advice.complete_commands(next);
+        }
+        let text = serde_json::to_string_pretty(&answer).expect(keyed);
         self.line(text);
     }
 
@@ -128,6 +148,71 @@ impl Out {
     pub(crate) fn failure(self) -> Option<io::Error> {
         self.failure
             .filter(|failure| failure.kind() != io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Completes suggested commands, so that they mean the same daemon when they are pasted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Advice {
+    /// What stands between the program's name and a command's: the options of this run that say which daemon is meant.
+    options: String,
+    /// The names of commands that read the configuration.
+    commands: Vec<String>,
+}
+
+impl Advice {
+    /// Lines in which commands are suggested begin so, or have it before the command.
+    const MARKS: [&str; 4] = ["Next: ", "   = help: ", "       help     ", "all of it: "];
+
+    /// With the configuration that was named, if one was.
+    pub(crate) fn new(config: Option<&Path>, commands: impl IntoIterator<Item = String>) -> Self {
+        let Some(config) = config else {
+            return Self::default();
+        };
+        let options = format!(" --config {}", shell(&config.display().to_string()));
+        Self {
+            options,
+            commands: commands.into_iter().collect(),
+        }
+    }
+
+    /// A text for people with the commands in its last word of advice, or in its help, completed.
+    pub(crate) fn complete(&self, text: &str) -> String {
+        if self.options.is_empty() {
+            return text.to_owned();
+        }
+        let is_advice = |line: &str| {
+            let line = line.trim_start_matches(' ');
+            Self::MARKS
+                .iter()
+                .any(|mark| line.starts_with(mark.trim_start_matches(' ')))
+        };
+        text.split_inclusive('\n')
+            .map(|line| match is_advice(line) {
+                true => self.complete_commands(line),
+                false => line.to_owned(),
+            })
+            .collect()
+    }
+
+    /// A text that is nothing but advice.
+    pub(crate) fn complete_commands(&self, text: &str) -> String {
+        const PROGRAM: &str = "reconciled";
+        let mut completed = String::new();
+        let mut rest = text;
+        while let Some(found) = rest.find(PROGRAM) {
+            let (before, after) = rest.split_at(found + PROGRAM.len());
+            completed.push_str(before);
+            let word = after.strip_prefix(' ').and_then(|after| {
+                let end = after.find(|c: char| !c.is_ascii_alphabetic());
+                after.get(..end.unwrap_or(after.len()))
+            });
+            if word.is_some_and(|word| self.commands.iter().any(|command| command == word)) {
+                completed.push_str(&self.options);
+            }
+            rest = after;
+        }
+        completed + rest
     }
 }
 
@@ -212,6 +297,23 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_suggested_command_names_the_configuration_that_was_named() {
+        let commands = || ["run", "once", "plan", "outbox"].map(str::to_owned);
+        let advice = Advice::new(Some(Path::new("my file.toml")), commands());
+        let text = "reconciled plan\n  all of it: reconciled plan --held\nNext: systemctl restart reconciled, or reconciled run; \
+                    reconciled running\n   = help: reconciled once begins\n";
+        let completed = "reconciled plan\n  all of it: reconciled --config 'my file.toml' plan --held\nNext: systemctl restart \
+                         reconciled, or reconciled --config 'my file.toml' run; reconciled running\n   = help: reconciled \
+                         --config 'my file.toml' once begins\n";
+        assert_eq!(advice.complete(text), completed);
+        assert_eq!(
+            advice.complete_commands("reconciled plan"),
+            "reconciled --config 'my file.toml' plan"
+        );
+        assert_eq!(Advice::new(None, commands()).complete(text), text);
+    }
 
     #[test]
     fn colour_is_for_a_terminal_that_can_and_a_person_who_has_not_refused() {

@@ -13,6 +13,7 @@ use clap::Args;
 use super::context::{Progress, Session, parse_duration, state_exists};
 use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
+use super::installation::unknown;
 use crate::app;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -37,7 +38,7 @@ const LIMIT_DEFAULT: usize = 100;
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Example:\n  reconciled plan --installation icfg_7Hd --field secrets\n  reconciled plan --held\n\n\
-    Exit codes: 0 whether or not there are changes; with --exit-code 2 if there are.\n\n\
+    Exit codes: 0 whether or not there are changes; with --exit-code 2 if there are; 1 if nobody knows the installation.\n\n\
     Next: reconciled once --sweep, or reconciled explain INSTALLATION RESOURCE"
 )]
 pub(crate) struct Arguments {
@@ -60,7 +61,7 @@ pub(crate) struct Arguments {
     /// extras.
     #[arg(long, value_name = "FIELD", value_parser = parse_field)]
     field: Option<Field>,
-    /// Only what would be sent now, is waiting, held or dead; may be repeated.
+    /// Only what would be sent now, is waiting, held, dead or discarded; may be repeated.
     #[arg(long = "state", value_name = "STATE", value_parser = parse_state)]
     states: Vec<survey::State>,
     /// Only what was changed (by its cursor) or found within this time: 1h.
@@ -125,6 +126,9 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     } else {
         session.out.print(&render::render(&survey, look));
     }
+    if matches!(survey.only, Some(survey::Known::Nowhere(_))) {
+        return Ok(Exit::Failed);
+    }
     Ok(if exit_code && survey.totals.resources > 0 {
         Exit::Changes
     } else {
@@ -141,6 +145,20 @@ async fn show_held(
 ) -> Result<Exit, Fault> {
     let held = if state_exists(config) {
         let console = app::open_state(config, Access::Beside).await?;
+        if let Some(only) = &filter.installation {
+            let installations = console.installations().await?;
+            if !installations
+                .iter()
+                .any(|known| known.installation_id == *only)
+            {
+                return Err(Failure::new(
+                    code::UNKNOWN_INSTALLATION,
+                    unknown(only, &installations),
+                )
+                .help("reconciled installation list names those that it knows")
+                .into());
+            }
+        }
         Held::gather(&*console, &filter).await?
     } else {
         Held::default()

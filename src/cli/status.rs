@@ -27,12 +27,14 @@ const QUARANTINED_MAX: u32 = 1_000;
 
 /// Do both sides agree? One screen, the verdict first, the most useful command last.
 ///
-/// Verdicts, the gravest first: DOWN (the daemon stopped), STALLED (it runs but gives no sign of life), BLIND (the source cannot be
-/// read), OUTAGE (Vercel's API fails), HELD (the guard waits for a person), DEAD (dead letters), PAUSED (an installation gets no
-/// requests), BEHIND (something waits), UNUSABLE (rows that cannot be used), UNPROVEN (no complete sweep yet), IN SYNC.
+/// Verdicts, the gravest first: DOWN (the daemon stopped), STALLED (it runs but gives no sign of life), BLOCKED (the state cannot be
+/// used, for instance on a full disk), BLIND (the source cannot be read), OUTAGE (Vercel's API fails), HELD (the guard waits for a
+/// person), DEAD (dead letters), PAUSED (an installation gets no requests), BEHIND (something waits), UNUSABLE (rows that cannot be
+/// used), UNPROVEN (no complete sweep yet), IN SYNC.
 ///
 /// It asks the state alone and may run beside the daemon, also as a health check: it exits with 0 whenever it could answer,
-/// whatever the verdict, and with 1 if the state cannot be read or does not exist yet. Scripts read `verdict` in --json.
+/// whatever the verdict, and with 1 if the state cannot be read, does not exist yet, or knows nothing of the installation that was
+/// asked for. Scripts read `verdict` in --json.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:\n  reconciled status --json\n\nNext: reconciled outbox list")]
 pub(crate) struct Arguments {
@@ -62,7 +64,10 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     } else {
         session.out.print(&render::render(&overview, look));
     }
-    Ok(Exit::Done)
+    Ok(match overview.unknown() {
+        None => Exit::Done,
+        Some(_) => Exit::Failed,
+    })
 }
 
 /// Everything that the answer is made of.
@@ -137,6 +142,16 @@ impl Overview {
             only.is_none_or(|only| row.installation_id == only.as_str())
         };
         self.unusable.iter().filter(is_shown)
+    }
+
+    /// The installation that was asked for, if the state knows nothing of it.
+    fn unknown(&self) -> Option<&InstallationId> {
+        let only = self.only.as_ref()?;
+        let is_known = self.shown_installations().next().is_some()
+            || self.shown_unusable().next().is_some()
+            // It may be among those that were not looked at.
+            || self.unusable_cut() > 0;
+        (!is_known).then_some(only)
     }
 
     /// How many unusable rows are not among those that were looked at.
@@ -221,6 +236,7 @@ pub(super) mod tests {
             at: ago(2),
             last_poll: Some((ago(3), 9)),
             source_problem: None,
+            state_problem: None,
             outage_since: None,
         };
         let account = SweepAccount {

@@ -1,11 +1,12 @@
 //! What dispatch tells: one log line per delivery or failure, two per outage, and totals for the summary.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StateUser};
 use crate::model::{EntryState, FieldSet, Timestamp};
 use crate::plan::Outcome;
 use crate::plan::outage::Transition;
@@ -39,6 +40,8 @@ pub type SharedTotals = Arc<Mutex<Totals>>;
 pub(super) struct Report {
     shared: SharedTotals,
     metrics: Arc<Metrics>,
+    /// Secrets could not be read from the source, last time: what waits for them says so once.
+    source_away: AtomicBool,
 }
 
 impl Report {
@@ -46,6 +49,7 @@ impl Report {
         Self {
             shared: SharedTotals::default(),
             metrics,
+            source_away: AtomicBool::new(false),
         }
     }
 
@@ -58,10 +62,13 @@ impl Report {
     }
 
     pub(super) fn state_failed(&self, problem: &StoreError) {
+        self.metrics
+            .state(StateUser::Dispatch, Some(problem.to_string()));
         error!(event = "state.outage_began", error = %problem, "Cannot use the state: nothing is sent until it works again");
     }
 
     pub(super) fn state_recovered(&self) {
+        self.metrics.state(StateUser::Dispatch, None);
         warn!(event = "state.outage_ended", "The state works again");
     }
 
@@ -153,6 +160,7 @@ impl Report {
         outage: bool,
         now: Timestamp,
     ) {
+        let was_away = self.was_away(delivery, outcome);
         if let Outcome::Acknowledged { .. } = outcome {
             self.acknowledged(delivery, advanced, now);
             // What was accepted was the last of a split patch: what Vercel rejected before is all that is left.
@@ -188,13 +196,26 @@ impl Report {
                         self.count(|totals| totals.died += 1);
                         line_dead(delivery, advanced);
                     }
-                    _ if outage && is_part_of_outage(outcome) => {
+                    _ if (outage && is_part_of_outage(outcome)) || was_away => {
                         line_debug(delivery, "delivery.retrying", advanced, "Will retry");
                     }
                     _ => line_retrying(delivery, outcome, advanced, now),
                 }
             }
         }
+    }
+
+    /// Whether the source was away before, and is for this delivery.
+    fn was_away(&self, delivery: &Delivery, outcome: &Outcome) -> bool {
+        if *outcome == Outcome::SourceUnavailable {
+            return self.source_away.swap(true, Ordering::Relaxed);
+        }
+        let claimed = delivery.claimed.as_ref();
+        let has_secrets = claimed.is_some_and(|claimed| claimed.patch.secrets.is_some());
+        if has_secrets && delivery.attempt.is_some() {
+            self.source_away.store(false, Ordering::Relaxed);
+        }
+        false
     }
 
     fn acknowledged(&self, delivery: &Delivery, advanced: Option<Advanced>, now: Timestamp) {

@@ -252,7 +252,7 @@ pub const OUTAGE: Family = one(
 pub const STATE_UP: Family = one(
     "reconciled_state_up",
     Kind::Gauge,
-    "1 if the state could be read for this answer, else 0; the numbers that come from it are then absent.",
+    "1 if the state could be read for this answer and used by both loops, else 0; what could not be read of it is then absent.",
 );
 /// Its failures.
 pub const STATE_FAILURES: Family = one(

@@ -184,6 +184,40 @@ async fn check_says_that_it_is_ready_and_sends_nothing() {
 }
 
 #[tokio::test]
+async fn check_makes_no_state_of_an_empty_file() {
+    let world = World::new().await;
+    let state = world.installation.path("state.db");
+    std::fs::write(&state, "").expect("the directory is writable");
+    for command in [&["check"][..], &["plan"]] {
+        let said = world.command(command).await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+    }
+    let said = world.command(&["check"]).await;
+    assert!(said.stdout.contains("created by the first run"), "{said:?}");
+    assert_eq!(std::fs::metadata(&state).expect("it is there").len(), 0);
+    let files = std::fs::read_dir(world.installation.path("")).expect("it is a directory");
+    let names: Vec<_> = files
+        .filter_map(|file| file.ok()?.file_name().into_string().ok())
+        .collect();
+    assert!(
+        !names.iter().any(|name| name.starts_with("state.db-")),
+        "{names:?}"
+    );
+    let once = world.command(&["once", "--sweep"]).await;
+    assert_eq!(once.code, Some(0), "{once:?}");
+}
+
+#[tokio::test]
+async fn a_password_on_the_command_line_is_warned_of() {
+    let world = World::new().await;
+    let set = "state.url=postgres://u:hunter2-word@127.0.0.1:1/db";
+    let said = world.command(&["--set", set, "check", "--offline"]).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stdout.contains("W026"), "{said:?}");
+    assert!(!format!("{said:?}").contains("hunter2-word"), "{said:?}");
+}
+
+#[tokio::test]
 async fn check_tells_what_the_operator_must_change_from_what_may_pass() {
     let misspelt = World::with_query(
         "SELECT icfg AS installation_id, id AS resource_id, status AS statu FROM resources",

@@ -144,7 +144,8 @@ async fn without_a_state_the_answer_is_where_to_begin() {
             "{command:?}: {said:?}"
         );
         assert!(
-            said.stderr.contains("error[R015]") && said.stderr.contains("reconciled plan"),
+            said.stderr.contains("error[R015]")
+                && said.stderr.contains(&world.installation.suggested("plan")),
             "{said:?}"
         );
     }
@@ -191,7 +192,10 @@ async fn a_dead_letter_is_seen_explained_and_given_up() {
     assert!(status.stdout.starts_with("DEAD\t1 dead"), "{status:?}");
     status.has(&[
         "\nicfg_1\tactive\t1\t0\t0\t1\t",
-        "Next: reconciled outbox list --state dead\n",
+        &format!(
+            "Next: {}\n",
+            world.installation.suggested("outbox list --state dead")
+        ),
     ]);
     let show = world.command(&["outbox", "show", &id]).await;
     show.has(&[
@@ -248,6 +252,126 @@ async fn a_dead_letter_is_seen_explained_and_given_up() {
         world.json(&["outbox", "list", "--json"]).await["entries"],
         json!([])
     );
+}
+
+#[tokio::test]
+async fn of_a_duplicated_id_everybody_says_whether_rows_or_resources_are_counted() {
+    let world = World::new().await;
+    world.command(&["once", "--sweep"]).await;
+    let again = "INSERT INTO resources SELECT * FROM resources WHERE id = 'res_2'";
+    world.provider.execute(again).await;
+    let once = world.command(&["once", "--sweep"]).await;
+    once.has(&["1 resource quarantined"]);
+    let check = world.command(&["check"]).await;
+    check.has(&["   3 rows; manages ", ", 2 resources, "]);
+    let plan = world.command(&["plan"]).await;
+    plan.has(&["1 resource is unchanged. 2 rows of 1 resource cannot be used."]);
+    let status = world.command(&["status"]).await;
+    status.has(&[
+        "rows of 1 resource in the source cannot be used",
+        "3 rows = 1 equal + 0 waiting + 0 held + 0 dead + 2 quarantined",
+    ]);
+}
+
+#[tokio::test]
+async fn what_is_suggested_works_as_it_stands() {
+    let world = World::new().await;
+    world.with_a_dead_letter().await;
+    let status = world.command(&["status"]).await;
+    let next = status
+        .stdout
+        .lines()
+        .find_map(|line| line.strip_prefix("Next: reconciled "))
+        .unwrap_or_else(|| panic!("nothing is suggested: {status:?}"));
+    // Without the configuration that every command of this world is given.
+    let program = world.installation.command(&[]);
+    let said = tokio::process::Command::new(program.as_std().get_program())
+        .args(next.split(' '))
+        .current_dir("/")
+        .output()
+        .await
+        .expect("the binary is there");
+    let said = Said::of(said);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    said.has(&["\tdead\ticfg_1\tres_1\t"]);
+}
+
+#[tokio::test]
+async fn a_mistyped_installation_does_not_look_like_success() {
+    let world = World::new().await;
+    let only_in_source = world.command(&["plan", "--installation", "icfg_1"]).await;
+    assert_eq!(only_in_source.code, Some(0), "{only_in_source:?}");
+    world.command(&["once", "--sweep"]).await;
+    let commands: [&[&str]; 7] = [
+        &["installation", "resume", "icfg_11"],
+        &["status", "--installation", "icfg_11"],
+        &["status", "--installation", "icfg_11", "--json"],
+        &["plan", "--installation", "icfg_11"],
+        &["plan", "--installation", "icfg_11", "--exit-code", "--json"],
+        &["plan", "--held", "--installation", "icfg_11"],
+        &["plan", "--held", "--installation", "icfg_11", "--json"],
+    ];
+    for command in commands {
+        let said = world.command(command).await;
+        assert_eq!(said.code, Some(1), "{command:?}: {said:?}");
+        let told = said.stdout.contains("\"installation_known\": false")
+            || format!("{}{}", said.stdout, said.stderr).contains("did you mean icfg_1?");
+        assert!(told, "{command:?}: {said:?}");
+        let known: Vec<&str> = command
+            .iter()
+            .map(|word| if *word == "icfg_11" { "icfg_1" } else { *word })
+            .collect();
+        let said = world.command(&known).await;
+        assert_eq!(said.code, Some(0), "{known:?}: {said:?}");
+    }
+    world
+        .provider
+        .execute("DELETE FROM resources WHERE icfg = 'icfg_1'")
+        .await;
+    let gone = world.command(&["plan", "--installation", "icfg_1"]).await;
+    assert_eq!(gone.code, Some(0), "{gone:?}");
+    gone.has(&["The source has no row of this installation; the state knows it."]);
+}
+
+#[tokio::test]
+async fn a_plan_tells_what_was_discarded_from_what_is_dead_and_names_what_is_to_be_compared() {
+    let world = World::new().await;
+    world.with_a_dead_letter().await;
+    let dead = world.command(&["plan", "--state", "dead"]).await;
+    dead.has(&["dead   status rejected by Vercel", "1 is dead"]);
+    let discard = [
+        "outbox",
+        "discard",
+        "--state",
+        "dead",
+        "--reason",
+        "rolled back",
+        "--yes",
+    ];
+    world.command(&discard).await;
+    let plan = world.command(&["plan"]).await;
+    plan.has(&[
+        "note   status discarded by a person; not sent until the source changes it",
+        "1 was discarded by a person",
+    ]);
+    assert!(!plan.stdout.contains("dead"), "{plan:?}");
+    let json = world
+        .json(&["plan", "--state", "discarded", "--json"])
+        .await;
+    assert_eq!(
+        (
+            &json["resources"][0]["standing"],
+            &json["totals"]["discarded"],
+            &json["totals"]["parked"]
+        ),
+        (&json!("discarded"), &json!(1), &json!(0))
+    );
+    let prepared = world.command(&["baseline", "compare", "--all"]).await;
+    assert_eq!(prepared.code, Some(0), "{prepared:?}");
+    let plan = world.command(&["plan"]).await;
+    plan.has(&["of the unchanged is compared with what Vercel shows first"]);
+    let json = world.json(&["plan", "--json"]).await;
+    assert_eq!(json["totals"]["prepared"], json!(1), "{json:#}");
 }
 
 #[tokio::test]
@@ -365,7 +489,10 @@ async fn beside_a_running_daemon_a_pause_holds_and_a_resume_lets_go() {
     let status = world.json(&["status", "--json"]).await;
     assert_eq!(status["verdict"], "paused", "{status:#}");
     assert_eq!(status["daemon"]["running"], true);
-    assert_eq!(status["next"], "reconciled installation resume icfg_1");
+    assert_eq!(
+        status["next"],
+        world.installation.suggested("installation resume icfg_1")
+    );
     let list = world
         .json(&[
             "outbox", "list", "--field", "secrets", "--since", "1h", "--json",

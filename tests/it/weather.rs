@@ -211,9 +211,29 @@ async fn a_clock_stepped_by_an_hour_and_a_day_both_ways_changes_nothing() {
 async fn a_state_on_a_full_disk_heals_once_there_is_room() {
     let mut world = World::new(sqlite::database()).await;
     let disk = SmallDisk::new(&mut world);
+    world
+        .installation
+        .set_environment("RECONCILED__HTTP__LISTEN", "127.0.0.1:0");
     world.create().await;
     let mut daemon = Process::start(disk.command(&world));
+    let listening = daemon.wait_for_event("http.listening").await;
+    let address = listening["address"]
+        .as_str()
+        .expect("it has one")
+        .to_owned();
     world.agreed(0).await;
+    let pid = daemon.pid().as_raw_nonzero().to_string();
+    let said = async |command: &[&str], part: &str| loop {
+        let set = format!("http.listen={address}");
+        let arguments = [&["--set", &set], command].concat();
+        let mut asked = SmallDisk::beside(&pid, &world, &arguments);
+        let output = asked.output().await.expect("util-linux is there");
+        if String::from_utf8_lossy(&output.stdout).contains(part) {
+            break;
+        }
+    };
+    // On a full disk a sign of life takes the place of the one before.
+    within(SLACK, said(&["status"], "\ndaemon\trunning since ")).await;
     disk.order("fill");
     daemon.wait_for_event("disk.filled").await;
     // The state finds room in its own files for a while, so it has to grow.
@@ -238,12 +258,21 @@ async fn a_state_on_a_full_disk_heals_once_there_is_room() {
             break;
         }
     }
+    // What was told a moment before counts for that moment.
+    within(SLACK, said(&["status"], "BLOCKED\t")).await;
+    within(SLACK, said(&["health", "--ready"], "not ready: cannot ")).await;
     disk.order("clear");
     let healed = async {
         daemon.wait_for_event("state.outage_ended").await;
         heals(&world, &mut daemon, round + 1).await;
     };
     within(LONGEST_WAIT + POLL + SLACK, healed).await;
+    within(
+        SLACK,
+        said(&["health", "--ready"], "ready: the state is open"),
+    )
+    .await;
+    within(SLACK, said(&["status"], "IN SYNC\t")).await;
     assert!(daemon.events("panic").is_empty());
     disk.order("end");
     ends(&world, daemon).await;
@@ -404,20 +433,38 @@ impl SmallDisk {
         }
         command
             .args(["sh", "-c", IN_NAMESPACE, "sh"])
-            .args(["disk", "orders"].map(|name| self.directory.path().join(name)))
-            .arg(daemon.get_program())
-            .args(daemon.get_args())
-            .current_dir(daemon.get_current_dir().expect("it has one"));
-        for (name, value) in daemon.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
+            .args(["disk", "orders"].map(|name| self.directory.path().join(name)));
+        run_as(&mut command, daemon);
+        command
+    }
+
+    /// A command in the namespace of the daemon with this number.
+    fn beside(daemon: &str, world: &World, arguments: &[&str]) -> Command {
+        let asked = world.installation.command(arguments);
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--target", daemon]);
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--preserve-credentials"]);
         }
+        run_as(&mut command, asked.as_std());
         command
     }
 
     fn order(&self, order: &str) {
         writeln!(&self.pipe, "{order}").expect("a pipe takes a word");
+    }
+}
+
+/// Lets `command` end in running `wanted`, in its directory and environment.
+fn run_as(command: &mut Command, wanted: &std::process::Command) {
+    command
+        .arg(wanted.get_program())
+        .args(wanted.get_args())
+        .current_dir(wanted.get_current_dir().expect("it has one"));
+    for (name, value) in wanted.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
     }
 }

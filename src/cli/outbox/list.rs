@@ -212,7 +212,9 @@ fn next_command(rows: &[Row]) -> String {
             .map(|row| row.listed.entry.id)
     };
     if let Some(id) = first(EntryState::Held) {
-        format!("reconciled outbox show {id}, then outbox release or outbox discard --state held")
+        format!(
+            "reconciled outbox show {id}, then reconciled outbox release --state held, or reconciled outbox discard --state held --reason TEXT"
+        )
     } else if let Some(id) = first(EntryState::Dead) {
         format!("reconciled outbox show {id}")
     } else if let Some(row) = rows.first() {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::change::{Change, Side};
-use super::survey::{Item, Since, Standing, Survey, Totals, UnusableRow};
+use super::survey::{Item, Known, Since, Standing, Survey, Totals, UnusableRow};
 use crate::model::{Field, Timestamp};
 
 /// The version of this shape; it grows when a property changes its meaning or goes.
@@ -16,6 +16,7 @@ pub(super) fn render(survey: &Survey, now: Timestamp) -> Value {
         items,
         unusable,
         totals,
+        only,
         guard,
     } = survey;
     let Totals {
@@ -29,14 +30,18 @@ pub(super) fn render(survey: &Survey, now: Timestamp) -> Value {
         waiting,
         held,
         parked,
+        discarded,
         unchanged,
+        prepared,
         adopted,
         unusable: unusable_rows,
+        unusable_resources,
     } = totals;
     json!({
         "schema": SCHEMA,
         "at": now.to_string(),
         "has_state": has_state,
+        "installation_known": only.as_ref().map(|known| !matches!(known, Known::Nowhere(_))),
         "resources": items.iter().map(item).collect::<Vec<_>>(),
         "hidden": resources - items.len() as u64,
         "quarantined": unusable.iter().map(unusable_row).collect::<Vec<_>>(),
@@ -44,7 +49,8 @@ pub(super) fn render(survey: &Survey, now: Timestamp) -> Value {
         "totals": {
             "rows": rows, "resources": resources, "fields": fields, "secrets": secrets, "now": at_once,
             "compared_first": compared_first, "in_flight": in_flight, "waiting": waiting, "held": held,
-            "parked": parked, "unchanged": unchanged, "adopted": adopted, "quarantined": unusable_rows,
+            "parked": parked, "discarded": discarded, "unchanged": unchanged, "prepared": prepared, "adopted": adopted, "quarantined": unusable_rows,
+            "quarantined_resources": unusable_resources,
         },
     })
 }
@@ -73,6 +79,7 @@ pub(super) fn item(item: &Item) -> Value {
         Standing::Waits { why, until } => ("waiting", Some(why), *until),
         Standing::Held => ("held", None, None),
         Standing::Parked { why } => ("parked", Some(why), None),
+        Standing::Discarded => ("discarded", None, None),
     };
     json!({
         "installation_id": key.installation_id.as_str(),
@@ -89,7 +96,7 @@ pub(super) fn item(item: &Item) -> Value {
         "unchanged_secrets": unchanged_secrets,
         "left_out": left_out
             .iter()
-            .map(|(field, why)| json!({"field": field.wire_name(), "why": why}))
+            .map(|(field, why)| json!({"field": field.wire_name(), "why": why.why()}))
             .collect::<Vec<_>>(),
     })
 }

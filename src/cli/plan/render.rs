@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::out::{BAD, DIM, GOOD, HEAD, Look, WARN, styled};
 use super::super::text::{count, counted, cut, duration, pad, visible};
 use super::change::{Change, Side};
-use super::survey::{Item, Since, Standing, Survey, Totals, UnusableRow};
+use super::survey::{Item, Known, LeftOut, Since, Standing, Survey, Totals, UnusableRow};
 use crate::model::Field;
 
 /// Where values begin, unless a path is longer.
@@ -21,6 +21,7 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
         items,
         unusable,
         totals,
+        only,
         guard,
     } = survey;
     let against = if *has_state {
@@ -56,6 +57,21 @@ pub(super) fn render(survey: &Survey, look: Look) -> String {
             count(found.changes.into()),
             count(found.destructive.into())
         );
+    }
+    match only {
+        None | Some(Known::InSource) => {}
+        Some(Known::InStateOnly) => {
+            text.push_str("The source has no row of this installation; the state knows it.\n")
+        }
+        Some(Known::Nowhere(perhaps)) => {
+            let unknown = styled(BAD, "UNKNOWN");
+            let _ = writeln!(
+                text,
+                "{unknown}   neither the source nor the state knows this installation{perhaps}\n\
+                 Next: reconciled installation list"
+            );
+            return text;
+        }
     }
     let _ = writeln!(text, "{}", summary(totals));
     let _ = writeln!(text, "Next: {}", next(totals));
@@ -122,10 +138,14 @@ pub(super) fn write_item(text: &mut String, item: &Item, look: Look) {
         let _ = writeln!(text, "    {}   {line}", styled(WARN, label));
     }
     for (field, why) in left_out {
+        let label = match why {
+            LeftOut::Rejected(_) => styled(BAD, "dead"),
+            LeftOut::Discarded => styled(WARN, "note"),
+        };
         let _ = writeln!(
             text,
-            "    {}   {field} {why}; not sent until the source changes it",
-            styled(BAD, "dead")
+            "    {label}   {field} {}; not sent until the source changes it",
+            why.why()
         );
     }
 }
@@ -222,7 +242,8 @@ fn notes(item: &Item, look: Look) -> Vec<(&'static str, String)> {
             "its pass changes more than [guard] allows; a person has to release it".to_owned(),
         )),
         Standing::Parked { why } if item.left_out.is_empty() => notes.push(("dead", why.clone())),
-        Standing::Parked { .. } => {}
+        // Which fields those are is said below.
+        Standing::Parked { .. } | Standing::Discarded => {}
     }
     let rotates = item.changes.iter().any(|change| {
         matches!((&change.old, &change.new), (Side::Secret(old), Side::Secret(new)) if old != new)
@@ -273,9 +294,12 @@ fn summary(totals: &Totals) -> String {
         waiting,
         held,
         parked,
+        discarded,
         unchanged,
+        prepared,
         adopted,
         unusable,
+        unusable_resources,
     } = *totals;
     let mut rest = Vec::new();
     if adopted > 0 {
@@ -285,7 +309,13 @@ fn summary(totals: &Totals) -> String {
         ));
     }
     if unusable > 0 {
-        rest.push(format!("{} cannot be used.", counted(unusable, "row")));
+        // Several rows may name one resource, as which status counts them.
+        let of = if unusable == unusable_resources {
+            String::new()
+        } else {
+            format!(" of {}", counted(unusable_resources, "resource"))
+        };
+        rest.push(format!("{}{of} cannot be used.", counted(unusable, "row")));
     }
     if resources == 0 {
         let agree = match unchanged {
@@ -297,6 +327,7 @@ fn summary(totals: &Totals) -> String {
             ),
         };
         rest.insert(0, agree);
+        rest.extend(prepared_words(prepared));
         return rest.join(" ");
     }
     let verb = |number: u64, one: &str, many: &str| {
@@ -314,6 +345,11 @@ fn summary(totals: &Totals) -> String {
         verb(waiting, "waits", "wait"),
         verb(held, "is held", "are held"),
         verb(parked, "is dead", "are dead"),
+        verb(
+            discarded,
+            "was discarded by a person",
+            "were discarded by a person",
+        ),
     ]
     .into_iter()
     .flatten()
@@ -324,6 +360,7 @@ fn summary(totals: &Totals) -> String {
         String::new()
     };
     rest.insert(0, format!("{} unchanged.", count(unchanged)));
+    rest.extend(prepared_words(prepared));
     format!(
         "{}, {}{secrets}: {}. {}",
         counted(resources, "resource"),
@@ -333,10 +370,27 @@ fn summary(totals: &Totals) -> String {
     )
 }
 
+/// What is unchanged is no reason to send anything, unless Vercel shows it otherwise.
+fn prepared_words(prepared: u64) -> Option<String> {
+    let words = match prepared {
+        0 => return None,
+        1 => "1 of the unchanged is",
+        _ => {
+            return Some(format!(
+                "{} of the unchanged are compared with what Vercel shows first, and sent where it differs.",
+                count(prepared)
+            ));
+        }
+    };
+    Some(format!(
+        "{words} compared with what Vercel shows first, and sent where it differs."
+    ))
+}
+
 const fn next(totals: &Totals) -> &'static str {
     if totals.held + totals.parked > 0 {
         "reconciled outbox list"
-    } else if totals.resources > 0 {
+    } else if totals.resources + totals.prepared > totals.discarded {
         "reconciled run, or reconciled once"
     } else {
         "reconciled status"
@@ -432,7 +486,7 @@ mod tests {
             since: None,
             left_out: vec![(
                 Field::BillingPlan,
-                "rejected by Vercel with 400 bad_request".to_owned(),
+                LeftOut::Rejected("400 bad_request".to_owned()),
             )],
             ..item(
                 "icfg_9aQ",
@@ -460,6 +514,7 @@ mod tests {
             parked: 1,
             unchanged: 41_205,
             unusable: 1,
+            unusable_resources: 1,
             ..Totals::default()
         };
         let unusable = UnusableRow {
@@ -476,6 +531,7 @@ mod tests {
             items: vec![rotation, paused, rejected],
             unusable: vec![unusable],
             totals,
+            only: None,
             guard: None,
         }
     }
@@ -530,10 +586,72 @@ mod tests {
     }
 
     #[test]
+    fn what_a_person_discarded_is_told_from_what_is_dead() {
+        let mut survey = survey();
+        let mut discarded = survey.items.remove(2);
+        discarded.standing = Standing::Discarded;
+        discarded.left_out = vec![(Field::BillingPlan, LeftOut::Discarded)];
+        survey.items = vec![discarded];
+        survey.unusable.clear();
+        survey.totals = Totals {
+            resources: 1,
+            fields: 1,
+            discarded: 1,
+            ..Totals::default()
+        };
+        let text = plain(&survey, true);
+        assert!(!text.contains("dead"), "{text}");
+        let end = "    note   billingPlan discarded by a person; not sent until the source changes it\n\n\
+                   1 resource, 1 field: 1 was discarded by a person. 0 unchanged.\nNext: reconciled status\n";
+        assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn what_is_prepared_to_be_compared_is_told_although_it_is_unchanged() {
+        let prepared = |prepared| Totals {
+            unchanged: 1_200,
+            prepared,
+            ..Totals::default()
+        };
+        assert_eq!(
+            summary(&prepared(1_190)),
+            "Nothing to send: 1,200 resources are unchanged. 1,190 of the unchanged are compared with what Vercel shows first, and \
+             sent where it differs."
+        );
+        assert!(summary(&prepared(1)).contains(" 1 of the unchanged is compared "));
+        assert_eq!(next(&prepared(1)), "reconciled run, or reconciled once");
+        assert_eq!(next(&prepared(0)), "reconciled status");
+        let some = Totals {
+            resources: 1,
+            now: 1,
+            ..prepared(2)
+        };
+        assert!(summary(&some).contains(" 2 of the unchanged are compared "));
+    }
+
+    #[test]
     fn a_pipe_gets_exact_times_and_whole_values() {
         let text = plain(&survey(), false);
         assert!(text.contains("changed 2026-05-04T14:01:33.000Z"), "{text}");
         assert!(text.contains(&"x".repeat(200)), "{text}");
+    }
+
+    #[test]
+    fn an_installation_that_nobody_knows_is_no_agreement() {
+        let of = |known| Survey {
+            has_state: true,
+            only: Some(known),
+            ..Survey::default()
+        };
+        let nowhere = Known::Nowhere("; did you mean icfg_7Hd?".to_owned());
+        let text = plain(&of(nowhere), true);
+        let end = "\nUNKNOWN   neither the source nor the state knows this installation; did you mean icfg_7Hd?\n\
+                   Next: reconciled installation list\n";
+        assert!(text.ends_with(end), "{text}");
+        let text = plain(&of(Known::InStateOnly), true);
+        let end = "\nThe source has no row of this installation; the state knows it.\nNothing to send.\n\
+                   Next: reconciled status\n";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::store::console::Console;
 use crate::store::{Pause, PauseKind};
 
 use super::super::fault::Fault;
+use super::super::installation::perhaps;
 
 /// Unusable rows that are named; the rest is counted.
 const UNUSABLE_MAX: usize = 100;
@@ -68,10 +69,18 @@ pub(super) enum State {
     Held,
     /// It is not sent until a person or the source does something.
     Dead,
+    /// A person discarded it: it is not sent until the source changes it.
+    Discarded,
 }
 
 impl State {
-    pub(super) const ALL: [Self; 4] = [Self::Now, Self::Waiting, Self::Held, Self::Dead];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Now,
+        Self::Waiting,
+        Self::Held,
+        Self::Dead,
+        Self::Discarded,
+    ];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -79,6 +88,7 @@ impl State {
             Self::Waiting => "waiting",
             Self::Held => "held",
             Self::Dead => "dead",
+            Self::Discarded => "discarded",
         }
     }
 
@@ -88,6 +98,7 @@ impl State {
             Standing::Waits { .. } => Self::Waiting,
             Standing::Held => Self::Held,
             Standing::Parked { .. } => Self::Dead,
+            Standing::Discarded => Self::Discarded,
         }
     }
 }
@@ -113,8 +124,21 @@ pub(super) struct Survey {
     /// Rows that cannot be used, up to a limit.
     pub(super) unusable: Vec<UnusableRow>,
     pub(super) totals: Totals,
+    /// What is known of the only installation that was asked for, if one was.
+    pub(super) only: Option<Known>,
     /// The changes are more than `[guard]` lets one pass make.
     pub(super) guard: Option<Found>,
+}
+
+/// What is known of an installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Known {
+    /// The source has rows of it.
+    InSource,
+    /// The source has none; the state knows it.
+    InStateOnly,
+    /// Nobody knows it; with what was perhaps meant.
+    Nowhere(String),
 }
 
 /// Counts over everything, shown or not.
@@ -134,10 +158,16 @@ pub(super) struct Totals {
     pub(super) waiting: u64,
     pub(super) held: u64,
     pub(super) parked: u64,
+    pub(super) discarded: u64,
     pub(super) unchanged: u64,
+    /// How many of the unchanged ones are to be compared with what Vercel shows: it may be asked to change them all the same.
+    pub(super) prepared: u64,
     /// Taken as acknowledged without sending.
     pub(super) adopted: u64,
+    /// Rows that cannot be used.
     pub(super) unusable: u64,
+    /// The resources that they name, each row without an id for itself.
+    pub(super) unusable_resources: u64,
 }
 
 /// One resource that differs.
@@ -153,7 +183,26 @@ pub(super) struct Item {
     pub(super) unchanged_secrets: usize,
     pub(super) standing: Standing,
     /// Fields that Vercel rejected, or that a person dismissed: never sent as they are.
-    pub(super) left_out: Vec<(Field, String)>,
+    pub(super) left_out: Vec<(Field, LeftOut)>,
+}
+
+/// Why a field is not sent as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LeftOut {
+    /// Vercel rejected it: with what.
+    Rejected(String),
+    /// A person discarded it.
+    Discarded,
+}
+
+impl LeftOut {
+    /// In words that follow the field's name.
+    pub(super) fn why(&self) -> String {
+        match self {
+            Self::Rejected(answer) => format!("rejected by Vercel with {answer}"),
+            Self::Discarded => "discarded by a person".to_owned(),
+        }
+    }
 }
 
 /// How old a change is.
@@ -183,6 +232,8 @@ pub(super) enum Standing {
     Held,
     /// It is not sent: why.
     Parked { why: String },
+    /// It is not sent, since a person discarded it.
+    Discarded,
 }
 
 /// A row that cannot be used.
@@ -228,8 +279,29 @@ impl Surveyor {
                 None => break,
             }
         }
+        if let Some(only) = &self.filter.installation
+            && survey.only.is_none()
+        {
+            survey.only = Some(self.without_rows(only).await?);
+        }
         survey.guard = self.settings.guard.are_exceeded(found).then_some(found);
         Ok(survey)
+    }
+
+    /// What is known of an installation of which the source has no row.
+    async fn without_rows(&self, only: &InstallationId) -> Result<Known, Fault> {
+        let installations = match &self.console {
+            Some(console) => console.installations().await?,
+            None => Vec::new(),
+        };
+        let is_known = installations
+            .iter()
+            .any(|known| known.installation_id == *only);
+        Ok(if is_known {
+            Known::InStateOnly
+        } else {
+            Known::Nowhere(perhaps(only, &installations))
+        })
     }
 
     /// Decodes a page; rows that cannot be used are noted. Rows with equal ids are always in one page.
@@ -240,7 +312,11 @@ impl Surveyor {
     ) -> BTreeMap<ResourceKey, (Snapshot, Option<String>)> {
         let mut by_key: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
         let mut usable = BTreeMap::new();
+        let wanted = self.filter.installation.as_ref();
         for row in rows {
+            if wanted.is_some_and(|wanted| wanted.as_str() == row.installation_id.shown_id()) {
+                survey.only = Some(Known::InSource);
+            }
             match row.key() {
                 Ok(key) => by_key.entry(key).or_default().push(row),
                 Err(problem) => self.note_unusable(&row, problem, 1, survey),
@@ -279,6 +355,7 @@ impl Surveyor {
             return;
         }
         survey.totals.unusable += rows;
+        survey.totals.unusable_resources += 1;
         if survey.unusable.len() < UNUSABLE_MAX {
             let resource_id = row.resource_id.shown_id();
             survey.unusable.push(UnusableRow {
@@ -322,6 +399,7 @@ impl Surveyor {
         };
         if whole.is_empty() {
             survey.totals.unchanged += 1;
+            survey.totals.prepared += u64::from(self.is_prepared(&record));
             return;
         }
         match impact(&record) {
@@ -351,12 +429,21 @@ impl Surveyor {
         }
     }
 
+    /// Whether Vercel is asked about a resource that is as it acknowledged, as `baseline compare --all` prepares.
+    fn is_prepared(&self, record: &Record) -> bool {
+        let compared = record
+            .entry
+            .as_ref()
+            .filter(|entry| entry.state.is_open() && entry.mode == Mode::Compare);
+        compared.is_some_and(|entry| {
+            let since = Some(Since::Found(entry.created_at));
+            self.filter.admits(&Standing::ComparedFirst, since)
+        })
+    }
+
     fn standing(&self, record: &Record, desired: &Snapshot, pauses: &[Pause]) -> Standing {
         let Some(entry) = &record.entry else {
-            return Standing::Parked {
-                why: "a person discarded it; it is sent again when the source changes it"
-                    .to_owned(),
-            };
+            return Standing::Discarded;
         };
         match entry.state {
             EntryState::Held => return Standing::Held,
@@ -371,8 +458,15 @@ impl Surveyor {
             return Standing::InFlight;
         }
         if pending(record, desired).0.is_empty() {
-            return Standing::Parked {
-                why: Reason::Rejected.sentence().to_owned(),
+            let rejected = why_left_out(record, desired)
+                .into_iter()
+                .any(|(_, why)| why != LeftOut::Discarded);
+            return if rejected {
+                Standing::Parked {
+                    why: Reason::Rejected.sentence().to_owned(),
+                }
+            } else {
+                Standing::Discarded
             };
         }
         let in_effect = |pause: &&Pause| {
@@ -441,6 +535,7 @@ impl Totals {
             Standing::Waits { .. } => &mut self.waiting,
             Standing::Held => &mut self.held,
             Standing::Parked { .. } => &mut self.parked,
+            Standing::Discarded => &mut self.discarded,
         } += 1;
     }
 }
@@ -457,7 +552,7 @@ fn name(desired: &Snapshot, record: &Record) -> Option<String> {
     of(desired).or_else(|| of(&record.acknowledged))
 }
 
-fn why_left_out(record: &Record, desired: &Snapshot) -> Vec<(Field, String)> {
+fn why_left_out(record: &Record, desired: &Snapshot) -> Vec<(Field, LeftOut)> {
     let rejected = record.entry.as_ref().map(|entry| &entry.rejected);
     let why = |field: Field| match rejected.and_then(|rejected| rejected.get(&field)) {
         Some(rejection) => {
@@ -466,9 +561,9 @@ fn why_left_out(record: &Record, desired: &Snapshot) -> Vec<(Field, String)> {
                 .as_deref()
                 .map(|code| format!(" {code}"))
                 .unwrap_or_default();
-            format!("rejected by Vercel with {}{code}", rejection.status)
+            LeftOut::Rejected(format!("{}{code}", rejection.status))
         }
-        None => "discarded by a person".to_owned(),
+        None => LeftOut::Discarded,
     };
     left_out(record, desired)
         .iter()
@@ -532,7 +627,8 @@ mod tests {
         entry.rejected.insert(Field::Status, rejection.clone());
         record.entry = Some(entry);
         let said = |record: &Record| -> BTreeMap<Field, String> {
-            why_left_out(record, &desired).into_iter().collect()
+            let left_out = why_left_out(record, &desired).into_iter();
+            left_out.map(|(field, why)| (field, why.why())).collect()
         };
         let rejected = "rejected by Vercel with 422 bad_status";
         let by_person = (Field::Name, "discarded by a person".to_owned());

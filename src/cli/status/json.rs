@@ -41,6 +41,7 @@ pub(super) fn render(overview: &Overview) -> Value {
             "schedule": overview.poll_schedule,
         },
         "sweep": sweep(overview),
+        "state_problem": alive.and_then(|heartbeat| heartbeat.state_problem.as_deref()),
         "source_problem": alive.and_then(|heartbeat| heartbeat.source_problem.as_deref()),
         "vercel": {
             "last_acknowledged_age_ms": age(last_acknowledged),
@@ -54,6 +55,7 @@ pub(super) fn render(overview: &Overview) -> Value {
             "dead": dead,
             "oldest_waiting_age_ms": age(oldest_waiting),
         },
+        "installation_known": overview.only.is_some().then(|| overview.unknown().is_none()),
         "resources": overview.resources,
         "missing": missing,
         "discarded": overview.discarded,

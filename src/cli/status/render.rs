@@ -1,7 +1,7 @@
 //! The overview for people: verdict, one line per part, what has something to say, the next command.
 
 use super::super::hold;
-use super::super::installation::{is_paused, table};
+use super::super::installation::{is_paused, table, unknown};
 use super::super::out::{BAD, HEAD, Look, Table, WARN, styled};
 use super::super::standing::{clock, span};
 use super::super::text::{count, counted, cut, pad, visible};
@@ -58,6 +58,9 @@ fn facts(overview: &Overview, look: Look) -> Vec<(&'static str, String)> {
     let alive = overview.alive();
     if let Some(problem) = alive.and_then(|heartbeat| heartbeat.source_problem.as_ref()) {
         facts.push(("source", styled(BAD, visible(problem))));
+    }
+    if let Some(problem) = alive.and_then(|heartbeat| heartbeat.state_problem.as_ref()) {
+        facts.push(("state", styled(BAD, visible(problem))));
     }
     facts.push(("poll", poll(overview, look)));
     facts.push(("sweep", sweep(overview, look)));
@@ -311,6 +314,10 @@ fn installations(overview: &Overview, look: Look) -> String {
     };
     let speaking: Vec<&InstallationSummary> =
         overview.shown_installations().filter(speaks).collect();
+    if let Some(id) = overview.unknown() {
+        let sentence = unknown(id, &overview.installations);
+        return format!("\n{}   {sentence}\n", styled(BAD, "UNKNOWN"));
+    }
     if speaking.is_empty() {
         return String::new();
     }
@@ -371,6 +378,22 @@ mod tests {
             text.starts_with("BEHIND"),
             "the verdict is of the whole: {text}"
         );
+    }
+
+    #[test]
+    fn an_installation_that_the_state_knows_nothing_of_is_not_passed_over() {
+        let mut overview = in_sync();
+        overview.only = Some(InstallationId::new("icfg_7hd").expect("an id"));
+        let text = plain(&overview, LOOK);
+        let said = "\nUNKNOWN   the state knows no installation icfg_7hd; did you mean icfg_7Hd?\n";
+        assert!(text.contains(said), "{text}");
+        let mut row = quarantined("res_1");
+        row.installation_id = "icfg_7hd".into();
+        overview.unusable = vec![row];
+        overview.unusable_total = 1;
+        assert_eq!(overview.unknown(), None, "it has rows that cannot be used");
+        overview.unusable.clear();
+        assert_eq!(overview.unknown(), None, "it may have some");
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(super) enum Verdict {
     Down,
     /// The daemon runs and gives no sign of life.
     Stalled,
+    /// The state cannot be used: nothing is recorded, so nothing is sent.
+    Blocked,
     /// The source cannot be read: changes are not seen.
     Blind,
     /// Vercel's API as a whole fails.
@@ -63,6 +65,10 @@ impl Verdict {
                 Self::Stalled,
             ),
             (
+                alive.is_some_and(|heartbeat| heartbeat.state_problem.is_some()),
+                Self::Blocked,
+            ),
+            (
                 alive.is_some_and(|heartbeat| heartbeat.source_problem.is_some()),
                 Self::Blind,
             ),
@@ -86,6 +92,7 @@ impl Verdict {
         match self {
             Self::Down => "DOWN",
             Self::Stalled => "STALLED",
+            Self::Blocked => "BLOCKED",
             Self::Blind => "BLIND",
             Self::Outage => "OUTAGE",
             Self::Held => "HELD",
@@ -101,9 +108,13 @@ impl Verdict {
     /// How it is coloured: red needs a person, yellow may pass by itself.
     pub(super) const fn style(self) -> anstyle::Style {
         match self {
-            Self::Down | Self::Stalled | Self::Blind | Self::Outage | Self::Held | Self::Dead => {
-                BAD
-            }
+            Self::Down
+            | Self::Stalled
+            | Self::Blocked
+            | Self::Blind
+            | Self::Outage
+            | Self::Held
+            | Self::Dead => BAD,
             Self::Paused | Self::Behind | Self::Unusable | Self::Unproven => WARN,
             Self::InSync => GOOD,
         }
@@ -132,6 +143,9 @@ impl Verdict {
                 "the daemon runs, but gave its last sign of life {}",
                 since_words(&last_sign(), look)
             ),
+            Self::Blocked => {
+                "the state cannot be used; nothing is found or sent until it can".to_owned()
+            }
             Self::Blind => "the source cannot be read; changes are not seen".to_owned(),
             Self::Outage => {
                 let since = heartbeat.and_then(|heartbeat| heartbeat.outage_since);
@@ -157,8 +171,10 @@ impl Verdict {
                 )
             }
             Self::Unusable => {
-                let rows = counted(overview.unusable_total, "row");
-                return format!("{rows} of the source cannot be used; nothing else is open");
+                let resources = counted(overview.unusable_total, "resource");
+                return format!(
+                    "rows of {resources} in the source cannot be used; nothing else is open"
+                );
             }
             Self::Unproven => {
                 return "nothing is open, but no sweep has compared every row yet".to_owned();
@@ -178,7 +194,7 @@ impl Verdict {
             }
         };
         if counts.waiting + counts.held + counts.dead == 0 {
-            let tense = if matches!(self, Self::Down | Self::Stalled) {
+            let tense = if matches!(self, Self::Down | Self::Stalled | Self::Blocked) {
                 "was"
             } else {
                 "is"
@@ -194,6 +210,10 @@ impl Verdict {
             Self::Down => "systemctl start reconciled, or reconciled run".to_owned(),
             Self::Stalled => {
                 "read its log for the last ERROR, then systemctl restart reconciled".to_owned()
+            }
+            Self::Blocked => {
+                "free space on the state's disk, or bring its server back; it goes on by itself"
+                    .to_owned()
             }
             Self::Blind => "reconciled check".to_owned(),
             Self::Outage => {
@@ -329,6 +349,16 @@ mod tests {
             ),
             (
                 Box::new(|o| {
+                    heartbeat(o, |h| {
+                        h.state_problem = Some("the disk is full".into());
+                        h.source_problem = Some("unreachable".into());
+                    });
+                }),
+                "BLOCKED   the state cannot be used; nothing is found or sent until it can; nothing was open",
+                "free space on the state's disk, or bring its server back; it goes on by itself",
+            ),
+            (
+                Box::new(|o| {
                     heartbeat(o, |h| h.source_problem = Some("unreachable".into()));
                     o.counts.dead = 1;
                 }),
@@ -363,7 +393,7 @@ mod tests {
                     o.unusable = vec![quarantined("res 1")];
                     o.unusable_total = 2;
                 }),
-                "UNUSABLE   2 rows of the source cannot be used; nothing else is open",
+                "UNUSABLE   rows of 2 resources in the source cannot be used; nothing else is open",
                 "correct the row; reconciled explain icfg_7Hd 'res 1' tells more",
             ),
             (

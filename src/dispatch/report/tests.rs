@@ -269,6 +269,44 @@ fn failures_that_are_part_of_an_outage_are_counted_and_not_told_as_warnings() {
 }
 
 #[test]
+fn what_waits_for_a_source_that_is_away_says_so_once_until_secrets_could_be_read() {
+    let report = Report::new(Arc::default());
+    let mut unsent = delivery(retrying(Outcome::SourceUnavailable));
+    unsent.attempt = None;
+    let mut without = delivery(retrying(Outcome::Failed));
+    let claimed = without.claimed.as_mut().expect("it is claimed");
+    claimed.patch.secrets = None;
+    let with = delivery(retrying(Outcome::Failed));
+    let lines = lines_of(|| {
+        for delivery in [&unsent, &unsent, &without, &unsent, &with, &unsent] {
+            report.delivery(delivery, false, START.plus(SECOND * 4));
+        }
+    });
+    let levels: Vec<&str> = lines
+        .iter()
+        .map(|line| line.split(' ').next().expect("a level"))
+        .collect();
+    assert_eq!(levels, ["WARN", "DEBUG", "WARN", "DEBUG", "WARN", "WARN"]);
+    assert!(lines.iter().all(|line| line.contains("delivery.retrying")));
+    let totals = *report.shared().lock().expect("no test panics with it");
+    assert_eq!(totals.failed, 6, "each is counted");
+}
+
+#[test]
+fn that_the_state_fails_is_known_to_whoever_asks_until_it_works_again() {
+    let report = Report::new(Arc::default());
+    let full = StoreError::Failed {
+        operation: "claim",
+        problem: "the disk is full".to_owned(),
+        transient: true,
+    };
+    report.state_failed(&full);
+    assert_eq!(report.metrics.state_problem(), Some(full.to_string()));
+    report.state_recovered();
+    assert_eq!(report.metrics.state_problem(), None);
+}
+
+#[test]
 fn requests_and_their_ends_are_measured() {
     let (_, _, metrics) = told(&delivery(retrying(Outcome::Failed)), false);
     assert_eq!(metrics.deliveries.get()["retrying"], 1);

@@ -154,8 +154,30 @@ fn give_to_directory_owner(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves a sign of life: whole or not at all, since it is renamed into place.
+/// Leaves a sign of life: whole, since it is renamed into place; where the disk has no room for it, in the place of the last one, since that
+/// is the moment at which it has most to tell.
 pub(super) fn write_heartbeat(database: &Path, heartbeat: &Heartbeat) -> io::Result<()> {
+    let sign = serde_json::to_vec(heartbeat)?;
+    match rename_into_place(database, &sign) {
+        Err(error) if is_full(&error) => {
+            let mut last = OpenOptions::new()
+                .write(true)
+                .open(beside(database, ".daemon"))?;
+            last.write_all(&sign)?;
+            last.set_len(sign.len() as u64)
+        }
+        ended => ended,
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+fn rename_into_place(database: &Path, sign: &[u8]) -> io::Result<()> {
     let new = beside(database, ".daemon.new");
     let mut file = OpenOptions::new()
         .write(true)
@@ -164,7 +186,7 @@ pub(super) fn write_heartbeat(database: &Path, heartbeat: &Heartbeat) -> io::Res
         .mode(MODE)
         .open(&new)?;
     give_to_directory_owner(&file, &new)?;
-    file.write_all(&serde_json::to_vec(heartbeat)?)?;
+    file.write_all(sign)?;
     std::fs::rename(new, beside(database, ".daemon"))
 }
 

@@ -86,7 +86,8 @@ async fn a_state_that_cannot_be_read_is_not_ready_and_leaves_its_numbers_out() {
     let down = loop {
         // What was read a moment before the end serves for a second.
         let page = get(&address, "/metrics").await.body;
-        if page.lines().any(|line| line == "reconciled_state_up 0") {
+        let is_read = page.contains("\nreconciled_outbox_entries{");
+        if !is_read && page.lines().any(|line| line == "reconciled_state_up 0") {
             break page;
         }
     };

@@ -106,7 +106,10 @@ async fn a_bad_migration_is_held_whole_while_other_changes_go_on() {
     let status = world.json(&["status", "--json"]).await;
     assert_eq!(
         (&status["verdict"], &status["next"]),
-        (&json!("held"), &json!("reconciled plan --held"))
+        (
+            &json!("held"),
+            &json!(world.installation.suggested("plan --held"))
+        )
     );
     let hold = &status["holds"][0];
     assert_eq!(
@@ -176,7 +179,9 @@ async fn all_of_a_hold_is_seen_field_by_field() {
         "~ icfg_12 / res_12",
         "status                 ready → suspended",
         "12 resources, 13 fields (1 secret).",
-        "Next: reconciled outbox release --state held, or reconciled outbox discard",
+        &world
+            .installation
+            .suggested("outbox release --state held, or reconciled"),
     ]);
     assert!(daemon.end_with(Signal::TERM).await.success());
 }

@@ -54,7 +54,8 @@ async fn a_baseline_shows_its_progress_in_one_line_and_takes_it_away() {
     let shown = said.replace(", 0 a second", ", 1 a second");
     let expected = format!(
         "{progress}\u{1b}[32mADOPTED\u{1b}[0m   2 of 2 rows taken as acknowledged. Nothing was sent.\r\n\
-         Next: reconciled plan\r\n"
+         Next: {}\r\n",
+        installation.suggested("plan")
     );
     assert_eq!(shown, expected);
 }

@@ -146,6 +146,7 @@ fn heartbeat() -> Heartbeat {
         at: seconds(9),
         last_poll: Some((seconds(8), 41_207)),
         source_problem: None,
+        state_problem: None,
         outage_since: None,
     }
 }

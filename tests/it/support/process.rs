@@ -57,6 +57,12 @@ impl Installation {
         self.program = program;
     }
 
+    /// A command of this installation as it is suggested: with the configuration file that was named.
+    pub(crate) fn suggested(&self, command: &str) -> String {
+        let file = self.configuration();
+        format!("reconciled --config {} {command}", file.display())
+    }
+
     /// The configuration file.
     pub(crate) fn configuration(&self) -> PathBuf {
         self.path("reconciled.toml")
