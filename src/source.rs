@@ -211,10 +211,11 @@ pub struct Sieve {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollPage {
     /// The rows, in order (where a [`Sieve`] let others pass, in that of the cursor alone), each with its cursor. Rows whose cursor is NULL are not among them: only sweeps see those.
+    /// One whose cursor is no UTF-8 is without it here; at the end of a page that is not the last it may be in the next, too.
     pub rows: RawRows,
     /// How many rows passed a [`Sieve`]: they are not among the rows.
     pub passed: u64,
-    /// The cursor of the last row that was read, whether it passed or not.
+    /// The cursor of the last row that was read and has one that is UTF-8, whether it passed or not.
     pub reached: Option<String>,
     /// Where the next page starts; `None`: this was the last.
     pub next: Option<Position>,

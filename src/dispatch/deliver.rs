@@ -293,9 +293,9 @@ impl Worker {
                 ));
                 return attempted;
             }
-            Err(TokenError::Refused { problem }) => {
+            Err(error @ (TokenError::Refused { .. } | TokenError::Unusable)) => {
                 let mut attempted = Attempted::unsent(Outcome::TokenRefused, None);
-                attempted.pause = Some((PauseKind::Token, problem));
+                attempted.pause = Some((PauseKind::Token, error.to_string()));
                 return attempted;
             }
             Err(error) => return source_unavailable(&error),
@@ -433,7 +433,9 @@ impl Worker {
                 status: answer.status().unwrap_or_default(),
                 code: answer_code(answer),
             },
-            Verdict::Refused => Outcome::Refused,
+            Verdict::Refused => Outcome::Refused {
+                status: answer.status().unwrap_or_default(),
+            },
             Verdict::TokenRefused => return self.token_refused(claimed, token, attempted).await,
             Verdict::Missing => return self.missing(claimed, token, attempted).await,
             Verdict::Conflict => return self.conflict(claimed, token, attempted).await,
@@ -456,9 +458,9 @@ impl Worker {
                     "Vercel refuses its access token".to_owned(),
                 ));
             }
-            Err(TokenError::Refused { problem }) => {
+            Err(error @ (TokenError::Refused { .. } | TokenError::Unusable)) => {
                 attempted.outcome = Outcome::TokenRefused;
-                attempted.pause = Some((PauseKind::Token, problem));
+                attempted.pause = Some((PauseKind::Token, error.to_string()));
             }
             Err(error) => {
                 attempted.outcome = Outcome::SourceUnavailable;

@@ -380,7 +380,7 @@ impl DriftCheck {
     async fn token(&self, installation_id: &InstallationId) -> Result<AccessToken, Skip> {
         match self.tokens.get(installation_id).await {
             Ok(Some(token)) => Ok(token),
-            Ok(None) | Err(TokenError::Refused { .. }) => Err(Skip::Token),
+            Ok(None) | Err(TokenError::Refused { .. } | TokenError::Unusable) => Err(Skip::Token),
             Err(_) => Err(Skip::Unavailable),
         }
     }

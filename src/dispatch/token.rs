@@ -60,6 +60,11 @@ pub enum TokenError {
         /// What it said, in safe words, as the reason of a pause.
         problem: String,
     },
+    /// The source has one that cannot be sent ([`AccessToken::is_sendable`]).
+    #[error(
+        "its access token holds a line break or another character that no HTTP header can carry"
+    )]
+    Unusable,
 }
 
 /// Tokens from `[source] installations_query`.
@@ -71,7 +76,10 @@ impl TokenSource for InstallationsQuery {
         &self,
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, TokenError> {
-        Ok(self.0.token(installation_id).await?)
+        match self.0.token(installation_id).await? {
+            Some(token) if !token.is_sendable() => Err(TokenError::Unusable),
+            token => Ok(token),
+        }
     }
 }
 

@@ -296,6 +296,13 @@ impl AccessToken {
         Self(SecretString::from(token))
     }
 
+    /// Whether a header can carry it: no line breaks and other control characters
+    /// (<https://www.rfc-editor.org/rfc/rfc9110#name-field-values>).
+    #[must_use]
+    pub fn is_sendable(&self) -> bool {
+        !self.expose().bytes().any(|byte| byte.is_ascii_control())
+    }
+
     /// The token itself, for the Authorization header alone.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -315,6 +322,21 @@ impl Eq for AccessToken {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_sent_unless_it_holds_a_control_character() {
+        for (token, expected) in [
+            ("t0k-~.é", true),
+            ("t0k t0k", true),
+            ("t0k\n", false),
+            ("\rt0k", false),
+            ("t0\0k", false),
+            ("t0k\t", false),
+            ("t0k\u{7f}", false),
+        ] {
+            assert_eq!(AccessToken::new(token).is_sendable(), expected, "{token:?}");
+        }
+    }
 
     #[test]
     fn a_fingerprint_depends_on_every_part_and_on_the_key() {

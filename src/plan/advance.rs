@@ -64,7 +64,10 @@ pub enum Outcome {
         code: Option<String>,
     },
     /// Another answer that no retry can change.
-    Refused,
+    Refused {
+        /// The status of the answer: a 3xx leaves open whether the request had an effect before it was sent elsewhere.
+        status: u16,
+    },
     /// What Vercel shows, asked before the first push.
     Compared {
         /// The resource at Vercel.
@@ -84,7 +87,11 @@ impl Outcome {
         if is_planted(Bug::ServerErrorProvesNothing) && matches!(self, Self::Failed) {
             return true;
         }
-        !matches!(self, Self::Acknowledged { .. } | Self::Lost | Self::Failed)
+        match self {
+            Self::Acknowledged { .. } | Self::Lost | Self::Failed => false,
+            Self::Refused { status } => *status >= 400,
+            _ => true,
+        }
     }
 
     /// Whether the attempt counts against the entry.
@@ -97,7 +104,7 @@ impl Outcome {
                 | Self::Conflict { .. }
                 | Self::NotFound
                 | Self::Rejected { .. }
-                | Self::Refused
+                | Self::Refused { .. }
         )
     }
 
@@ -115,7 +122,7 @@ impl Outcome {
             Self::InstallationGone => "installation_gone",
             Self::NotFound => "not_found",
             Self::Rejected { .. } => "rejected",
-            Self::Refused => "refused",
+            Self::Refused { .. } => "refused",
             Self::Compared { .. } => "compared",
             Self::SourceUnavailable => "source_unavailable",
             Self::SourceMoved => "source_moved",
@@ -192,7 +199,7 @@ pub fn advance(
         Outcome::InstallationGone => wait(entry, now, Reason::InstallationGone),
         Outcome::Released => wait(entry, now, Reason::Due),
         Outcome::NotFound => die(entry, Reason::NotFound),
-        Outcome::Refused => die(entry, Reason::Refused),
+        Outcome::Refused { .. } => die(entry, Reason::Refused),
         Outcome::Rejected { status, code } => {
             reject(record, &in_flight, *status, code.as_deref(), now)
         }
@@ -436,7 +443,7 @@ mod tests {
             Outcome::InstallationGone,
             Outcome::NotFound,
             rejected,
-            Outcome::Refused,
+            Outcome::Refused { status: 405 },
             Outcome::SourceUnavailable,
             Outcome::SourceMoved,
             Outcome::Released,

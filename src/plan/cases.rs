@@ -134,7 +134,11 @@ fn a_comparison_that_failed_waits_for_its_own_reason_not_for_a_late_application(
 fn what_an_answer_says_of_an_older_value_parks_nothing() {
     let cases = [
         (Outcome::NotFound, EntryState::Waiting, Reason::Due),
-        (Outcome::Refused, EntryState::Waiting, Reason::Due),
+        (
+            Outcome::Refused { status: 405 },
+            EntryState::Waiting,
+            Reason::Due,
+        ),
         (Outcome::Lost, EntryState::Waiting, Reason::Backoff),
     ];
     for (outcome, state, reason) in cases {

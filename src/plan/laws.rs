@@ -100,7 +100,7 @@ fn answer_that_changed_nothing_restores_the_doubt_of_before() {
         Outcome::TokenRefused,
         Outcome::InstallationGone,
         Outcome::NotFound,
-        Outcome::Refused,
+        Outcome::Refused { status: 405 },
         Outcome::Unreachable,
         Outcome::SourceUnavailable,
         Outcome::SourceMoved,
@@ -121,6 +121,19 @@ fn answer_that_changed_nothing_restores_the_doubt_of_before() {
         doubtful.attempts(&outcome, due);
         assert_eq!(doubtful.record.doubt, before, "{outcome:?}");
     }
+}
+
+#[test]
+fn a_redirect_leaves_doubt() {
+    let mut resource = Resource::acknowledged("status=ready");
+    resource.desires("status=suspended", START);
+    resource.attempts(&Outcome::Refused { status: 303 }, START);
+    assert_eq!(resource.state(), EntryState::Dead);
+    // Back to what was acknowledged: Vercel may hold the other value all the same.
+    resource.desires("status=ready", seconds(1));
+    let patch = resource.acknowledges(resource.due());
+    assert_eq!(sent(&patch), snapshot("status=ready"));
+    assert!(resource.record.doubt.is_empty());
 }
 
 #[test]
@@ -415,7 +428,7 @@ fn each_outcome_leads_where_the_design_says() {
         (Outcome::Released, waits(Reason::Due, 1), 0),
         (rejected(), dead(Reason::Rejected), 1),
         (Outcome::NotFound, dead(Reason::NotFound), 1),
-        (Outcome::Refused, dead(Reason::Refused), 1),
+        (Outcome::Refused { status: 308 }, dead(Reason::Refused), 1),
     ];
     for (outcome, (state, reason, due), attempts) in cases {
         let mut resource = Resource::acknowledged("status=ready");

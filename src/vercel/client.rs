@@ -26,8 +26,6 @@ use super::{Listed, Marketplace};
 const RESOURCE_BYTES_MAX: usize = 1024 * 1024;
 /// The most bytes of an installation's list that are read.
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The status in whose place stands a token that could not even be sent.
-const UNAUTHORIZED: u16 = 401;
 
 /// Vercel's Marketplace API.
 pub struct HttpMarketplace {
@@ -239,33 +237,9 @@ impl fmt::Debug for HttpMarketplace {
 
 /// The answer to a request that could not be built.
 ///
-/// A token that no header can carry concerns its installation alone, like one that Vercel refuses, and is answered alike; the
-/// rest are faults of this program, reported here because an answer has no place for them.
+/// A fault of this program, reported here because an answer has no place for it: what cannot be sent is told apart before.
 fn unbuilt(installation_id: &InstallationId, error: &RequestError) -> Answer {
-    let kind = match error {
-        RequestError::Token => AnswerKind::Http {
-            status: UNAUTHORIZED,
-            code: Some("token_unusable".to_owned()),
-            message: Some(format!("Nothing was sent: {error}.")),
-            retry_after: None,
-            rate_limit_reset: None,
-        },
-        RequestError::Body(cause) => {
-            report(installation_id, error, &cause.to_string());
-            AnswerKind::Unsent(UnsentKind::Connect)
-        }
-        RequestError::Path { .. } => {
-            report(installation_id, error, "");
-            AnswerKind::Unsent(UnsentKind::Connect)
-        }
-    };
-    Answer {
-        kind,
-        vercel_id: None,
-    }
-}
-
-fn report(installation_id: &InstallationId, error: &RequestError, cause: &str) {
+    let cause = std::error::Error::source(error).map(ToString::to_string);
     error!(
         event = "vercel.request_not_built",
         %installation_id,
@@ -273,6 +247,10 @@ fn report(installation_id: &InstallationId, error: &RequestError, cause: &str) {
         cause,
         "A request could not be built; nothing was sent"
     );
+    Answer {
+        kind: AnswerKind::Unsent(UnsentKind::Connect),
+        vercel_id: None,
+    }
 }
 
 #[cfg(test)]

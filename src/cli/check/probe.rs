@@ -44,6 +44,14 @@ pub(super) async fn ask(
                 );
                 continue;
             }
+            Err(error @ TokenError::Unusable) => {
+                report.add(
+                    Line::warning(code::NOT_ASKED, format!("{installation_id}: {error}")).help(
+                        "correct it where the source keeps it: until then its resources wait",
+                    ),
+                );
+                continue;
+            }
             Err(TokenError::Source(error)) => {
                 return report.failed("tokens", &Failure::from(&error));
             }

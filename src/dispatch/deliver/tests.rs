@@ -303,6 +303,10 @@ fn with_server(stand: &Stand, given: usize, error: Fails) -> Arc<Worker> {
     ))
 }
 
+fn is_unusable() -> TokenError {
+    TokenError::Unusable
+}
+
 fn refuses() -> TokenError {
     TokenError::Refused {
         problem: "no grant".to_owned(),
@@ -316,11 +320,13 @@ fn is_away() -> TokenError {
 }
 
 #[test]
-fn an_authorization_server_that_refuses_pauses_and_one_that_is_away_does_not() {
+fn a_token_that_is_refused_or_cannot_be_sent_pauses_and_one_that_cannot_be_had_does_not() {
     for given in [1, 0] {
+        let unusable = TokenError::Unusable.to_string();
         let cases = [
-            (refuses as Fails, Outcome::TokenRefused, true),
-            (is_away, Outcome::SourceUnavailable, false),
+            (refuses as Fails, Outcome::TokenRefused, Some("no grant")),
+            (is_unusable, Outcome::TokenRefused, Some(&*unusable)),
+            (is_away, Outcome::SourceUnavailable, None),
         ];
         for (error, expected, pauses) in cases {
             let stand = Stand::new();
@@ -330,9 +336,9 @@ fn an_authorization_server_that_refuses_pauses_and_one_that_is_away_does_not() {
             let answered = deliver_with(&worker, &stand, claimed, Supply::None);
             assert_eq!(*outcome(&answered), expected);
             let Attempted { pause, problem, .. } = answered.attempted;
-            let expected = pauses.then(|| (PauseKind::Token, "no grant".to_owned()));
+            let expected = pauses.map(|reason| (PauseKind::Token, reason.to_owned()));
             assert_eq!(pause, expected);
-            assert_eq!(problem.is_some(), !pauses);
+            assert_eq!(problem.is_some(), pauses.is_none());
         }
     }
 }

@@ -162,6 +162,8 @@ fn the_installations_query_gives_what_the_source_has() {
     assert_eq!(read().expect("it can be read"), token("secret"));
     stand.source.gives_token("icfg_1", None);
     assert_eq!(read().expect("it can be read"), None);
+    stand.source.gives_token("icfg_1", Some("secret\n"));
+    assert!(matches!(read(), Err(TokenError::Unusable)));
     stand.source.fails(true);
     assert!(matches!(read(), Err(TokenError::Source(_))));
     assert!(!query.remembers());

@@ -62,7 +62,7 @@ struct Net {
     news: RawRows,
     /// How many rows there were, those that passed included.
     read: u64,
-    /// The last row's cursor.
+    /// The cursor of the last row that has one as text.
     reached: Option<String>,
     /// Whether no open transaction can commit rows before that.
     is_settled: bool,
@@ -76,9 +76,11 @@ impl Sink for Net {
         let cursor = as_text(*cursor);
         self.read += 1;
         self.is_settled = settled.is_some();
-        let reached = self.reached.get_or_insert_default();
-        reached.clear();
-        reached.push_str(cursor.unwrap_or_default());
+        if let Some(cursor) = cursor {
+            let reached = self.reached.get_or_insert_default();
+            reached.clear();
+            reached.push_str(cursor);
+        }
         let before = self.news.len();
         pages::push_row(&mut self.news, &self.layouts.source, cells, cursor);
         let row = self.news.last().expect("it was pushed just now");

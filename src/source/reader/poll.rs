@@ -172,7 +172,7 @@ impl<D: Dialect> Inner<D> {
         // Rows are in the order of their cursors: the last one tells whether all are settled.
         let is_settled = sheet.is_settled;
         let next = match is_full {
-            true => sheet.position(horizon.clone()),
+            true => Some(sheet.position(horizon.clone()).ok_or_else(without_place)?),
             false => None,
         };
         if let Some(next) = &next
@@ -202,10 +202,12 @@ impl<D: Dialect> Inner<D> {
 struct Sheet {
     layouts: Arc<Layouts>,
     rows: RawRows,
-    /// The cursor and the ids of the last row as the database's order has them, each empty where it is no text.
+    /// The cursor of the last row that has one as text, and that row's ids as the database's order has them, each empty where it is no text.
     place: [String; 3],
-    /// How many rows at the end have that place.
+    /// How many rows have that place, the last of them, but for those without one.
     at_place: usize,
+    /// How many rows at the end have a cursor that is no text, and so no place: the next page, which starts before them, has them too.
+    without_place: usize,
     /// Whether no open transaction can commit rows before the last one's cursor.
     is_settled: bool,
 }
@@ -217,16 +219,18 @@ impl Sheet {
             rows,
             place: Default::default(),
             at_place: 0,
+            without_place: 0,
             is_settled: true,
         }
     }
 
-    /// The last row's cursor.
+    /// The cursor of the last row that has a place.
     fn reached(&self) -> Option<String> {
-        Some(self.rows.last()?.cursor()?.to_owned())
+        let [cursor, ..] = &self.place;
+        (self.at_place > 0).then(|| cursor.clone())
     }
 
-    /// The place of the last row; `None` without rows, and for a row without cursor, which no poll reads.
+    /// The place of the last row that has one.
     fn position(&self, horizon: Option<String>) -> Option<Position> {
         let [_, installation_id, resource_id] = &self.place;
         Some(Position {
@@ -244,7 +248,8 @@ impl Sheet {
     /// The group is a later reading: a row that changed in between is not to appear as it was, too.
     fn end_with(&mut self, group: &Self) {
         if !group.rows.is_empty() {
-            self.rows.truncate(self.rows.len() - self.at_place);
+            let before = self.rows.len() - self.without_place - self.at_place;
+            self.rows.truncate(before);
             self.rows.append(&group.rows);
         }
     }
@@ -256,16 +261,21 @@ impl Sink for Sheet {
             unreachable!("every statement selects all columns");
         };
         let cursor = as_text(*cursor);
-        let place = [cursor, as_text(*installation), as_text(*resource)];
-        let place = place.map(Option::unwrap_or_default);
-        if self.place.iter().zip(place).any(|(old, new)| old != new) {
-            self.at_place = 0;
-            for (old, new) in self.place.iter_mut().zip(place) {
-                old.clear();
-                old.push_str(new);
+        if let Some(cursor) = cursor {
+            let ids = [*installation, *resource].map(|id| as_text(id).unwrap_or_default());
+            let place = [cursor, ids[0], ids[1]];
+            if self.without_place > 0 || self.place.iter().zip(place).any(|(old, new)| old != new) {
+                self.at_place = 0;
+                for (old, new) in self.place.iter_mut().zip(place) {
+                    old.clear();
+                    old.push_str(new);
+                }
             }
+            self.at_place += 1;
+            self.without_place = 0;
+        } else {
+            self.without_place += 1;
         }
-        self.at_place += 1;
         self.is_settled = settled.is_some();
         pages::push_row(&mut self.rows, &self.layouts.source, cells, cursor);
         Taken::Kept
@@ -279,6 +289,18 @@ pub(super) fn cursor_of(layout: &Layout) -> Result<&CursorColumn, SourceError> {
         problem: "has no column `cursor`, so it cannot be polled".to_owned(),
         help: "sweep it, or add a cursor".to_owned(),
     })
+}
+
+/// A full page that shows no place from which the next could be read.
+fn without_place() -> SourceError {
+    SourceError::Shape {
+        statement: SOURCE_QUERY,
+        problem:
+            "has a page of rows none of whose cursors is UTF-8, so polls cannot go on behind it"
+                .to_owned(),
+        help: "select a cursor of text, as `hex(...)` of bytes is, or correct those rows"
+            .to_owned(),
+    }
 }
 
 pub(super) fn as_text(cell: Option<&[u8]>) -> Option<&str> {

@@ -156,7 +156,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("state.db");
         let new = rusqlite::Connection::open(&path).expect("opened");
-        new.execute_batch("CREATE TABLE kept (id)").expect("made");
+        // As whoever writes has it by then: of those who set it at once one may find the file locked.
+        let make = "PRAGMA journal_mode = WAL; CREATE TABLE kept (id)";
+        new.execute_batch(make).expect("made");
         let readers = Readers::new(path, Damage::default());
         for _ in 0..2 {
             // Each waits for all others: they do run at once.

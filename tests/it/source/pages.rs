@@ -8,7 +8,9 @@ use reconciled::model::{RawRow, RawText, ResourceKey};
 use reconciled::source::{CursorKind, Overlap, PollFrom, Sieve, Suspects};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection};
 
-use super::bed::{Bed, ids, last_cursor, poll_all, poll_news, poll_pages, sweep_all, text};
+use super::bed::{
+    Bed, ids, last_cursor, poll_all, poll_news, poll_pages, refusal, sweep_all, text,
+};
 use super::on_every_database;
 use crate::support::database::Engine;
 use crate::support::mariadb::MariaDb;
@@ -24,6 +26,7 @@ on_every_database!(
     rows_without_ids_are_in_the_first_page_of_a_sweep,
     integer_ids_are_ids,
     rows_without_cursor_are_seen_by_sweeps_alone,
+    a_cursor_that_is_no_text_ends_no_pass,
     a_look_up_finds_exactly_the_resources_named,
     the_overlap_reads_what_committed_late,
     what_commits_behind_a_page_already_read_is_in_the_next_pass,
@@ -285,6 +288,64 @@ async fn rows_without_cursor_are_seen_by_sweeps_alone(bed: Bed) {
     assert_eq!(ids(&swept), ["r0", "r1", "r2", "r3"]);
     assert!(swept[0].cursor.is_none());
     assert_eq!(swept[1].columns[0].1, RawText::Null);
+}
+
+async fn a_cursor_that_is_no_text_ends_no_pass(bed: Bed) {
+    // A database of PostgreSQL whose texts are UTF-8 has none.
+    let byte = bed.pick("", "X'80'", "CAST(X'80' AS TEXT)");
+    if byte.is_empty() {
+        return;
+    }
+    bed.create(bed.pick("", "VARBINARY(40)", "TEXT")).await;
+    // Between "a" and "é" in the order of bytes, twice with each.
+    let cursors = [
+        "'a0'",
+        "'a1'",
+        byte,
+        byte,
+        "'\u{e9}0'",
+        "'\u{e9}1'",
+        byte,
+        byte,
+    ];
+    let rows = cursors.iter().enumerate();
+    let rows = rows.map(|(index, cursor)| format!("('i', 'r{index}', {cursor}, 'ready')"));
+    let rows = rows.collect::<Vec<_>>().join(", ");
+    bed.database
+        .execute(&format!(
+            "INSERT INTO resource (installation_id, resource_id, updated_at, status) VALUES {rows}"
+        ))
+        .await;
+    let source = bed.source(&bed.query());
+    let all: BTreeSet<_> = (0..cursors.len())
+        .map(|index| format!("r{index}"))
+        .collect();
+    for limit in [5, 6, 7, 8, 9] {
+        let (rows, _) = poll_pages(&*source, PollFrom::Beginning, limit).await;
+        let read: BTreeSet<_> = ids(&rows).into_iter().map(str::to_owned).collect();
+        assert_eq!(read, all, "in pages of {limit}");
+    }
+    let whole = source.poll_page(&PollFrom::Beginning, 9, None).await;
+    let whole = whole.expect("a page is read");
+    assert_eq!(
+        (whole.reached.as_deref(), whole.next),
+        (Some("\u{e9}1"), None)
+    );
+    // Four in a row fill a page: there is no place behind them from which to go on.
+    let mut from = PollFrom::Beginning;
+    let refused = loop {
+        match source.poll_page(&from, 2, None).await {
+            Ok(page) => from = PollFrom::After(page.next.expect("more follows")),
+            Err(error) => break refusal(error),
+        }
+    };
+    assert!(
+        refused.contains("none of whose cursors is UTF-8"),
+        "{refused}"
+    );
+    // What passes a sieve does not hide how far the pass came.
+    let (page, _) = poll_news(&*source, "a0", 20).await.expect("there is room");
+    assert_eq!(page.reached.as_deref(), Some("\u{e9}1"));
 }
 
 async fn a_look_up_finds_exactly_the_resources_named(bed: Bed) {

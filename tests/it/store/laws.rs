@@ -103,7 +103,7 @@ pub(super) async fn outcome_with_stale_token_changes_nothing(store: &dyn Store) 
         "the installation is not limited"
     );
     acknowledge(store, &second, seconds(63)).await;
-    let mut again = settlement(&second, Outcome::Refused, seconds(64));
+    let mut again = settlement(&second, Outcome::Refused { status: 405 }, seconds(64));
     again.attempt = None;
     assert_eq!(store.advance(again).await.expect("answered"), None);
 }
