@@ -131,6 +131,9 @@ pub trait Store: Send + Sync {
     /// How many resources the state has. Looks at every one of them: at some ten million that takes a second.
     async fn resources(&self) -> Result<u64, StoreError>;
 
+    /// How many resources it has nothing of but an unusable row: those that [`Store::keys_after`] gives besides.
+    async fn unusable_alone(&self) -> Result<u64, StoreError>;
+
     /// Counts for the summary line and `status`: what they look at grows with what waits, not with the resources.
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError>;
 

@@ -42,7 +42,7 @@ pub struct PageCounts {
     pub dead: u64,
     /// Unusable.
     pub quarantined: u64,
-    /// Resources that the state knows, each once for its page.
+    /// Resources that the state knows now, be it by an unusable row alone, each once for its page.
     pub known: u64,
     /// Resources that are no longer quarantined.
     pub recovered: u64,
@@ -79,6 +79,12 @@ impl PageCounts {
         self.quarantined += quarantined;
         self.known += known;
         self.recovered += recovered;
+    }
+
+    /// Counts rows of one resource that are as unusable as they were.
+    fn still_unusable(&mut self, rows: usize, glance: Glance) {
+        self.quarantined += rows as u64;
+        self.known += u64::from(glance.row_hash.is_none());
     }
 
     pub(super) fn stands(&mut self, entry: Option<EntryState>) {
@@ -252,7 +258,7 @@ impl Reconciler {
         };
         let mut suspects = Vec::new();
         for (((key, rows), glance), hash) in by_key.into_iter().zip(glances).zip(hashes) {
-            // A sweep compares it with how many resources there are.
+            // A sweep compares them with how many there are.
             sorted.counts.known += u64::from(glance.row_hash.is_some());
             if glance.is_settled(hash) && rows.len() == 1 {
                 if may_repeat {
@@ -260,7 +266,7 @@ impl Reconciler {
                 }
                 sorted.counts.stands(glance.entry);
             } else if glance.quarantined == Some(hash) {
-                sorted.counts.quarantined += rows.len() as u64;
+                sorted.counts.still_unusable(rows.len(), glance);
             } else if may_repeat || glance.quarantined.is_some() {
                 // A row that looks usable may be one of two: its key alone tells.
                 suspects.push(Suspect {
@@ -357,7 +363,7 @@ impl Reconciler {
             };
             taken += rows.len() as u64;
             if glance.quarantined == Some(hash) {
-                sorted.counts.quarantined += rows.len() as u64;
+                sorted.counts.still_unusable(rows.len(), glance);
             } else {
                 self.take(sorted, &key, &rows, hash, glance);
             }
@@ -374,6 +380,7 @@ impl Reconciler {
         row_hash: RowHash,
         glance: Glance,
     ) {
+        sorted.counts.known += u64::from(glance.row_hash.is_none());
         let decoded = match rows {
             [row] => row.decode(),
             _ => Err(Unusable::duplicate()),
@@ -394,7 +401,6 @@ impl Reconciler {
                     sorted.committed.push((key.clone(), at));
                 }
                 sorted.counts.changed += 1;
-                sorted.counts.known += u64::from(glance.row_hash.is_none());
                 sorted.observations.push((observation, glance.entry));
             }
             Err(unusable) => {

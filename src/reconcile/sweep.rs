@@ -316,7 +316,7 @@ impl Reconciler {
         }
         // Law 9: a source that returns nothing proves nothing.
         if sweep.progress.account.rows > 0 || is_planted(Bug::EmptySourceDeletes) {
-            let resources = self.store.resources().await?;
+            let resources = self.store.resources().await? + self.store.unusable_alone().await?;
             if sweep.known != Some(resources) {
                 sweep.search = Some(Search::default());
                 return Ok(SweepStep::Page {
@@ -497,10 +497,11 @@ fn add(account: &mut SweepAccount, page: &PageCounts) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{RawRows, RawText};
+    use crate::model::{Field, RawRows, RawText};
     use crate::plan::decide::FirstSight;
     use crate::reconcile::Settings;
     use crate::reconcile::fixture::{Bench, START, row, stepped, swept};
+    use crate::store::Store as _;
 
     fn rows(ids: impl IntoIterator<Item = u32>) -> impl Iterator<Item = RawRow> {
         let row = |id: u32| row(&format!("res_{id:03}"), "a", id.into());
@@ -529,6 +530,38 @@ mod tests {
             assert_eq!((report.account.missing, report.newly_missing), (1, newly));
             assert_eq!((report.account.rows, report.unaccounted), (3, 0));
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_never_usable_is_forgotten_once_it_is_gone() {
+        let bench = Bench::new(rows(0..3));
+        let reconciler = bench.reconciler(|settings| settings.page_rows = 100);
+        let unusable = |id: &str, metadata: &str| {
+            let mut row = row(id, "a", 9);
+            row.columns = vec![(Field::Metadata, RawText::text(metadata))];
+            row
+        };
+        let mut without_ids = unusable("", "no JSON");
+        without_ids.resource_id = RawText::Null;
+        bench.table.puts(without_ids);
+        bench.table.puts(unusable("res_900", "no JSON"));
+        bench.table.puts(unusable("res_901", "no JSON"));
+        let sweep = async || {
+            bench.table.asked();
+            let report = swept(&reconciler).await;
+            let asked = bench.table.asked();
+            let has_searched = asked.iter().any(|asked| asked.starts_with("rows of"));
+            let counts = bench.store.counts(START).await.expect("in memory");
+            (report.account.quarantined, counts.quarantined, has_searched)
+        };
+        // Nothing is looked for while each of them is met, as it was or changed.
+        assert_eq!(sweep().await, (3, 3, false));
+        assert_eq!(sweep().await, (3, 3, false));
+        bench.table.puts(unusable("res_900", "still none"));
+        assert_eq!(sweep().await, (3, 3, false));
+        bench.table.deletes("res_901");
+        assert_eq!(sweep().await, (2, 2, true));
+        assert_eq!(sweep().await, (2, 2, false));
     }
 
     #[tokio::test]

@@ -263,6 +263,10 @@ impl Store for Blocking {
         self.runtime.block_on(self.store.resources())
     }
 
+    async fn unusable_alone(&self) -> Result<u64, StoreError> {
+        self.runtime.block_on(self.store.unusable_alone())
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.runtime.block_on(self.store.counts(now))
     }

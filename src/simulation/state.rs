@@ -227,6 +227,11 @@ impl Store for SimStore {
         self.committed.resources().await
     }
 
+    async fn unusable_alone(&self) -> Result<u64, StoreError> {
+        self.before("count").await?;
+        self.committed.unusable_alone().await
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.before("count").await?;
         self.committed.counts(now).await

@@ -478,6 +478,13 @@ impl Store for MemoryStore {
         Ok(self.state.lock().await.records.len() as u64)
     }
 
+    async fn unusable_alone(&self) -> Result<u64, StoreError> {
+        let state = self.state.lock().await;
+        let keys = state.quarantine.values();
+        let keys = keys.filter_map(|(row, _)| row.key.as_ref());
+        Ok(keys.filter(|key| !state.records.contains_key(key)).count() as u64)
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         Ok(self.state.lock().await.counts(now))
     }

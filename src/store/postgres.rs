@@ -484,6 +484,13 @@ impl Store for PostgresStore {
         .await
     }
 
+    async fn unusable_alone(&self) -> Result<u64, StoreError> {
+        self.read("count unusable rows", Purpose::Survey, |transaction| {
+            Box::pin(read::unusable_alone(transaction))
+        })
+        .await
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.read("count", Purpose::Survey, move |transaction| {
             Box::pin(read::counts(transaction, now))

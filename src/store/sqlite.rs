@@ -387,6 +387,10 @@ impl Store for SqliteStore {
         counted.map_err(|fault| fault.during("count resources"))
     }
 
+    async fn unusable_alone(&self) -> Result<u64, StoreError> {
+        self.read("count unusable rows", read::unusable_alone).await
+    }
+
     async fn counts(&self, now: Timestamp) -> Result<Counts, StoreError> {
         self.read("count", move |db| read::counts(db, now)).await
     }

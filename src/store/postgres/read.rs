@@ -306,6 +306,23 @@ pub(super) async fn resources(transaction: &mut Transaction) -> Result<u64, Faul
     codec::resources(&row)
 }
 
+/// How many resources it has nothing of but an unusable row.
+pub(super) async fn unusable_alone(transaction: &mut Transaction) -> Result<u64, Fault> {
+    let row = transaction
+        .query(
+            "SELECT count(*) AS resources
+             FROM quarantine
+             WHERE slot = ''::bytea
+               AND NOT EXISTS (SELECT 1
+                               FROM resource
+                               WHERE resource.installation_id = quarantine.installation_id
+                                 AND resource.resource_id = quarantine.resource_id)",
+        )
+        .fetch_one(transaction.connection())
+        .await?;
+    codec::resources(&row)
+}
+
 /// The counts of the summary line, all of one instant.
 pub(super) async fn counts(transaction: &mut Transaction, now: Timestamp) -> Result<Counts, Fault> {
     let row = transaction

@@ -209,6 +209,20 @@ pub(super) fn resources(db: &Db) -> Result<u64, Fault> {
     )
 }
 
+/// How many resources it has nothing of but an unusable row.
+pub(super) fn unusable_alone(db: &Db) -> Result<u64, Fault> {
+    db.row(UNUSABLE_ALONE, params![], |row| codec::resources(row))
+}
+
+const UNUSABLE_ALONE: &str = "
+    SELECT count(*) AS resources
+    FROM quarantine
+    WHERE slot = x''
+      AND NOT EXISTS (SELECT 1
+                      FROM resource
+                      WHERE resource.installation_id = quarantine.installation_id
+                        AND resource.resource_id = quarantine.resource_id)";
+
 /// The counts of the summary line, all of one instant.
 pub(super) fn counts(db: &Db, now: Timestamp) -> Result<Counts, Fault> {
     db.row(COUNTS, params![now.as_millis()], |row| codec::counts(row))

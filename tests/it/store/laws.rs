@@ -897,6 +897,9 @@ pub(super) async fn keys_come_in_byte_order(store: &dyn Store) {
         paged.extend(page);
     }
     assert_eq!(paged, keys);
+    let resources = store.resources().await.expect("readable");
+    let alone = store.unusable_alone().await.expect("readable");
+    assert_eq!((resources, alone), (keys.len() as u64 - 1, 1));
 }
 
 pub(super) async fn moved_row_is_read_again_until_it_was(store: &dyn Store) {
