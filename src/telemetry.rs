@@ -6,6 +6,8 @@
 
 mod event;
 mod field;
+#[cfg(test)]
+pub(crate) mod heard;
 mod layer;
 mod line;
 mod panic;

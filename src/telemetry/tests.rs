@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use tracing::{debug, error, info, info_span, trace, warn};
 
+use super::heard::heard_by;
 use super::*;
 
 /// A writer that the test can read.
@@ -30,7 +31,7 @@ fn written(filter: &str, style: Style, run: impl FnOnce(&LogHandle)) -> Vec<Stri
     let (layer, handle) =
         build::<Registry>(filter, style, Box::new(sink.clone())).expect("the filter parses");
     let subscriber = tracing_subscriber::registry().with(layer);
-    tracing::subscriber::with_default(subscriber, || run(&handle));
+    heard_by(subscriber, || run(&handle));
     let text = String::from_utf8(sink.0.lock().expect("no test panics with it").clone())
         .expect("lines are UTF-8");
     let timestamp = |line: &str| match style {
@@ -231,7 +232,7 @@ fn closed_output_loses_lines_and_nothing_else() {
         let (layer, handle) =
             build::<Registry>("info", Style::Json, writer).expect("the filter parses");
         let subscriber = tracing_subscriber::registry().with(layer);
-        tracing::subscriber::with_default(subscriber, || {
+        heard_by(subscriber, || {
             info!(event = "one", "");
             info!(event = "two", "");
         });

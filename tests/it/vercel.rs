@@ -27,6 +27,8 @@ use reconciled::vercel::{
 
 use server::{Received, Reply, Server};
 
+use crate::support::heard::heard_by;
+
 const TOKEN: &str = "t0ken-of-installation-1";
 const SECRET: &str = "s3cret/value+of=\"A\" & more";
 const OVERRIDE: &str = "0verride-for-preview";
@@ -514,7 +516,7 @@ async fn nothing_that_is_printed_or_traced_holds_a_secret() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || writer.clone())
         .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = heard_by(subscriber);
     tracing::trace!("the log is on");
     let (answer, received) = update_at(Reply::json(500, "{}")).await;
     assert_eq!(answer.status(), Some(500));

@@ -17,6 +17,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use super::fixture::*;
 use crate::support::database::TestDatabase;
+use crate::support::heard::heard_by;
 use crate::support::postgres::Postgres;
 
 const INSTALLATIONS: usize = 1_000;
@@ -200,7 +201,7 @@ async fn statements_of_every_second_read_indexes_and_where_they_can_nothing_else
     let (_database, store) = state().await;
     let plans = Plans::default();
     let subscriber = tracing_subscriber::registry().with(plans.clone());
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = heard_by(subscriber);
     let keys = keys(500);
 
     let mut told: BTreeMap<&str, Vec<(String, String)>> = BTreeMap::new();
@@ -299,7 +300,7 @@ async fn tables_that_the_server_takes_for_empty_are_read_by_the_key_all_the_same
     let store = open_postgres(&database.url).await;
     let plans = Plans::default();
     let subscriber = tracing_subscriber::registry().with(plans.clone());
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = heard_by(subscriber);
     // Often enough for plans that are kept, while there is next to nothing.
     for round in 0..8 {
         let key = key("icfg_few", &format!("res_{round}"));
@@ -362,7 +363,7 @@ async fn a_large_change_is_held_by_looking_at_each_of_its_entries_once() {
     assert!(under > all.len() / 2, "{under}");
     let plans = Plans::default();
     let subscriber = tracing_subscriber::registry().with(plans.clone());
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = heard_by(subscriber);
     let decided = store.reconcile(guarded(seconds(60), vec![], true)).await;
     let decided = decided.expect("committed");
     assert!(

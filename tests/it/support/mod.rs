@@ -5,6 +5,7 @@
 
 pub(crate) mod database;
 pub(crate) mod directory;
+pub(crate) mod heard;
 pub(crate) mod mariadb;
 pub(crate) mod pgbouncer;
 pub(crate) mod port;
