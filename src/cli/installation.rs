@@ -390,10 +390,13 @@ fn short_reason(pause: &Pause, look: Look) -> String {
         .unwrap_or_default();
     match pause.kind {
         PauseKind::Manual => format!("{}: {}{end}", visible(&pause.by), visible(&pause.reason)),
-        PauseKind::Token | PauseKind::Gone => pause
-            .probe_at
-            .map(|at| format!("probed {}", ahead(at, look)))
-            .unwrap_or_default(),
+        PauseKind::Token | PauseKind::Gone => {
+            pause
+                .probe_at
+                .map(|at| format!("probed {}: ", ahead(at, look)))
+                .unwrap_or_default()
+                + &visible(&pause.reason)
+        }
     }
 }
 
@@ -484,7 +487,12 @@ mod tests {
                 "reconciled"
             }
             .into(),
-            reason: "customer migration".into(),
+            reason: if kind == PauseKind::Manual {
+                "customer migration"
+            } else {
+                "Vercel refuses its access token"
+            }
+            .into(),
             since: ago(120),
             until,
             probe_at: (kind != PauseKind::Manual).then(|| NOW.plus(Duration::from_secs(40))),
@@ -534,7 +542,7 @@ mod tests {
         icfg_7Hd      active         1,112      1        0     0     2 min 14 s
         icfg_9aQ      paused         1,112      1        0     0     2 min 14 s  ana: customer migration
         icfg_over     active         1,112      1        0     0     2 min 14 s
-        icfg_tok      token refused  1,112      1        0     0     2 min 14 s  probed in 40 s
+        icfg_tok      token refused  1,112      1        0     0     2 min 14 s  probed in 40 s: Vercel refuses its access token
 
         Next: reconciled installation resume icfg_9aQ
         ");
@@ -593,7 +601,7 @@ mod tests {
         let (text, exit) = tell_resumed(&id, false, fleet.pauses.first(), LOOK);
         assert_eq!(exit, Exit::Failed);
         insta::assert_snapshot!(plain(&text), @r"
-        STILL PAUSED   icfg_tok: installation paused 14:00: Vercel refuses its token; probed again in 40 s
+        STILL PAUSED   icfg_tok: installation paused 14:00: Vercel refuses its access token; probed again in 40 s
         It goes on by itself when a probe succeeds.
         Next: reconciled outbox list --installation icfg_tok
         ");

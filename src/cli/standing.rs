@@ -159,12 +159,9 @@ pub(crate) fn paused(pause: &Pause, look: Look) -> String {
                 visible(reason)
             )
         }
-        PauseKind::Token => format!(
-            "installation paused {since}: Vercel refuses its token{}",
-            probe()
-        ),
-        PauseKind::Gone => format!(
-            "installation paused {since}: Vercel no longer knows it{}",
+        PauseKind::Token | PauseKind::Gone => format!(
+            "installation paused {since}: {}{}",
+            visible(reason),
             probe()
         ),
     }
@@ -392,11 +389,11 @@ mod tests {
             ),
             (
                 held_by(PauseKind::Token, None, Some(30)),
-                "installation paused 14:00: Vercel refuses its token; probed again in 30 s",
+                "installation paused 14:00: customer migration; probed again in 30 s",
             ),
             (
                 held_by(PauseKind::Gone, None, None),
-                "installation paused 14:00: Vercel no longer knows it",
+                "installation paused 14:00: customer migration",
             ),
         ];
         for (pause, expected) in cases {

@@ -54,8 +54,10 @@ pub enum Effect {
     Unrecorded,
     /// An installation was paused.
     Paused {
-        /// Why.
+        /// What ends the pause.
         kind: PauseKind,
+        /// Why, in words.
+        reason: String,
         /// How the attempt ended.
         outcome: Outcome,
     },

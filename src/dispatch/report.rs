@@ -98,9 +98,9 @@ impl Report {
             Effect::Settled { outcome, advanced } => {
                 self.settled(delivery, outcome, *advanced, outage, now)
             }
-            Effect::Paused { kind, .. } => {
+            Effect::Paused { kind, reason, .. } => {
                 self.count(|totals| totals.failed += 1);
-                paused(delivery, *kind);
+                paused(delivery, *kind, reason);
             }
             Effect::Resumed { kind } => {
                 let installation_id = delivery.key.installation_id.as_str();
@@ -417,7 +417,7 @@ fn line_debug(delivery: &Delivery, event: &'static str, advanced: Advanced, what
     );
 }
 
-fn paused(delivery: &Delivery, kind: PauseKind) {
+fn paused(delivery: &Delivery, kind: PauseKind, reason: &str) {
     let Shown {
         installation_id,
         status,
@@ -430,10 +430,11 @@ fn paused(delivery: &Delivery, kind: PauseKind) {
         event = "installation.paused",
         installation_id,
         kind,
+        reason,
         status,
         error_code,
         vercel_id,
-        "Paused {installation_id}: nothing is sent for it until a probe succeeds"
+        "Paused {installation_id}: {reason}; nothing is sent for it until a probe succeeds"
     );
 }
 

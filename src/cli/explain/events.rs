@@ -44,17 +44,8 @@ pub(super) fn events(story: &Story) -> Vec<Event> {
         .iter()
         .filter(|pause| pause.kind != PauseKind::Manual);
     events.extend(automatic.map(|pause| {
-        let why = if pause.kind == PauseKind::Token {
-            "Vercel refuses the token"
-        } else {
-            "Vercel no longer knows it"
-        };
-        one(
-            pause.since,
-            "paused",
-            format!("the installation: {why}"),
-            None,
-        )
+        let text = format!("the installation: {}", visible(&pause.reason));
+        one(pause.since, "paused", text, None)
     }));
     if let Some(row) = &story.quarantined {
         let text = format!(

@@ -585,8 +585,12 @@ fn paused(pause: &Pause, now: Timestamp) -> String {
             let reason = super::super::text::visible(reason);
             format!("installation paused by {by} {since}: \"{reason}\"")
         }
-        PauseKind::Token => "installation paused: Vercel refuses its token".to_owned(),
-        PauseKind::Gone => "installation paused: Vercel no longer knows it".to_owned(),
+        PauseKind::Token | PauseKind::Gone => {
+            format!(
+                "installation paused: {}",
+                super::super::text::visible(reason)
+            )
+        }
     }
 }
 

@@ -58,9 +58,10 @@ impl Worker {
         let Ok(advanced) = self.settle(claimed, attempted).await else {
             return Effect::Unrecorded;
         };
-        match attempted.pause {
-            Some((kind, _)) => Effect::Paused {
-                kind,
+        match &attempted.pause {
+            Some((kind, reason)) => Effect::Paused {
+                kind: *kind,
+                reason: reason.clone(),
                 outcome: attempted.outcome.clone(),
             },
             None => Effect::Settled {

@@ -510,6 +510,7 @@ fn what_a_delivery_did_has_a_name_and_so_has_how_its_request_ended() {
     };
     let paused = Effect::Paused {
         kind: PauseKind::Gone,
+        reason: "it is gone".to_owned(),
         outcome: Outcome::InstallationGone,
     };
     let resumed = Effect::Resumed {

@@ -110,6 +110,7 @@ fn each_end_of_a_delivery_has_its_line_and_its_count() {
     };
     let paused = Effect::Paused {
         kind: PauseKind::Gone,
+        reason: "it is gone".to_owned(),
         outcome: Outcome::InstallationGone,
     };
     let due = "reason=due";
@@ -173,9 +174,9 @@ fn each_end_of_a_delivery_has_its_line_and_its_count() {
         (
             paused,
             (0, 1, 0),
-            "ERROR installation.paused installation_id=icfg_1 kind=gone status=500 \
-             error_code=server_error vercel_id=fra1::1: Paused icfg_1: nothing is sent for it \
-             until a probe succeeds"
+            "ERROR installation.paused installation_id=icfg_1 kind=gone reason=it is gone status=500 \
+             error_code=server_error vercel_id=fra1::1: Paused icfg_1: it is gone; nothing is sent \
+             for it until a probe succeeds"
                 .to_owned(),
         ),
     ];
