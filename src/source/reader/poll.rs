@@ -171,7 +171,8 @@ impl<D: Dialect> Inner<D> {
         }
         // Rows are in the order of their cursors: the last one tells whether all are settled.
         let is_settled = sheet.is_settled;
-        let next = match is_full {
+        // Without a row there is nothing to go on behind, whatever the bound was: it may have been deleted since.
+        let next = match is_full && !sheet.rows.is_empty() {
             true => Some(sheet.position(horizon.clone()).ok_or_else(without_place)?),
             false => None,
         };
