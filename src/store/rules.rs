@@ -1,9 +1,38 @@
-//! The small predicates that every store answers alike: what is due, limited, paused, and how an unusable row is known again.
+//! The small predicates that every store answers alike: what is due, limited, paused, as the guard weighed it, and how an unusable row is
+//! known again.
 
 use crate::model::Timestamp;
 use crate::plan::claim::DUE_HORIZON;
 
 use super::{Pause, PauseKind, Quarantined};
+
+/// Whether an entry was never claimed since the guard weighed it, as SQL: made by that change, with no newer target since
+/// ([`look_under`](super::steps::guard::GuardRows::look_under)).
+macro_rules! as_weighed {
+    () => {
+        "entry.state = 'held'
+             AND entry.generation = 0
+             AND entry.origin <> 'followup'"
+    };
+}
+
+/// What the guard noted of an entry, of both kinds, as SQL that joins it.
+macro_rules! noted {
+    () => {
+        "LEFT JOIN guarded AS change
+           ON change.installation_id = entry.installation_id
+          AND change.resource_id = entry.resource_id
+          AND change.kind = 'change'
+         LEFT JOIN guarded AS destructive
+           ON destructive.installation_id = entry.installation_id
+          AND destructive.resource_id = entry.resource_id
+          AND destructive.kind = 'destructive'
+          -- Of an earlier change that was sent the time is another.
+          AND destructive.at = change.at"
+    };
+}
+
+pub(super) use {as_weighed, noted};
 
 /// Whether something that was to happen at `at` may happen now.
 ///

@@ -9,6 +9,7 @@ use crate::plan::guard::{Found, Impact, Summary};
 use crate::store::codec::{self, Cells as _};
 use crate::store::fault::Fault;
 use crate::store::hold::{Hold, HoldReport, SUMMARY_ENTRIES_MAX};
+use crate::store::rules::{as_weighed, noted};
 use crate::store::steps::Rows as _;
 use crate::store::steps::guard::{GuardRows, Move, Under, Window};
 
@@ -18,31 +19,6 @@ use super::{columns, locks, read};
 
 /// How many records of a report are read at a time.
 const RECORDS_PER_ROUND: usize = 500;
-
-/// Whether an entry was never claimed since the guard weighed it: made by that change, with no newer target since.
-macro_rules! as_weighed {
-    () => {
-        "entry.state = 'held'
-             AND entry.generation = 0
-             AND entry.origin <> 'followup'"
-    };
-}
-
-/// What was noted of an entry, of both kinds.
-macro_rules! noted {
-    () => {
-        "LEFT JOIN guarded AS change
-           ON change.installation_id = entry.installation_id
-          AND change.resource_id = entry.resource_id
-          AND change.kind = 'change'
-         LEFT JOIN guarded AS destructive
-           ON destructive.installation_id = entry.installation_id
-          AND destructive.resource_id = entry.resource_id
-          AND destructive.kind = 'destructive'
-          -- Of an earlier change that was sent the time is another.
-          AND destructive.at = change.at"
-    };
-}
 
 /// The first $4 entries under the hold $1 after ($2, $3).
 const UNDER: &str = concat!(
