@@ -50,6 +50,7 @@ guard_laws! {
         what_a_long_pass_found_counts_from_its_end,
         a_poll_meanwhile_takes_nothing_from_a_long_sweep,
         what_was_sent_destructively_does_not_hold_a_rename,
+        what_follows_a_request_is_weighed_anew_once_that_was_answered,
         a_newer_target_within_a_pass_is_what_counts,
         passes_within_ten_minutes_count_as_one,
         passes_far_apart_do_not_add_up,
@@ -488,6 +489,35 @@ async fn what_was_sent_destructively_does_not_hold_a_rename(store: &impl Orders)
     assert_eq!(decided.guard, [GuardEvent::Held { hold, found }]);
     assert_eq!(held(store).await, 1);
     assert_eq!(send(store, now).await, 10, "nobody is suspended by a name");
+}
+
+async fn what_follows_a_request_is_weighed_anew_once_that_was_answered(store: &impl Orders) {
+    ready(store, 40).await;
+    let guarded = |second, rows, ends_pass| Batch {
+        guard: BOTH,
+        ..page(seconds(second), rows, ends_pass)
+    };
+    let suspended = rows(0..10, &status("suspended"));
+    commit(store, guarded(3600, suspended, true)).await;
+    let out = claim(store, seconds(3600)).await;
+    assert_eq!(out.len(), 10);
+    // Renamed while they are being suspended: as long as nobody knows whether they are, the next request may do both.
+    let mut changes = rows(0..10, &with_name(status("suspended"), "renamed"));
+    changes.extend(rows(10..11, &status("suspended")));
+    commit(store, guarded(3601, changes, false)).await;
+    for claimed in &out {
+        acknowledge(store, claimed, seconds(3602)).await;
+    }
+    let decided = commit(store, guarded(3603, vec![], true)).await;
+    let hold = hold_of(&decided);
+    let found = found(11, 11);
+    assert_eq!(decided.guard, [GuardEvent::Held { hold, found }]);
+    assert_eq!(held(store).await, 1);
+    assert_eq!(
+        send(store, seconds(3603)).await,
+        10,
+        "they are renamed alone"
+    );
 }
 
 async fn a_newer_target_within_a_pass_is_what_counts(store: &impl Orders) {
