@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection};
+use sqlx::{
+    AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, Row as _, SqliteConnection,
+};
 
 use crate::client::{client, patch};
 use crate::process::Usage;
@@ -105,6 +107,16 @@ pub(crate) async fn scan(url: &str) -> Report {
             rows += 1;
             for index in 0..row.len() {
                 let text: Option<&str> = row.try_get_unchecked(index).expect("text");
+                bytes += text.map_or(0, |text| text.len() as u64);
+            }
+        }
+    } else if url.starts_with("mysql") {
+        let mut connection = MySqlConnection::connect(url).await.expect("a server");
+        let mut stream = sqlx::query(AssertSqlSafe(query)).fetch(&mut connection);
+        while let Some(row) = stream.try_next().await.expect("a row") {
+            rows += 1;
+            for index in 0..row.len() {
+                let text: Option<&[u8]> = row.try_get_unchecked(index).expect("a column");
                 bytes += text.map_or(0, |text| text.len() as u64);
             }
         }

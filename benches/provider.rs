@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::process;
 use crate::support::database::{Engine, TestDatabase};
 use crate::support::directory::Directory;
+use crate::support::mariadb::MariaDb;
 use crate::support::postgres::Postgres;
 use crate::support::sqlite;
 
@@ -29,6 +30,8 @@ pub(crate) fn body(n: u64) -> String {
 pub(crate) fn scan_query(url: &str) -> &'static str {
     if url.starts_with("sqlite") {
         "SELECT installation_id, id AS resource_id, cast(updated_at AS TEXT), name, status, metadata, billing_plan, secrets FROM resource"
+    } else if url.starts_with("mysql") {
+        "SELECT installation_id, id AS resource_id, cast(updated_at AS CHAR), name, status, metadata, billing_plan, secrets FROM resource"
     } else {
         "SELECT installation_id, id AS resource_id, updated_at::text, name, status, metadata::text, billing_plan::text, secrets::text FROM resource"
     }
@@ -39,6 +42,8 @@ pub(crate) struct Provider {
     pub(crate) database: TestDatabase,
     directory: Directory,
     pub(crate) resources: u64,
+    /// How many installations they belong to.
+    installations: u64,
     /// The database of a state on PostgreSQL, on a server of its own that keeps what it commits; otherwise the state is a file.
     shared_state: Option<(TestDatabase, Postgres)>,
 }
@@ -57,20 +62,26 @@ pub(crate) struct Setting {
 impl Provider {
     /// A database of that kind with `resources` rows whose last changes lie a second apart, the newest now.
     pub(crate) async fn new(engine: Engine, resources: u64) -> Self {
+        Self::spread(engine, resources, INSTALLATIONS).await
+    }
+
+    /// The same with the resources in so many installations.
+    pub(crate) async fn spread(engine: Engine, resources: u64, installations: u64) -> Self {
         let database = match engine {
             Engine::Postgres => Postgres::shared().database().await,
             Engine::Sqlite => sqlite::database(),
-            Engine::MariaDb => unreachable!("nothing is measured over MariaDB"),
+            Engine::MariaDb => MariaDb::shared().database().await,
         };
-        Self::over(database, resources).await
+        Self::over(database, resources, installations).await
     }
 
     /// The same in an empty database that is there already.
-    pub(crate) async fn over(database: TestDatabase, resources: u64) -> Self {
+    pub(crate) async fn over(database: TestDatabase, resources: u64, installations: u64) -> Self {
         let provider = Self {
             database,
             directory: Directory::new(None),
             resources,
+            installations,
             shared_state: None,
         };
         provider.fill().await;
@@ -86,7 +97,11 @@ impl Provider {
     }
 
     async fn fill(&self) {
-        let Self { resources, .. } = self;
+        let Self {
+            resources,
+            installations,
+            ..
+        } = self;
         let sql = match self.database.engine {
             Engine::Sqlite => format!(
                 "PRAGMA journal_mode = WAL;
@@ -96,18 +111,40 @@ impl Provider {
                      status TEXT NOT NULL, metadata TEXT NOT NULL, billing_plan TEXT NOT NULL, secrets TEXT NOT NULL,
                      PRIMARY KEY (installation_id, id));
                  CREATE INDEX resource_updated_at ON resource (updated_at);
-                 WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < {INSTALLATIONS})
+                 WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < {installations})
                  INSERT INTO installation SELECT printf('icfg_%06d', n), printf('token-of-icfg_%06d', n) FROM number;
                  WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < {resources})
                  INSERT INTO resource
-                 SELECT printf('icfg_%06d', n % {INSTALLATIONS}), printf('res_%07d', n), n, 'database-' || n, 'ready',
+                 SELECT printf('icfg_%06d', n % {installations}), printf('res_%07d', n), n, 'database-' || n, 'ready',
                         '{{\"region\":\"iad1\",\"round\":0}}',
                         '{{\"id\":\"pro\",\"type\":\"subscription\",\"name\":\"Pro\",\"cost\":\"$10.00/month\"}}',
                         printf('{{\"DATABASE_URL\":\"postgres://user:password-%d@db.internal/app\"}}', n)
                  FROM number;
                  ANALYZE;"
             ),
-            _ => format!(
+            Engine::MariaDb => format!(
+                "CREATE TABLE installation (id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY, token TEXT NOT NULL);
+                 CREATE TABLE resource (
+                     installation_id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+                     id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL, updated_at TIMESTAMP(6) NOT NULL,
+                     name TEXT NOT NULL, status VARCHAR(20) NOT NULL, metadata JSON NOT NULL, billing_plan JSON NOT NULL,
+                     secrets JSON NOT NULL, PRIMARY KEY (installation_id, id), INDEX (updated_at));
+                 INSERT INTO installation
+                 SELECT concat('icfg_', lpad(seq, 6, '0')), concat('token-of-icfg_', lpad(seq, 6, '0'))
+                 FROM seq_0_to_{last_installation};
+                 INSERT INTO resource
+                 SELECT concat('icfg_', lpad(seq % {installations}, 6, '0')), concat('res_', lpad(seq, 7, '0')),
+                        now(6) - INTERVAL ({resources} - seq) SECOND, concat('database-', seq), 'ready',
+                        '{{\"region\":\"iad1\",\"round\":0}}',
+                        '{{\"id\":\"pro\",\"type\":\"subscription\",\"name\":\"Pro\",\"cost\":\"$10.00/month\"}}',
+                        json_object('DATABASE_URL', concat('postgres://user:password-', seq, '@db.internal/app'))
+                 FROM seq_0_to_{last_resource}
+                 ORDER BY 1, 2;
+                 ANALYZE TABLE resource;",
+                last_installation = installations - 1,
+                last_resource = resources - 1,
+            ),
+            Engine::Postgres => format!(
                 "CREATE TABLE installation (id text PRIMARY KEY, token text NOT NULL);
                  CREATE TABLE resource (
                      installation_id text COLLATE \"C\" NOT NULL, id text COLLATE \"C\" NOT NULL, updated_at timestamptz NOT NULL,
@@ -115,9 +152,9 @@ impl Provider {
                      secrets jsonb NOT NULL, PRIMARY KEY (installation_id, id));
                  INSERT INTO installation
                  SELECT format('icfg_%s', lpad(n::text, 6, '0')), format('token-of-icfg_%s', lpad(n::text, 6, '0'))
-                 FROM generate_series(0, {INSTALLATIONS} - 1) AS n;
+                 FROM generate_series(0, {installations} - 1) AS n;
                  INSERT INTO resource
-                 SELECT format('icfg_%s', lpad((n % {INSTALLATIONS})::text, 6, '0')), format('res_%s', lpad(n::text, 7, '0')),
+                 SELECT format('icfg_%s', lpad((n % {installations})::text, 6, '0')), format('res_%s', lpad(n::text, 7, '0')),
                         now() - ({resources} - n) * interval '1 second', 'database-' || n, 'ready',
                         '{{\"region\":\"iad1\",\"round\":0}}',
                         '{{\"id\":\"pro\",\"type\":\"subscription\",\"name\":\"Pro\",\"cost\":\"$10.00/month\"}}',
@@ -158,13 +195,17 @@ impl Provider {
         };
         let text = format!(
             "[source]\nurl = \"{url}\"\n\
-             query = \"SELECT installation_id, id AS resource_id, updated_at AS cursor, name, status, metadata, billing_plan, secrets FROM resource\"\n\
+             query = \"SELECT installation_id, id AS resource_id, updated_at AS {cursor}, name, status, metadata, billing_plan, secrets FROM resource\"\n\
              installations_query = \"SELECT id AS installation_id, token AS access_token FROM installation\"\n\
              {overlap}\n{listen}\n\
              [state]\nurl = \"{state}\"\n\
              [vercel]\nbase_url = \"{vercel}\"\nmax_in_flight = {max_in_flight}\n\
              [schedule]\npoll = \"{poll}\"\nsweep = \"\"\n\
              [log]\nfilter = \"info,reconciled::app::watch=debug\"\nsummary_interval = \"{summaries}\"\n",
+            cursor = match self.database.engine {
+                Engine::MariaDb => "`cursor`",
+                _ => "cursor",
+            },
             overlap = match self.database.engine {
                 Engine::Sqlite => "overlap = 0",
                 _ => "",
@@ -193,7 +234,11 @@ impl Provider {
                  metadata = '{{\"region\":\"iad1\",\"round\":{round}}}' WHERE rowid <= {count}",
                 self.resources * (round + 1)
             ),
-            _ => format!(
+            Engine::MariaDb => format!(
+                "updated_at = now(6), name = concat(id, '-of-round-{round}'),
+                 metadata = '{{\"region\":\"iad1\",\"round\":{round}}}' WHERE id < 'res_{count:07}'"
+            ),
+            Engine::Postgres => format!(
                 "updated_at = clock_timestamp(), name = id || '-of-round-{round}',
                  metadata = '{{\"region\":\"iad1\",\"round\":{round}}}' WHERE id < 'res_{count:07}'"
             ),

@@ -378,7 +378,7 @@ impl Dispatcher {
                 allowance: Some(allowance),
             };
             self.leases.insert(claim.token, lease);
-            if claim.patch.secrets.is_some() {
+            if self.worker.needs_source(&claim) {
                 needy.push(claim);
             } else {
                 self.deliver(running, claim, Supply::None);

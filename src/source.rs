@@ -128,6 +128,20 @@ pub trait Source: Send + Sync {
         installation_id: &InstallationId,
     ) -> Result<Option<AccessToken>, SourceError>;
 
+    /// The tokens of those among these installations that have one, in any order. One that cannot be told is left out, and the others
+    /// are given all the same: [`Source::token`] says why.
+    async fn tokens(
+        &self,
+        installation_ids: &[InstallationId],
+    ) -> Result<Vec<(InstallationId, AccessToken)>, SourceError> {
+        let mut tokens = Vec::new();
+        for installation_id in installation_ids {
+            let token = self.token(installation_id).await?;
+            tokens.extend(token.map(|token| (installation_id.clone(), token)));
+        }
+        Ok(tokens)
+    }
+
     /// Who the database says it is: changes after a restore, a failover or a move.
     async fn identity(&self) -> Result<Identity, SourceError>;
 }

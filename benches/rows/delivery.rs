@@ -21,6 +21,10 @@ struct Load {
     rotates: bool,
     /// Whether the state is on PostgreSQL.
     is_shared: bool,
+    /// Whether each resource has an installation of its own.
+    is_apart: bool,
+    /// Where the resources are.
+    engine: Engine,
 }
 
 /// Answers at once, 64 in flight.
@@ -31,6 +35,8 @@ pub(crate) async fn at_once(scale: Scale, mock: &Mock) -> Vec<Figure> {
         changes: scale.changes,
         rotates: false,
         is_shared: false,
+        is_apart: false,
+        engine: Engine::Postgres,
     };
     compare(scale, mock, load, "0 ms, 64 in flight", (0.60, Some(2.0))).await
 }
@@ -43,6 +49,8 @@ pub(crate) async fn shared(scale: Scale, mock: &Mock) -> Vec<Figure> {
         changes: scale.changes,
         rotates: false,
         is_shared: true,
+        is_apart: false,
+        engine: Engine::Postgres,
     };
     compare(
         scale,
@@ -50,6 +58,48 @@ pub(crate) async fn shared(scale: Scale, mock: &Mock) -> Vec<Figure> {
         load,
         "0 ms, 64 in flight, PostgreSQL state",
         (0.50, None),
+    )
+    .await
+}
+
+/// The same where each resource has an installation of its own, whose token has to be read first.
+pub(crate) async fn apart(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let load = Load {
+        in_flight: 64,
+        answer: Duration::ZERO,
+        changes: scale.changes,
+        rotates: false,
+        is_shared: false,
+        is_apart: true,
+        engine: Engine::Postgres,
+    };
+    compare(
+        scale,
+        mock,
+        load,
+        "0 ms, 64 in flight, an installation each",
+        (0.60, None),
+    )
+    .await
+}
+
+/// The same with the resources in MariaDB.
+pub(crate) async fn from_mariadb(scale: Scale, mock: &Mock) -> Vec<Figure> {
+    let load = Load {
+        in_flight: 64,
+        answer: Duration::ZERO,
+        changes: scale.changes,
+        rotates: false,
+        is_shared: false,
+        is_apart: false,
+        engine: Engine::MariaDb,
+    };
+    compare(
+        scale,
+        mock,
+        load,
+        "0 ms, 64 in flight, MariaDB source",
+        (0.60, None),
     )
     .await
 }
@@ -62,6 +112,8 @@ pub(crate) async fn secrets(scale: Scale, mock: &Mock) -> Vec<Figure> {
         changes: scale.changes,
         rotates: true,
         is_shared: false,
+        is_apart: false,
+        engine: Engine::Postgres,
     };
     compare(
         scale,
@@ -83,6 +135,8 @@ pub(crate) async fn answered_late(scale: Scale, mock: &Mock) -> Vec<Figure> {
             changes: in_flight * scale.slow_changes_each,
             rotates: false,
             is_shared: false,
+            is_apart: false,
+            engine: Engine::Postgres,
         };
         let name = format!("50 ms, {in_flight} in flight");
         figures.extend(compare(scale, mock, load, &name, (0.97, None)).await);
@@ -97,7 +151,10 @@ async fn compare(
     name: &str,
     (rate_bar, cpu_bar): (f64, Option<f64>),
 ) -> Vec<Figure> {
-    let mut provider = Provider::new(Engine::Postgres, load.changes).await;
+    let mut provider = match load.is_apart {
+        true => Provider::spread(load.engine, load.changes, load.changes).await,
+        false => Provider::new(load.engine, load.changes).await,
+    };
     if load.is_shared {
         provider = provider.with_shared_state().await;
     }

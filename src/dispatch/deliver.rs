@@ -1,6 +1,6 @@
 //! One claimed entry, from its claim to its recorded outcome.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -264,11 +264,30 @@ impl Worker {
         Answered { claimed, attempted }
     }
 
-    /// Reads the rows of several claims at once; a claim whose row did not come reads it again by itself.
+    /// Whether something has to be read from the source before this can be sent.
+    pub(super) fn needs_source(&self, claimed: &Claimed) -> bool {
+        claimed.patch.secrets.is_some() || self.tokens.lacks(&claimed.key.installation_id)
+    }
+
+    /// Reads what several claims need from the source at once: the rows of those with secrets, and tokens; a claim whose row or token did
+    /// not come reads it again by itself.
     pub(super) async fn supply(self: Arc<Self>, claims: Vec<Claimed>) -> Vec<(Claimed, Supply)> {
-        let keys: Vec<ResourceKey> = claims.iter().map(|claimed| claimed.key.clone()).collect();
+        let has_secrets = |claimed: &&Claimed| claimed.patch.secrets.is_some();
+        let secret = claims.iter().filter(has_secrets);
+        let keys: Vec<ResourceKey> = secret.map(|claimed| claimed.key.clone()).collect();
+        let installations = claims.iter().map(|claimed| &claimed.key.installation_id);
+        let installations: BTreeSet<InstallationId> = installations.cloned().collect();
+        let installations: Vec<InstallationId> = installations.into_iter().collect();
+        let reading = async {
+            match keys.is_empty() {
+                true => Vec::new(),
+                false => self.worlds.source.fetch(&keys).await.unwrap_or_default(),
+            }
+        };
+        let reading_tokens = self.tokens.read_together(&installations);
+        let (read, ()) = futures_util::future::join(reading, reading_tokens).await;
         let mut rows: BTreeMap<ResourceKey, Vec<RawRow>> = BTreeMap::new();
-        for row in self.worlds.source.fetch(&keys).await.unwrap_or_default() {
+        for row in read {
             if let Ok(key) = row.key() {
                 rows.entry(key).or_default().push(row);
             }

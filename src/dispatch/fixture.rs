@@ -223,7 +223,19 @@ struct Held {
     tokens: BTreeMap<InstallationId, Option<String>>,
     fails: bool,
     fetched: Vec<usize>,
+    /// By themselves.
     tokens_read: usize,
+    read_together: Vec<usize>,
+}
+
+impl Held {
+    fn token(&self, installation_id: &InstallationId) -> Option<AccessToken> {
+        let token = match self.tokens.get(installation_id) {
+            Some(token) => token.as_deref(),
+            None => Some("token"),
+        };
+        token.map(AccessToken::new)
+    }
 }
 
 impl TestSource {
@@ -260,8 +272,14 @@ impl TestSource {
         self.lock().fetched.clone()
     }
 
+    /// How many tokens were read by themselves.
     pub(super) fn tokens_read(&self) -> usize {
         self.lock().tokens_read
+    }
+
+    /// For how many installations at once tokens were read.
+    pub(super) fn tokens_read_together(&self) -> Vec<usize> {
+        self.lock().read_together.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -314,11 +332,20 @@ impl Source for TestSource {
         if held.fails {
             return Err(unreachable_source());
         }
-        let token = match held.tokens.get(installation_id) {
-            Some(token) => token.clone(),
-            None => Some("token".to_owned()),
-        };
-        Ok(token.map(|token| AccessToken::new(&token)))
+        Ok(held.token(installation_id))
+    }
+
+    async fn tokens(
+        &self,
+        installation_ids: &[InstallationId],
+    ) -> Result<Vec<(InstallationId, AccessToken)>, SourceError> {
+        let mut held = self.lock();
+        held.read_together.push(installation_ids.len());
+        if held.fails {
+            return Err(unreachable_source());
+        }
+        let token = |id: &InstallationId| Some((id.clone(), held.token(id)?));
+        Ok(installation_ids.iter().filter_map(token).collect())
     }
 
     async fn identity(&self) -> Result<Identity, SourceError> {

@@ -471,6 +471,71 @@ fn rows_of_several_claims_with_secrets_are_read_together_and_others_not_at_all()
 }
 
 #[test]
+fn tokens_of_several_installations_are_read_together_and_each_once() {
+    let stand = Stand::new();
+    let ids = ["icfg_1", "icfg_2", "icfg_3"];
+    for id in ids {
+        stand
+            .source
+            .gives_token(id, Some(&format!("token of {id}")));
+        stand.desire(id, 2, "ready");
+    }
+    work(&stand, |_| {});
+    assert_eq!(stand.source.tokens_read_together(), [3]);
+    assert_eq!(stand.source.tokens_read(), 0);
+    let sent = stand.vercel.sent();
+    assert_eq!(sent.len(), 6);
+    for request in &sent {
+        let id = request.token.trim_start_matches("token of ");
+        assert!(
+            request.what.starts_with(&format!("PATCH {id}/")),
+            "{request:?}"
+        );
+    }
+    // What is known needs nothing from the source.
+    for id in ids {
+        stand.desire(id, 2, "suspended");
+    }
+    work(&stand, |_| {});
+    assert_eq!(stand.vercel.sent().len(), 12);
+}
+
+#[test]
+fn one_installation_without_a_token_delays_none_that_is_claimed_with_it() {
+    let stand = Stand::new();
+    for (id, token) in [
+        ("icfg_1", Some("token")),
+        ("icfg_2", None),
+        ("icfg_3", Some("broken\n")),
+        ("icfg_4", Some("token")),
+    ] {
+        stand.source.gives_token(id, token);
+        stand.desire(id, 1, "ready");
+    }
+    let mut dispatcher = stand.dispatcher(|_| {});
+    stand.clock.run(dispatcher.run(until(0)));
+    assert_eq!(stand.source.tokens_read_together(), [4]);
+    // Those two are read by themselves, to say why they cannot be sent.
+    assert_eq!(stand.source.tokens_read(), 2);
+    let said = stand.vercel.said();
+    assert_eq!(said, ["PATCH icfg_1/res_0", "PATCH icfg_4/res_0"]);
+}
+
+#[test]
+fn tokens_that_could_not_be_read_together_are_read_by_themselves() {
+    let stand = Stand::new();
+    for id in ["icfg_1", "icfg_2"] {
+        stand.desire(id, 1, "ready");
+    }
+    stand.source.fails(true);
+    let mut dispatcher = stand.dispatcher(|_| {});
+    stand.clock.run(dispatcher.run(until(0)));
+    assert_eq!(stand.source.tokens_read_together(), [2]);
+    assert_eq!(stand.source.tokens_read(), 2);
+    assert_eq!(stand.vercel.said(), [] as [&str; 0]);
+}
+
+#[test]
 fn the_row_of_a_single_claim_is_read_only_once_it_can_be_sent() {
     let stand = Stand::new();
     stand.source.gives_token("icfg_1", None);

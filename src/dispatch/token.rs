@@ -1,6 +1,7 @@
 //! Access tokens: read when needed, kept in memory only, read again when Vercel refuses one.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -11,6 +12,8 @@ use crate::source::{Source, SourceError};
 
 /// The most tokens kept; past it the memory is emptied and filled again as needed.
 const KEPT_MAX: usize = 50_000;
+/// The most tokens that are read together.
+const TOGETHER_MAX: usize = 256;
 
 /// Where tokens come from.
 #[async_trait]
@@ -34,6 +37,18 @@ pub trait TokenSource: Send + Sync {
         _refused: &AccessToken,
     ) -> Result<Option<AccessToken>, TokenError> {
         self.token(installation_id).await
+    }
+
+    /// Those tokens of these installations that can be read together, as [`TokenSource::token`] would give them; where each has to be
+    /// asked for by itself, none.
+    ///
+    /// # Errors
+    /// They could not be read, not together.
+    async fn tokens(
+        &self,
+        _installation_ids: &[InstallationId],
+    ) -> Result<Vec<(InstallationId, AccessToken)>, TokenError> {
+        Ok(Vec::new())
     }
 
     /// Whether it remembers tokens by itself, for as long as they last.
@@ -81,6 +96,15 @@ impl TokenSource for InstallationsQuery {
             token => Ok(token),
         }
     }
+
+    async fn tokens(
+        &self,
+        installation_ids: &[InstallationId],
+    ) -> Result<Vec<(InstallationId, AccessToken)>, TokenError> {
+        let mut tokens = self.0.tokens(installation_ids).await?;
+        tokens.retain(|(_, token)| token.is_sendable());
+        Ok(tokens)
+    }
 }
 
 /// What reading a refused token again gave.
@@ -96,6 +120,8 @@ pub(super) enum Renewed {
 pub struct Tokens {
     origin: Arc<dyn TokenSource>,
     kept: Mutex<HashMap<InstallationId, AccessToken>>,
+    /// How many are read together: no more than there was time for.
+    together_max: AtomicUsize,
 }
 
 impl Tokens {
@@ -105,7 +131,49 @@ impl Tokens {
         Self {
             origin,
             kept: Mutex::new(HashMap::new()),
+            together_max: AtomicUsize::new(TOGETHER_MAX),
         }
+    }
+
+    /// Whether the installation's token is to be read first.
+    pub(super) fn lacks(&self, installation_id: &InstallationId) -> bool {
+        !self.origin.remembers() && self.kept(|kept| !kept.contains_key(installation_id))
+    }
+
+    /// Reads those tokens of these installations together that are not kept. One that is not among them then is read by itself once it is
+    /// needed, which also tells why.
+    pub(super) async fn read_together(&self, installation_ids: &[InstallationId]) {
+        let lacking = installation_ids.iter().filter(|id| self.lacks(id));
+        let lacking: Vec<InstallationId> = lacking.cloned().collect();
+        let mut rest = &lacking[..];
+        while !rest.is_empty() {
+            let most = self.together_max.load(Ordering::Relaxed);
+            let (asked, later) = rest.split_at(rest.len().min(most));
+            rest = later;
+            match self.origin.tokens(asked).await {
+                Ok(read) => self.keep(read),
+                Err(error) => {
+                    if let TokenError::Source(SourceError::Timeout { .. }) = error {
+                        // There is time enough for fewer.
+                        let fewer = (asked.len() / 2).max(1);
+                        self.together_max.fetch_min(fewer, Ordering::Relaxed);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn keep(&self, read: Vec<(InstallationId, AccessToken)>) {
+        self.kept(|kept| {
+            if kept.len() + read.len() > KEPT_MAX {
+                kept.clear();
+            }
+            for (installation_id, token) in read {
+                // One that was read again meanwhile is newer.
+                kept.entry(installation_id).or_insert(token);
+            }
+        });
     }
 
     pub(super) async fn get(

@@ -128,7 +128,9 @@ pub(super) fn mysql(number: u16, message: &str) -> Failure {
         }
         1969 | 3024 | 1317 | 1205 => Failure::Timeout,
         1213 => Failure::Unreachable(said("the transaction was rolled back by a deadlock")),
-        1064 | 1149 => Failure::Query(said("syntax error")),
+        1064 | 1149 => Failure::Query(said(
+            "syntax error (`cursor` is a reserved word there and needs its backticks)",
+        )),
         // Names of columns, tables and functions only.
         1052 | 1054 | 1060 | 1142 | 1143 | 1146 | 1227 | 1290 | 1305 | 1370 | 1792 => {
             Failure::Query(said(message))
@@ -354,8 +356,14 @@ mod tests {
                 1213,
                 "Unreachable: 1213: the transaction was rolled back by a deadlock",
             ),
-            (1064, "Query: 1064: syntax error"),
-            (1149, "Query: 1149: syntax error"),
+            (
+                1064,
+                "Query: 1064: syntax error (`cursor` is a reserved word there and needs its backticks)",
+            ),
+            (
+                1149,
+                "Query: 1149: syntax error (`cursor` is a reserved word there and needs its backticks)",
+            ),
             (1054, "Query: 1054: said"),
             (1146, "Query: 1146: said"),
             (1243, "Query: 1243: not a statement that can be prepared"),

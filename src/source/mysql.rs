@@ -101,6 +101,13 @@ fn native_param(family: Family, text: &str) -> Option<Param> {
     }
 }
 
+/// A value's bytes in UTF-8; what has no character set (bytes, numbers, times) is taken as it is.
+fn in_utf8(operand: &str) -> String {
+    format!(
+        "(CASE CHARSET({operand}) WHEN 'binary' THEN CAST({operand} AS BINARY) ELSE CAST(CONVERT({operand} USING utf8mb4) AS BINARY) END)"
+    )
+}
+
 /// `2026-01-31 12:00:00`, perhaps with a fraction.
 fn is_datetime(text: &str) -> bool {
     text.len() >= 19
@@ -134,17 +141,18 @@ impl Dialect for MySqlDialect {
         format!("resource.`{name}`")
     }
 
-    /// As bytes in UTF-8; what has no character set (bytes, numbers, times) is taken as it is.
+    /// As a text, whatever type the column has by now: text comes in the character set of the connection, bytes come as they are.
     fn text(&self, column: &Column) -> String {
-        let operand = self.operand(column.name);
-        format!(
-            "(CASE CHARSET({operand}) WHEN 'binary' THEN CAST({operand} AS BINARY) ELSE CAST(CONVERT({operand} USING utf8mb4) AS BINARY) END)"
-        )
+        format!("CONCAT({})", self.operand(column.name))
     }
 
     fn value(&self, column: &Column) -> String {
-        // Of bytes: what is beyond the limit by one is too long.
-        format!("LEFT({}, {})", self.text(column), MAX_COLUMN_BYTES + 1)
+        // Of bytes or characters: what is beyond the limit by one is too long.
+        format!(
+            "LEFT({}, {})",
+            self.operand(column.name),
+            MAX_COLUMN_BYTES + 1
+        )
     }
 
     fn cursor_kind(&self, type_name: &str) -> Option<CursorKind> {
@@ -213,7 +221,7 @@ impl Dialect for MySqlDialect {
     fn binary_key(&self, column: &Column) -> Key {
         let digits = format!(
             "COALESCE(HEX(LEFT({}, {MAX_ORDERED_BYTES})), '')",
-            self.text(column)
+            in_utf8(&self.operand(column.name))
         );
         Key {
             order: digits.clone(),
@@ -239,15 +247,18 @@ impl Dialect for MySqlDialect {
 
     fn is_irregular(&self, column: &Column) -> String {
         let operand = self.operand(column.name);
-        let text = self.text(column);
+        // A character has four bytes in UTF-8 at most, and one at least in any other character set.
+        let is_long = format!(
+            "(octet_length({operand}) > {} AND octet_length({}) > {MAX_ORDERED_BYTES})",
+            MAX_ORDERED_BYTES / 4,
+            in_utf8(&operand)
+        );
         match family(&column.type_name) {
-            Family::Text => {
-                format!("({operand} IS NULL OR octet_length({text}) > {MAX_ORDERED_BYTES})")
-            }
-            // What is no UTF-8 does not survive the conversion.
+            Family::Text => format!("({operand} IS NULL OR {is_long})"),
+            // Bytes that are no UTF-8 do not survive the conversion.
             Family::Binary => format!(
-                "({operand} IS NULL OR octet_length({text}) > {MAX_ORDERED_BYTES} \
-                 OR COALESCE(CAST(CONVERT({text} USING utf8mb4) AS BINARY) <> {text}, TRUE))"
+                "({operand} IS NULL OR {is_long} OR (CHARSET({operand}) = 'binary' \
+                 AND COALESCE(CAST(CONVERT({operand} USING utf8mb4) AS BINARY) <> {operand}, TRUE)))"
             ),
             _ => format!("({operand} IS NULL)"),
         }

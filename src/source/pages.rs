@@ -13,7 +13,7 @@ use super::dialect::{Cell, Dialect, Key, Rows, ToldBy, text};
 use super::query::Query;
 use super::statement::{Comparison, Param, Statement};
 use super::{Position, RawKey};
-use crate::model::{CellText, RawRow, RawRows, RawText, ResourceKey};
+use crate::model::{CellText, InstallationId, RawRow, RawRows, RawText, ResourceKey};
 
 /// The most rows that are read of one group of equal ids; further ones could only repeat that the id is not unique.
 pub(super) const MAX_GROUP_ROWS: u32 = 1_000;
@@ -414,16 +414,19 @@ fn push_equal(statement: &mut Statement, keys: &Keys, installation: &Param, reso
         .push(&format!("\nLIMIT {MAX_GROUP_ROWS}"));
 }
 
-/// The statement that looks up one installation's token.
-pub(super) fn token<D: Dialect>(
+/// The statement that looks up the tokens of some installations, and perhaps of ids that the database takes for equal; `None` when no id
+/// can be there.
+pub(super) fn tokens<D: Dialect>(
     dialect: &D,
     query: &Query,
     layout: &super::columns::InstallationsLayout,
-    installation_id: &str,
+    installation_ids: &[InstallationId],
 ) -> Option<Statement> {
     let native = dialect.native_key(&layout.installation_id);
     let key = native.unwrap_or_else(|| dialect.binary_key(&layout.installation_id));
-    let param = dialect.id_param(&key, installation_id)?;
+    let param = |id: &InstallationId| dialect.id_param(&key, id.as_str());
+    let params: Vec<Param> = installation_ids.iter().filter_map(param).collect();
+    let (first, rest) = params.split_first()?;
     let mut statement = Statement::new(D::PLACEHOLDERS);
     // The id again as text: the database may take other ids for equal.
     statement
@@ -433,9 +436,12 @@ pub(super) fn token<D: Dialect>(
             dialect.value(&layout.access_token)
         ))
         .push(query.text())
-        .push(&format!("\n) AS resource\nWHERE {} = ", key.order))
-        .param(&param)
-        .push(&format!("\nLIMIT {MAX_GROUP_ROWS}"));
+        .push(&format!("\n) AS resource\nWHERE {} IN (", key.order))
+        .param(first);
+    for param in rest {
+        statement.push(", ").param(param);
+    }
+    statement.push(&format!(")\nLIMIT {MAX_FETCHED_ROWS}"));
     Some(statement)
 }
 

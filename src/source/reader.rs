@@ -234,6 +234,22 @@ impl<D: Dialect> Source for Reader<D> {
         .await
     }
 
+    async fn tokens(
+        &self,
+        installation_ids: &[InstallationId],
+    ) -> Result<Vec<(InstallationId, AccessToken)>, SourceError> {
+        if self.0.installations_query.is_none() || installation_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let installation_ids = installation_ids.to_vec();
+        self.detached(move |inner| async move {
+            let mut session = inner.begin(INSTALLATIONS_QUERY).await?;
+            let tokens = inner.tokens(&mut session, &installation_ids).await;
+            inner.finish(session, tokens)
+        })
+        .await
+    }
+
     async fn identity(&self) -> Result<Identity, SourceError> {
         self.detached(|inner| async move {
             let mut session = inner.begin("identity query").await?;

@@ -4,7 +4,7 @@ use crate::deliver::{self, Side};
 use crate::figure::{Bar, Figure, float, megabytes};
 use crate::mock::Mock;
 use crate::process;
-use crate::provider::{PATIENCE, Provider, Setting};
+use crate::provider::{self, PATIENCE, Provider, Setting};
 use crate::queue::{Enqueued, IN_FLIGHT, Queue, Worked};
 use crate::support::postgres::Postgres;
 
@@ -21,7 +21,7 @@ pub(crate) async fn rounds() -> Vec<Figure> {
     let mock = Mock::start();
     // A queue is its database, so what that acknowledges must be on disk, as what the daemon's state acknowledges is.
     let server = Postgres::dedicated();
-    let provider = Provider::over(server.database().await, changes).await;
+    let provider = Provider::over(server.database().await, changes, provider::INSTALLATIONS).await;
     let config = provider.configure(&Setting {
         vercel: mock.url(),
         max_in_flight: IN_FLIGHT.into(),

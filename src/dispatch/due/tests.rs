@@ -309,9 +309,9 @@ fn what_was_answered_meanwhile_is_recorded_as_soon_as_the_batch_before_is() {
     stand.desire("icfg_1", 2, "ready");
     let mut look = Look::new(&stand, |_| {});
     look.once();
-    // A batch is being recorded while these are claimed, sent and answered.
+    // A batch is being recorded while these are claimed, their token is read, and they are sent and answered.
     look.dispatcher.is_recording = true;
-    for _ in 0..2 {
+    for _ in 0..3 {
         for ended in look.turn() {
             look.dispatcher.take(&look.running, ended);
         }

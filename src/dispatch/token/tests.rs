@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::sync::Notify;
+
 use crate::dispatch::fixture::{Stand, installation};
 
 use super::*;
@@ -15,6 +17,13 @@ struct Numbered {
     none: bool,
     /// It always gives the same.
     same: bool,
+    /// It gives several at once.
+    together: bool,
+    /// What several wait for.
+    gate: Option<Arc<Notify>>,
+    /// How many at once are too many for it, and what it says then.
+    too_many: Mutex<Option<(usize, SourceError)>>,
+    asked_together: Mutex<Vec<usize>>,
 }
 
 #[async_trait]
@@ -32,6 +41,30 @@ impl TokenSource for Numbered {
     ) -> Result<Option<AccessToken>, TokenError> {
         self.renewed.fetch_add(1, Ordering::Relaxed);
         self.token(id).await
+    }
+
+    async fn tokens(
+        &self,
+        ids: &[InstallationId],
+    ) -> Result<Vec<(InstallationId, AccessToken)>, TokenError> {
+        self.asked_together
+            .lock()
+            .expect("no panic")
+            .push(ids.len());
+        let is_too_many = |(least, _): &mut (usize, SourceError)| ids.len() >= *least;
+        let refused = self.too_many.lock().expect("no panic").take_if(is_too_many);
+        if let Some((_, error)) = refused {
+            return Err(error.into());
+        }
+        let mut tokens = Vec::new();
+        for id in ids.iter().filter(|_| self.together) {
+            let token = self.token(id).await?;
+            tokens.extend(token.map(|token| (id.clone(), token)));
+        }
+        if let Some(gate) = &self.gate {
+            gate.notified().await;
+        }
+        Ok(tokens)
     }
 
     fn remembers(&self) -> bool {
@@ -62,10 +95,20 @@ impl Kept {
         token.map(|token| token.expose().to_owned())
     }
 
+    fn read_together(&self, ids: &[&str]) {
+        let ids: Vec<_> = ids.iter().map(|id| installation(id)).collect();
+        self.stand.clock.run(self.tokens.read_together(&ids));
+    }
+
     fn renew(&self, id: &str, refused: &str) -> Renewed {
         let (id, refused) = (installation(id), AccessToken::new(refused));
         let renewed = self.stand.clock.run(self.tokens.renew(&id, &refused));
         renewed.expect("it gives one")
+    }
+
+    /// How many were asked for together since this was asked last.
+    fn asked_together(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.origin.asked_together.lock().expect("no panic"))
     }
 
     fn read(&self) -> (usize, usize) {
@@ -134,6 +177,85 @@ fn a_token_that_there_is_no_more_is_forgotten() {
 }
 
 #[test]
+fn tokens_that_are_read_together_are_kept_and_none_takes_the_place_of_another() {
+    let kept = kept(Numbered {
+        together: true,
+        ..Numbered::default()
+    });
+    assert_eq!(kept.get("icfg_1"), token("icfg_1 0"));
+    kept.read_together(&["icfg_1", "icfg_2", "icfg_3"]);
+    assert_eq!(kept.get("icfg_2"), token("icfg_2 1"));
+    assert_eq!(kept.get("icfg_3"), token("icfg_3 2"));
+    // Nothing is left to read.
+    kept.read_together(&["icfg_1", "icfg_2", "icfg_3"]);
+    assert_eq!(kept.read(), (3, 0));
+}
+
+#[test]
+fn a_token_that_was_read_again_while_several_were_read_is_the_newer_one() {
+    let gate = Arc::new(Notify::new());
+    let kept = kept(Numbered {
+        together: true,
+        gate: Some(Arc::clone(&gate)),
+        ..Numbered::default()
+    });
+    let ids = ["icfg_1", "icfg_2"].map(installation);
+    let mut reading = Box::pin(kept.tokens.read_together(&ids));
+    assert!(kept.stand.clock.turn(reading.as_mut()).is_none());
+    assert_eq!(kept.get("icfg_1"), token("icfg_1 2"));
+    gate.notify_one();
+    kept.stand.clock.run(reading);
+    assert_eq!(kept.get("icfg_1"), token("icfg_1 2"));
+    assert_eq!(kept.get("icfg_2"), token("icfg_2 1"));
+}
+
+#[test]
+fn as_many_are_read_together_as_there_is_time_for() {
+    let timeout = || SourceError::Timeout {
+        statement: "installations query",
+        limit: "15s".to_owned(),
+    };
+    let away = || SourceError::Unreachable {
+        target: "a server".to_owned(),
+        problem: "it is away".to_owned(),
+    };
+    for (error, asked) in [
+        (
+            &timeout as &(dyn Fn() -> SourceError + Sync),
+            [vec![20], vec![10], vec![5, 5, 5, 5]],
+        ),
+        (&away, [vec![20], vec![20], vec![20]]),
+    ] {
+        let kept = kept(Numbered {
+            together: true,
+            ..Numbered::default()
+        });
+        let ids: Vec<String> = (0..20).map(|n| format!("icfg_{n}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        for asked in asked {
+            *kept.origin.too_many.lock().expect("no panic") = Some((7, error()));
+            kept.read_together(&ids);
+            assert_eq!(kept.asked_together(), asked);
+        }
+    }
+}
+
+#[test]
+fn an_origin_that_remembers_lacks_nothing() {
+    for remembers in [true, false] {
+        let kept = kept(Numbered {
+            together: true,
+            remembers,
+            ..Numbered::default()
+        });
+        assert_eq!(kept.tokens.lacks(&installation("icfg_1")), !remembers);
+        kept.read_together(&["icfg_1", "icfg_2"]);
+        assert_eq!(kept.read(), (if remembers { 0 } else { 2 }, 0));
+        assert!(!kept.tokens.lacks(&installation("icfg_1")));
+    }
+}
+
+#[test]
 fn past_so_many_tokens_all_are_forgotten() {
     let kept = kept(Numbered::default());
     kept.tokens.kept(|kept| {
@@ -147,6 +269,24 @@ fn past_so_many_tokens_all_are_forgotten() {
     assert_eq!(kept.get("icfg_2"), token("icfg_2 1"));
     assert_eq!(kept.tokens.kept(|kept| kept.len()), 1);
     assert_eq!(kept.get("icfg_1"), token("icfg_1 2"), "it is read again");
+}
+
+#[test]
+fn tokens_read_together_take_no_more_room_than_there_is() {
+    let kept = kept(Numbered {
+        together: true,
+        ..Numbered::default()
+    });
+    kept.tokens.kept(|kept| {
+        for n in 0..KEPT_MAX - 1 {
+            let id = installation(&format!("icfg_x{n}"));
+            kept.insert(id, AccessToken::new("kept"));
+        }
+    });
+    kept.read_together(&["icfg_1"]);
+    assert_eq!(kept.tokens.kept(|kept| kept.len()), KEPT_MAX);
+    kept.read_together(&["icfg_2", "icfg_3"]);
+    assert_eq!(kept.tokens.kept(|kept| kept.len()), 2);
 }
 
 #[test]
@@ -164,6 +304,12 @@ fn the_installations_query_gives_what_the_source_has() {
     assert_eq!(read().expect("it can be read"), None);
     stand.source.gives_token("icfg_1", Some("secret\n"));
     assert!(matches!(read(), Err(TokenError::Unusable)));
+    stand.source.gives_token("icfg_2", Some("another"));
+    let both = [installation("icfg_1"), installation("icfg_2")];
+    let together = stand.clock.run(query.tokens(&both));
+    let together = together.expect("they can be read");
+    let together = together.iter().map(|(id, token)| (id, token.expose()));
+    assert_eq!(together.collect::<Vec<_>>(), [(&both[1], "another")]);
     stand.source.fails(true);
     assert!(matches!(read(), Err(TokenError::Source(_))));
     assert!(!query.remembers());

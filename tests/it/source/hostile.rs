@@ -355,7 +355,7 @@ async fn every_kind_of_read_is_cut_in_time(bed: Bed) {
         ));
     });
     let key = ResourceKey::new("i", "r").expect("two ids");
-    for kind in ["poll", "sweep", "fetch", "token"] {
+    for kind in ["poll", "sweep", "fetch", "token", "tokens"] {
         let started = Instant::now();
         let error = match kind {
             "poll" => source
@@ -364,7 +364,11 @@ async fn every_kind_of_read_is_cut_in_time(bed: Bed) {
                 .map(drop),
             "sweep" => source.sweep_page(None, 10).await.map(drop),
             "fetch" => source.fetch(std::slice::from_ref(&key)).await.map(drop),
-            _ => source.token(&key.installation_id).await.map(drop),
+            "token" => source.token(&key.installation_id).await.map(drop),
+            _ => {
+                let asked = std::slice::from_ref(&key.installation_id);
+                source.tokens(asked).await.map(drop)
+            }
         }
         .expect_err(kind);
         let elapsed = started.elapsed();

@@ -412,3 +412,61 @@ async fn values_that_are_no_text_are_told_apart(bed: Bed) {
         assert!(text(&rows[0].installation_id).is_some(), "{:?}", ids(&rows));
     }
 }
+
+/// A text's own character set, and whether its collation is binary, make no difference; other types are written as text.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_gives_texts_of_every_character_set_and_values_of_every_type_in_utf8() {
+    let long = "é".repeat(200);
+    for id_type in [
+        "VARCHAR(250) CHARACTER SET latin1",
+        "VARCHAR(250) CHARACTER SET latin1 COLLATE latin1_bin",
+        "VARCHAR(250) CHARACTER SET ucs2",
+        "VARCHAR(250) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+        "VARBINARY(500)",
+    ] {
+        for (name_type, written, name) in [
+            ("TEXT CHARACTER SET latin1", "'naïve'", "naïve"),
+            ("VARCHAR(20) CHARACTER SET utf16", "'naïve 😀'", "naïve 😀"),
+            ("DECIMAL(10, 3)", "1.5", "1.500"),
+            ("DOUBLE", "0.25", "0.25"),
+            (
+                "BIGINT UNSIGNED",
+                "18446744073709551615",
+                "18446744073709551615",
+            ),
+            (
+                "DATETIME(3)",
+                "'2026-01-31 12:00:00.5'",
+                "2026-01-31 12:00:00.500",
+            ),
+            (
+                "ENUM('naïve', 'b') CHARACTER SET latin1",
+                "'naïve'",
+                "naïve",
+            ),
+            ("BLOB", "'naïve'", "naïve"),
+        ] {
+            let bed = Bed::mariadb().await;
+            bed.database
+                .execute(&format!(
+                    "CREATE TABLE resource (
+                         installation_id {id_type}, resource_id {id_type}, name {name_type}, PRIMARY KEY (installation_id, resource_id));
+                     INSERT INTO resource VALUES ('i', '{long}', {written}), ('é', 'a', {written}), ('é', 'b', {written})"
+                ))
+                .await;
+            let source = bed.source("SELECT installation_id, resource_id, name FROM resource");
+            let mut found = Vec::new();
+            for row in sweep_all(&*source, 1).await.concat() {
+                let row = row
+                    .decode()
+                    .unwrap_or_else(|unusable| panic!("{id_type}, {name_type}: {unusable}"));
+                found.push((row.key.to_string(), row.values[&Field::Name].to_string()));
+            }
+            found.sort();
+            let name = serde_json::to_string(name).expect("JSON");
+            let expected = [format!("i/{long}"), "é/a".to_owned(), "é/b".to_owned()]
+                .map(|key| (key, name.clone()));
+            assert_eq!(found, expected, "{id_type}, {name_type}");
+        }
+    }
+}

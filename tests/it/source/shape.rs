@@ -145,6 +145,42 @@ async fn a_token_is_looked_up_by_its_exact_installation(bed: Bed) {
         let token = source.token(&id).await.expect("a look-up");
         assert_eq!(token.as_ref().map(|token| token.expose()), expected, "{id}");
     }
+    // Several at once: those that have just one.
+    bed.database
+        .execute(&format!(
+            "INSERT INTO installation {}",
+            bed.pick(
+                "SELECT 'crowd', 'd' FROM generate_series(1, 2100)",
+                "SELECT 'crowd', 'd' FROM seq_1_to_2100",
+                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2100) SELECT 'crowd', 'd' FROM n",
+            )
+        ))
+        .await;
+    let others = (0..600).map(|n| format!("other-{n}"));
+    let asked = [
+        "icfg_1", "ICFG_1", "icfg_1 ", "none", "empty", "twice", "same", "crowd",
+    ];
+    let asked = asked.map(str::to_owned).into_iter().chain(others);
+    let asked: Vec<InstallationId> = asked
+        .map(|id| InstallationId::new(&id).expect("an id"))
+        .collect();
+    let tokens = source.tokens(&asked).await.expect("a look-up");
+    let mut told: Vec<_> = tokens
+        .iter()
+        .map(|(id, token)| (id.as_str(), token.expose()))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [
+            ("ICFG_1", "token-2"),
+            ("crowd", "d"),
+            ("icfg_1", "token-1"),
+            ("icfg_1 ", "token-3"),
+            ("same", "c"),
+        ]
+    );
+    assert!(source.tokens(&[]).await.expect("nothing to do").is_empty());
     let twice = InstallationId::new("twice").expect("an id");
     let error = source.token(&twice).await.expect_err("two tokens");
     assert!(
