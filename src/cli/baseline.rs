@@ -110,7 +110,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let report = report?;
     log_done(way, &by, &report);
     if json {
-        session.out.json(&to_json(&report));
+        session.out.json(to_json(&report));
     } else {
         session.out.print(&render(way, &report));
     }

@@ -49,7 +49,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let loaded = match session.load() {
         Ok(loaded) => loaded,
         Err(Fault::Configuration(error)) if json => {
-            session.out.json(&report::problems(&error));
+            session.out.json(report::problems(&error));
             return Ok(Exit::Configuration);
         }
         Err(fault) => return Err(fault),
@@ -62,7 +62,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         connect(&loaded.config, &mut report).await;
     }
     if json {
-        session.out.json(&report.to_json());
+        session.out.json(report.to_json());
     } else {
         session.out.print(&report.render(session.look()));
     }

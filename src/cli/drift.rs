@@ -63,7 +63,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
                 complete: true,
                 ..DriftReport::default()
             };
-            session.out.json(&to_json(&nothing, &[]));
+            session.out.json(to_json(&nothing, &[]));
         } else {
             session
                 .out
@@ -100,7 +100,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         );
     }
     if json {
-        session.out.json(&to_json(&report, &findings));
+        session.out.json(to_json(&report, &findings));
     } else {
         session.out.print(&render(&report, &findings));
     }

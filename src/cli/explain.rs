@@ -75,7 +75,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         now: look.now,
     };
     if json {
-        session.out.json(&json::render(&told, look));
+        session.out.json(json::render(&told, look));
     } else {
         session.out.print(&render::render(&told, look));
     }

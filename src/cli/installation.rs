@@ -15,8 +15,8 @@ use super::out::{BAD, GOOD, Look, Table, WARN, styled};
 use super::standing::{age_ms, ahead, in_effect, pause_json, paused, span};
 use super::text::{count, counted, cut, visible};
 use crate::model::{InstallationId, Timestamp};
-use crate::store::console::{Console, InstallationSummary};
-use crate::store::{Pause, PauseKind};
+use crate::store::console::{Console, InstallationSummary, Installations};
+use crate::store::{Pause, PauseKind, StoreError};
 
 /// Lists installations, pauses one, resumes one.
 ///
@@ -109,9 +109,11 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let look = session.look();
     let (text, exit) = match arguments.command {
         Command::List(ListArguments { json }) => {
-            let installations = console.installations().await?;
+            let installations = console.installations(Installations::All).await?;
             if json {
-                session.out.json(&list_json(&installations, look.now));
+                let head = json!({ "schema": 1, "at": look.now.to_string() });
+                let items = installations.iter().map(|one| to_json(one, look.now));
+                session.out.json_with(head, "installations", items);
                 return Ok(Exit::Done);
             }
             (list(&installations, look), Exit::Done)
@@ -135,11 +137,9 @@ async fn pause(
         unknown,
         actor,
     } = arguments;
-    let installations = console.installations().await?;
-    let known = installations
-        .iter()
-        .find(|known| known.installation_id == id);
+    let known = known(&**console, &id).await?;
     if known.is_none() && !unknown {
+        let installations = console.installations(Installations::All).await?;
         return Ok((refuse_unknown(&id, &installations), Exit::Failed));
     }
     let pause = Pause {
@@ -162,7 +162,7 @@ async fn pause(
         pause.installation_id,
         pause.by
     );
-    Ok((tell_paused(&pause, known, look), Exit::Done))
+    Ok((tell_paused(&pause, known.as_ref(), look), Exit::Done))
 }
 
 fn tell_paused(pause: &Pause, known: Option<&InstallationSummary>, look: Look) -> String {
@@ -195,6 +195,15 @@ fn refuse_unknown(id: &InstallationId, installations: &[InstallationSummary]) ->
         styled(BAD, "NOT PAUSED"),
         unknown(id, installations),
     )
+}
+
+/// What the state knows of an installation.
+pub(crate) async fn known(
+    console: &dyn Console,
+    id: &InstallationId,
+) -> Result<Option<InstallationSummary>, StoreError> {
+    let these = Installations::These(vec![id.clone()]);
+    Ok(console.installations(these).await?.pop())
 }
 
 /// That the state knows no such installation, and which was perhaps meant.
@@ -241,14 +250,9 @@ async fn resume(
     let automatic = pauses
         .into_iter()
         .find(|pause| pause.installation_id == id && pause.kind != PauseKind::Manual);
-    if !resumed && automatic.is_none() {
-        let installations = console.installations().await?;
-        if !installations
-            .iter()
-            .any(|known| known.installation_id == id)
-        {
-            return Ok((refuse_to_resume(&id, &installations), Exit::Failed));
-        }
+    if !resumed && automatic.is_none() && known(&**console, &id).await?.is_none() {
+        let installations = console.installations(Installations::All).await?;
+        return Ok((refuse_to_resume(&id, &installations), Exit::Failed));
     }
     Ok(tell_resumed(&id, resumed, automatic.as_ref(), look))
 }
@@ -428,14 +432,6 @@ pub(crate) fn manual(one: &InstallationSummary, now: Timestamp) -> Option<&Pause
         .find(|pause| pause.kind == PauseKind::Manual && in_effect(pause, now))
 }
 
-fn list_json(installations: &[InstallationSummary], now: Timestamp) -> Value {
-    json!({
-        "schema": 1,
-        "at": now.to_string(),
-        "installations": installations.iter().map(|one| to_json(one, now)).collect::<Vec<_>>(),
-    })
-}
-
 /// One installation for machines, also in `status`.
 pub(crate) fn to_json(one: &InstallationSummary, now: Timestamp) -> Value {
     let InstallationSummary {
@@ -611,11 +607,9 @@ mod tests {
 
     #[test]
     fn machines_get_numbers_units_and_no_null_lists() {
-        let shown = list_json(&[one("icfg_7Hd", vec![])], NOW);
-        assert_eq!(shown["schema"], 1);
-        assert_eq!(shown["installations"][0]["oldest_open_age_ms"], 134_000);
-        assert_eq!(shown["installations"][0]["pauses"], json!([]));
-        assert_eq!(list_json(&[], NOW)["installations"], json!([]));
+        let shown = to_json(&one("icfg_7Hd", vec![]), NOW);
+        assert_eq!(shown["oldest_open_age_ms"], 134_000);
+        assert_eq!(shown["pauses"], json!([]));
     }
 
     #[test]

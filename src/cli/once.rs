@@ -58,7 +58,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
         () = shutdown.abort().cancelled() => return Ok(Exit::Failed),
     };
     if json {
-        session.out.json(&to_json(&report, session.look()));
+        session.out.json(to_json(&report, session.look()));
     } else {
         session.out.print(&render(&report, session.look()));
     }

@@ -3,15 +3,17 @@
 //! Printing never fails for the caller: a closed pipe swallows the rest quietly, any other failure is kept and reported at the
 //! end. Colour goes to terminals only; a pipe gets tabs, exact times and nothing cut.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
-use serde::Serialize;
-use serde_json::Value;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use super::beside::shell;
 use super::text::{cut, pad};
@@ -129,14 +131,44 @@ impl Out {
     }
 
     /// Prints an answer for machines: one JSON object.
-    pub(crate) fn json(&mut self, answer: &impl Serialize) {
-        let keyed = "answers have text keys and finite numbers";
-        let mut answer = serde_json::to_value(answer).expect(keyed);
+    pub(crate) fn json(&mut self, mut answer: Value) {
+        self.complete(&mut answer);
+        self.write_json(&answer);
+    }
+
+    /// Prints an answer for machines that has a list of this name besides. The list may be long: its items are made one at a time.
+    pub(crate) fn json_with(
+        &mut self,
+        mut answer: Value,
+        name: &str,
+        items: impl Iterator<Item = Value>,
+    ) {
+        self.complete(&mut answer);
+        let answer = WithList {
+            answer: answer.as_object().expect("answers are objects"),
+            name,
+            items: RefCell::new(items),
+        };
+        self.write_json(&answer);
+    }
+
+    fn complete(&self, answer: &mut Value) {
         if let Some(Value::String(next)) = answer.get_mut("next") {
             *next = self.advice.complete_commands(next);
         }
-        let text = serde_json::to_string_pretty(&answer).expect(keyed);
-        self.line(text);
+    }
+
+    fn write_json(&mut self, answer: &impl Serialize) {
+        if self.failure.is_some() {
+            return;
+        }
+        let mut stream = BufWriter::new(&mut self.stream);
+        let written = serde_json::to_writer_pretty(&mut stream, answer);
+        let ended = written
+            .map_err(io::Error::from)
+            .and_then(|()| stream.write_all(b"\n"))
+            .and_then(|()| stream.flush());
+        self.failure = ended.err();
     }
 
     /// Whether nobody reads any more.
@@ -148,6 +180,37 @@ impl Out {
     pub(crate) fn failure(self) -> Option<io::Error> {
         self.failure
             .filter(|failure| failure.kind() != io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// An object with a list besides, in its place among the other names.
+struct WithList<'a, I> {
+    answer: &'a Map<String, Value>,
+    name: &'a str,
+    items: RefCell<I>,
+}
+
+impl<I: Iterator<Item = Value>> Serialize for WithList<'_, I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let is_before = |entry: &(&String, &Value)| entry.0.as_str() < self.name;
+        for (name, value) in self.answer.iter().filter(is_before) {
+            map.serialize_entry(name, value)?;
+        }
+        map.serialize_entry(self.name, &Items(&self.items))?;
+        for (name, value) in self.answer.iter().filter(|entry| !is_before(entry)) {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// Items that are made while they are written.
+struct Items<'a, I>(&'a RefCell<I>);
+
+impl<I: Iterator<Item = Value>> Serialize for Items<'_, I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&mut *self.0.borrow_mut())
     }
 }
 
@@ -296,6 +359,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -345,6 +410,21 @@ mod tests {
         let plain = |look| anstream::adapter::strip_str(&table.render(look)).to_string();
         assert_eq!(plain(look(true)), "ID        STATE\nicfg_7Hd  active\n");
         assert_eq!(plain(look(false)), "ID\tSTATE\nicfg_7Hd\tactive\n");
+    }
+
+    #[test]
+    fn a_list_stands_in_its_place_among_the_other_names() {
+        for (answer, written) in [
+            (json!({"a": 1, "z": [2]}), r#"{"a":1,"list":[0,1],"z":[2]}"#),
+            (json!({}), r#"{"list":[0,1]}"#),
+        ] {
+            let answer = WithList {
+                answer: answer.as_object().expect("an object"),
+                name: "list",
+                items: RefCell::new((0..2).map(Value::from)),
+            };
+            assert_eq!(serde_json::to_string(&answer).expect("JSON"), written);
+        }
     }
 
     #[test]

@@ -13,14 +13,14 @@ use clap::Args;
 use super::context::{Progress, Session, parse_duration, state_exists};
 use super::exit::Exit;
 use super::fault::{Failure, Fault, code};
-use super::installation::unknown;
+use super::installation::{known, unknown};
 use crate::app;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::model::{Field, FingerprintKey, InstallationId};
 use crate::source::Source;
 use crate::store::Access;
-use crate::store::console::Console;
+use crate::store::console::{Console, Installations};
 use held::Held;
 use survey::{Survey, Surveyor};
 
@@ -122,7 +122,7 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     let survey = survey(&config, filter).await?;
     let look = session.look();
     if json {
-        session.out.json(&json::render(&survey, look.now));
+        session.out.json(json::render(&survey, look.now));
     } else {
         session.out.print(&render::render(&survey, look));
     }
@@ -145,19 +145,15 @@ async fn show_held(
 ) -> Result<Exit, Fault> {
     let held = if state_exists(config) {
         let console = app::open_state(config, Access::Beside).await?;
-        if let Some(only) = &filter.installation {
-            let installations = console.installations().await?;
-            if !installations
-                .iter()
-                .any(|known| known.installation_id == *only)
-            {
-                return Err(Failure::new(
-                    code::UNKNOWN_INSTALLATION,
-                    unknown(only, &installations),
-                )
-                .help("reconciled installation list names those that it knows")
-                .into());
-            }
+        if let Some(only) = &filter.installation
+            && known(&*console, only).await?.is_none()
+        {
+            let installations = console.installations(Installations::All).await?;
+            return Err(
+                Failure::new(code::UNKNOWN_INSTALLATION, unknown(only, &installations))
+                    .help("reconciled installation list names those that it knows")
+                    .into(),
+            );
         }
         Held::gather(&*console, &filter).await?
     } else {
@@ -165,7 +161,7 @@ async fn show_held(
     };
     let look = session.look();
     if json {
-        session.out.json(&held.to_json(look.now));
+        session.out.json(held.to_json(look.now));
     } else {
         session.out.print(&held.render(look));
     }

@@ -13,9 +13,10 @@ use super::beside::{self, parse_installation};
 use super::context::Session;
 use super::exit::Exit;
 use super::fault::Fault;
+use super::installation;
 use crate::config::Config;
 use crate::model::{InstallationId, Timestamp};
-use crate::store::console::{Console, Daemon, InstallationSummary};
+use crate::store::console::{Console, Daemon, InstallationSummary, Installations};
 use crate::store::{Counts, Heartbeat, HoldReport, Progress, Quarantined, StoreError};
 
 /// Retries are counted over this long.
@@ -55,12 +56,20 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
     } else {
         QUARANTINED_MAX
     };
-    let mut overview = Overview::gather(&config, &console, rows, look.now).await?;
+    let which = match arguments.json && is_whole {
+        true => Installations::All,
+        false => Installations::Noteworthy,
+    };
+    let mut overview = Overview::gather(&config, &console, rows, which, look.now).await?;
     if let Some(only) = arguments.installation {
-        overview.only = Some(only);
+        overview.show_only(&*console, only).await?;
     }
     if arguments.json {
-        session.out.json(&json::render(&overview));
+        let installations = overview.shown_installations();
+        let items = installations.map(|one| installation::to_json(one, look.now));
+        session
+            .out
+            .json_with(json::render(&overview), "installations", items);
     } else {
         session.out.print(&render::render(&overview, look));
     }
@@ -83,7 +92,10 @@ struct Overview {
     retries: u64,
     /// Resources that differ since a person discarded the change.
     discarded: u64,
+    /// Those of which there is something to say, and perhaps others.
     installations: Vec<InstallationSummary>,
+    /// How many installations there are.
+    installations_total: u64,
     /// Of installations and unusable rows only those of this one are shown.
     only: Option<InstallationId>,
     /// Unusable rows, the longest quarantined first, up to a limit.
@@ -101,6 +113,7 @@ impl Overview {
         config: &Config,
         console: &Arc<dyn Console>,
         rows: u32,
+        which: Installations,
         now: Timestamp,
     ) -> Result<Self, StoreError> {
         let (unusable, unusable_total) = console.quarantined(rows).await?;
@@ -116,7 +129,8 @@ impl Overview {
             daemon: console.daemon().await?,
             retries: console.retries_since(now.minus(RETRIES)).await?,
             discarded: console.discarded().await?,
-            installations: console.installations().await?,
+            installations: console.installations(which).await?,
+            installations_total: console.installation_count().await?,
             only: None,
             unusable,
             unusable_total,
@@ -124,6 +138,24 @@ impl Overview {
             poll_schedule: config.schedule.poll.as_ref().map(ToString::to_string),
             sweep_schedule: config.schedule.sweep.as_ref().map(ToString::to_string),
         })
+    }
+
+    /// Shows of installations and unusable rows only those of this one.
+    async fn show_only(
+        &mut self,
+        console: &dyn Console,
+        only: InstallationId,
+    ) -> Result<(), StoreError> {
+        let is_there = |one: &InstallationSummary| one.installation_id == only;
+        if !self.installations.iter().any(is_there) {
+            match installation::known(console, &only).await? {
+                Some(known) => self.installations.push(known),
+                // Which one was meant is perhaps among them.
+                None => self.installations = console.installations(Installations::All).await?,
+            }
+        }
+        self.only = Some(only);
+        Ok(())
     }
 
     /// The installations that are shown.
@@ -279,6 +311,7 @@ pub(super) mod tests {
                 installation("icfg_7Hd", 0, 0),
                 installation("icfg_9aQ", 0, 0),
             ],
+            installations_total: 2,
             only: None,
             unusable: Vec::new(),
             unusable_total: 0,

@@ -30,8 +30,14 @@ pub trait Console: Store {
     /// All pauses, also manual ones that have ended by themselves, by installation and kind.
     async fn pauses(&self) -> Result<Vec<Pause>, StoreError>;
 
-    /// One line per installation, by id.
-    async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError>;
+    /// One line for each of these installations, by id.
+    async fn installations(
+        &self,
+        which: Installations,
+    ) -> Result<Vec<InstallationSummary>, StoreError>;
+
+    /// How many installations the state knows: those with a resource or a pause.
+    async fn installation_count(&self) -> Result<u64, StoreError>;
 
     /// The daemon that works on the state, or the last one that did.
     async fn daemon(&self) -> Result<Daemon, StoreError>;
@@ -327,6 +333,17 @@ pub struct Person {
     pub name: String,
     /// Why; an order that holds something back from a customer must have one.
     pub reason: Option<String>,
+}
+
+/// Which installations are asked for; there may be many of which there is nothing to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installations {
+    /// All.
+    All,
+    /// Those with an open entry, a pause or a rate limit, also where the last two are over.
+    Noteworthy,
+    /// Those of these that the state knows.
+    These(Vec<InstallationId>),
 }
 
 /// One installation at a glance.

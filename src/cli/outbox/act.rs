@@ -96,7 +96,7 @@ pub(super) async fn execute(
         rows: rows(&*console, targets, answers, look.now).await?,
     };
     if json {
-        session.out.json(&results.to_json(look.now));
+        session.out.json(results.to_json(look.now));
     } else {
         session.out.print(&results.render(look));
     }

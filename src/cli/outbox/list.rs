@@ -16,7 +16,7 @@ use super::ListArguments;
 use crate::model::{EntryState, Field, InstallationId, ResourceKey, Timestamp};
 use crate::plan::pending;
 use crate::store::StoreError;
-use crate::store::console::{Console, EntryPage, InstallationSummary, ListedEntry};
+use crate::store::console::{Console, EntryPage, InstallationSummary, Installations, ListedEntry};
 
 /// Attempts of a closed entry that are asked for the names of its secrets.
 const ATTEMPTS_MAX: u32 = 100;
@@ -35,7 +35,7 @@ pub(super) async fn execute(
     let page = console.entries(&filter.to_store(limit, look.now)).await?;
     let rows = rows(&*console, &page, look.now).await?;
     if json {
-        session.out.json(&to_json(&rows, &page, look.now));
+        session.out.json(to_json(&rows, &page, look.now));
     } else {
         let closed = filter.states.iter().any(|state| !state.is_open());
         session.out.print(&render(&rows, &page, closed, look));
@@ -57,8 +57,14 @@ pub(super) async fn rows(
     page: &EntryPage,
     now: Timestamp,
 ) -> Result<Vec<Row>, StoreError> {
+    let ids = page
+        .entries
+        .iter()
+        .map(|listed| &listed.key.installation_id);
+    let ids: BTreeSet<InstallationId> = ids.cloned().collect();
+    let these = Installations::These(ids.into_iter().collect());
     let installations: BTreeMap<InstallationId, InstallationSummary> = console
-        .installations()
+        .installations(these)
         .await?
         .into_iter()
         .map(|one| (one.installation_id.clone(), one))

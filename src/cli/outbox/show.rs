@@ -7,6 +7,7 @@ use super::super::context::Session;
 use super::super::exit::Exit;
 use super::super::explain::events::{attempt_json, attempts_table};
 use super::super::fault::Fault;
+use super::super::installation::known;
 use super::super::matrix;
 use super::super::out::{BAD, GOOD, HEAD, Look, WARN, styled};
 use super::super::standing::{Standing, clock_seconds, standing};
@@ -31,7 +32,7 @@ pub(super) async fn execute(
         if json {
             session
                 .out
-                .json(&json!({ "schema": 1, "at": look.now.to_string(), "entry": null }));
+                .json(json!({ "schema": 1, "at": look.now.to_string(), "entry": null }));
         } else {
             session.out.print(&unknown(id));
         }
@@ -39,7 +40,7 @@ pub(super) async fn execute(
     };
     let standing = standing_of(&*console, &detail, look.now).await?;
     if json {
-        session.out.json(&to_json(&detail, standing, look.now));
+        session.out.json(to_json(&detail, standing, look.now));
     } else {
         session.out.print(&render(&detail, &standing, look));
     }
@@ -51,17 +52,10 @@ async fn standing_of(
     detail: &EntryDetail,
     now: Timestamp,
 ) -> Result<Standing, Fault> {
-    let installations = console.installations().await?;
-    let one = installations
-        .iter()
-        .find(|one| one.installation_id == detail.listed.key.installation_id);
-    let pauses = one.map_or(&[][..], |one| &one.pauses);
-    Ok(standing(
-        &detail.listed.entry,
-        pauses,
-        one.and_then(|one| one.limited_until),
-        now,
-    ))
+    let one = known(console, &detail.listed.key.installation_id).await?;
+    let pauses = one.as_ref().map_or(&[][..], |one| &one.pauses);
+    let limited_until = one.as_ref().and_then(|one| one.limited_until);
+    Ok(standing(&detail.listed.entry, pauses, limited_until, now))
 }
 
 fn unknown(id: EntryId) -> String {

@@ -17,11 +17,11 @@ use crate::plan::guard::{Found, Impact, impact};
 use crate::plan::{Decision, decide, diff, pending};
 use crate::reconcile::{self, PAGE_ROWS};
 use crate::source::{CursorKind, Source};
-use crate::store::console::Console;
+use crate::store::console::{Console, Installations};
 use crate::store::{Pause, PauseKind};
 
 use super::super::fault::Fault;
-use super::super::installation::perhaps;
+use super::super::installation::{known, perhaps};
 
 /// Unusable rows that are named; the rest is counted.
 const UNUSABLE_MAX: usize = 100;
@@ -290,17 +290,15 @@ impl Surveyor {
 
     /// What is known of an installation of which the source has no row.
     async fn without_rows(&self, only: &InstallationId) -> Result<Known, Fault> {
-        let installations = match &self.console {
-            Some(console) => console.installations().await?,
-            None => Vec::new(),
+        let Some(console) = &self.console else {
+            return Ok(Known::Nowhere(perhaps(only, &[])));
         };
-        let is_known = installations
-            .iter()
-            .any(|known| known.installation_id == *only);
-        Ok(if is_known {
-            Known::InStateOnly
-        } else {
-            Known::Nowhere(perhaps(only, &installations))
+        Ok(match known(&**console, only).await? {
+            Some(_) => Known::InStateOnly,
+            None => Known::Nowhere(perhaps(
+                only,
+                &console.installations(Installations::All).await?,
+            )),
         })
     }
 

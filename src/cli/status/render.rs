@@ -337,7 +337,12 @@ fn installations(overview: &Overview, look: Look) -> String {
             styled(WARN, count(hidden))
         ));
     }
-    let silent = (overview.shown_installations().count() - speaking.len()) as u64;
+    let silent = match overview.only {
+        Some(_) => 0,
+        None => overview
+            .installations_total
+            .saturating_sub(speaking.len() as u64),
+    };
     if silent > 0 {
         text.push_str(&format!(
             "{} with nothing open\n",
@@ -421,9 +426,7 @@ mod tests {
         let sweep = overview.progress.sweep.as_mut().expect("there is one");
         (sweep.last, sweep.complete, sweep.account.rows) =
             (Some((ago(3_640), account)), false, 12_000);
-        overview
-            .installations
-            .push(super::super::tests::installation("icfg_zzz", 0, 0));
+        overview.installations_total = 3;
         insta::assert_snapshot!(plain(&overview, LOOK), @r"
         BEHIND   2 waiting; oldest 2 min 14 s                     2026-05-04T14:02:11.000Z
         daemon   running 6 d 2 h, pid 812, 0.1.0

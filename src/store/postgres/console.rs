@@ -11,9 +11,12 @@ use crate::plan::manual::Refusal;
 use crate::store::codec::{self, Cells as _, number, parsed, time};
 use crate::store::console::{
     Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
-    InstallationSummary, Order, Person, Replica, Story,
+    InstallationSummary, Installations, Order, Person, Replica, Story,
 };
 use crate::store::fault::Fault;
+use crate::store::rules::{
+    ALL_INSTALLATIONS, COUNT_INSTALLATIONS, NOTEWORTHY_INSTALLATIONS, summaries,
+};
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
@@ -118,9 +121,25 @@ impl Console for PostgresStore {
         .await
     }
 
-    async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError> {
-        self.read("list installations", Purpose::Survey, |transaction| {
-            Box::pin(installations(transaction))
+    async fn installations(
+        &self,
+        which: Installations,
+    ) -> Result<Vec<InstallationSummary>, StoreError> {
+        self.read("list installations", Purpose::Survey, move |transaction| {
+            Box::pin(installations(transaction, which))
+        })
+        .await
+    }
+
+    async fn installation_count(&self) -> Result<u64, StoreError> {
+        self.read("count installations", Purpose::Survey, |transaction| {
+            Box::pin(async move {
+                let row = transaction
+                    .query(COUNT_INSTALLATIONS)
+                    .fetch_one(transaction.connection())
+                    .await?;
+                number(row.integer("installations")?, "installations")
+            })
         })
         .await
     }
@@ -468,44 +487,31 @@ async fn pauses(
     rows.iter().map(codec::pause).collect()
 }
 
-async fn installations(transaction: &mut Transaction) -> Result<Vec<InstallationSummary>, Fault> {
+const THESE: &str = summaries!(
+    "SELECT DISTINCT asked.installation_id
+     FROM unnest($1::text[]) AS asked (installation_id)
+     WHERE EXISTS (SELECT FROM resource WHERE resource.installation_id = asked.installation_id)
+        OR EXISTS (SELECT FROM pause WHERE pause.installation_id = asked.installation_id)"
+);
+
+async fn installations(
+    transaction: &mut Transaction,
+    which: Installations,
+) -> Result<Vec<InstallationSummary>, Fault> {
     let mut by_installation: BTreeMap<InstallationId, Vec<Pause>> = BTreeMap::new();
     for pause in pauses(transaction, None).await? {
         let of_installation = by_installation.entry(pause.installation_id.clone());
         of_installation.or_default().push(pause);
     }
-    let rows = transaction
-        .query(
-            "SELECT known.installation_id,
-                    coalesce(resources.resources, 0) AS resources,
-                    coalesce(entries.waiting, 0) AS waiting,
-                    coalesce(entries.held, 0) AS held,
-                    coalesce(entries.dead, 0) AS dead,
-                    entries.oldest,
-                    installation.limited_until
-             FROM (SELECT installation_id FROM resource
-                   UNION
-                   SELECT installation_id FROM pause) AS known
-             LEFT JOIN (SELECT installation_id,
-                               count(*) AS resources
-                        FROM resource
-                        GROUP BY installation_id) AS resources
-               ON resources.installation_id = known.installation_id
-             LEFT JOIN (SELECT installation_id,
-                               count(*) FILTER (WHERE state = 'waiting') AS waiting,
-                               count(*) FILTER (WHERE state = 'held') AS held,
-                               count(*) FILTER (WHERE state = 'dead') AS dead,
-                               min(created_at) AS oldest
-                        FROM entry
-                        WHERE closed_at IS NULL
-                        GROUP BY installation_id) AS entries
-               ON entries.installation_id = known.installation_id
-             LEFT JOIN installation
-               ON installation.installation_id = known.installation_id
-             ORDER BY known.installation_id",
-        )
-        .fetch_all(transaction.connection())
-        .await?;
+    let query = match which {
+        Installations::All => transaction.query(ALL_INSTALLATIONS),
+        Installations::Noteworthy => transaction.query(NOTEWORTHY_INSTALLATIONS),
+        Installations::These(ids) => {
+            let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
+            transaction.query(THESE).bind(ids)
+        }
+    };
+    let rows = query.fetch_all(transaction.connection()).await?;
     rows.iter()
         .map(|row| {
             let pauses = by_installation.remove(&codec::installation_id(row)?);

@@ -9,13 +9,16 @@ use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::Refusal;
 use crate::store::console::{
     Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
-    InstallationSummary, Order, Person, Story,
+    InstallationSummary, Installations, Order, Person, Story,
+};
+use crate::store::rules::{
+    ALL_INSTALLATIONS, COUNT_INSTALLATIONS, NOTEWORTHY_INSTALLATIONS, summaries,
 };
 use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
-use super::db::Db;
+use super::db::{Db, Row};
 use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
@@ -98,8 +101,20 @@ impl Console for SqliteStore {
         self.read("list pauses", move |db| pauses(db, None)).await
     }
 
-    async fn installations(&self) -> Result<Vec<InstallationSummary>, StoreError> {
-        self.read("list installations", installations).await
+    async fn installations(
+        &self,
+        which: Installations,
+    ) -> Result<Vec<InstallationSummary>, StoreError> {
+        self.read("list installations", move |db| installations(db, &which))
+            .await
+    }
+
+    async fn installation_count(&self) -> Result<u64, StoreError> {
+        self.read("count installations", |db| {
+            let installations: i64 = db.value(COUNT_INSTALLATIONS, params![])?;
+            number(installations, "installations")
+        })
+        .await
     }
 
     async fn daemon(&self) -> Result<Daemon, StoreError> {
@@ -388,44 +403,29 @@ fn pauses(db: &Db, installation_id: Option<&InstallationId>) -> Result<Vec<Pause
     )
 }
 
-fn installations(db: &Db) -> Result<Vec<InstallationSummary>, Fault> {
+const THESE: &str = summaries!(
+    "SELECT DISTINCT asked.value AS installation_id
+     FROM json_each(?1) AS asked
+     WHERE EXISTS (SELECT 1 FROM resource WHERE resource.installation_id = asked.value)
+        OR EXISTS (SELECT 1 FROM pause WHERE pause.installation_id = asked.value)"
+);
+
+fn installations(db: &Db, which: &Installations) -> Result<Vec<InstallationSummary>, Fault> {
     let mut by_installation: BTreeMap<InstallationId, Vec<Pause>> = BTreeMap::new();
     for pause in pauses(db, None)? {
         let of_installation = by_installation.entry(pause.installation_id.clone());
         of_installation.or_default().push(pause);
     }
-    db.rows(
-        "SELECT known.installation_id,
-                coalesce(resources.resources, 0) AS resources,
-                coalesce(entries.waiting, 0) AS waiting,
-                coalesce(entries.held, 0) AS held,
-                coalesce(entries.dead, 0) AS dead,
-                entries.oldest,
-                installation.limited_until
-         FROM (SELECT installation_id FROM resource
-               UNION
-               SELECT installation_id FROM pause) AS known
-         LEFT JOIN (SELECT installation_id,
-                           count(*) AS resources
-                    FROM resource
-                    GROUP BY installation_id) AS resources
-           ON resources.installation_id = known.installation_id
-         LEFT JOIN (SELECT installation_id,
-                           sum(state = 'waiting') AS waiting,
-                           sum(state = 'held') AS held,
-                           sum(state = 'dead') AS dead,
-                           min(created_at) AS oldest
-                    FROM entry
-                    WHERE closed_at IS NULL
-                    GROUP BY installation_id) AS entries
-           ON entries.installation_id = known.installation_id
-         LEFT JOIN installation
-           ON installation.installation_id = known.installation_id
-         ORDER BY known.installation_id",
-        params![],
-        |row| {
-            let pauses = by_installation.remove(&codec::installation_id(row)?);
-            codec::installation(row, pauses.unwrap_or_default())
-        },
-    )
+    let read = |row: &Row<'_>| {
+        let pauses = by_installation.remove(&codec::installation_id(row)?);
+        codec::installation(row, pauses.unwrap_or_default())
+    };
+    match which {
+        Installations::All => db.rows(ALL_INSTALLATIONS, params![], read),
+        Installations::Noteworthy => db.rows(NOTEWORTHY_INSTALLATIONS, params![], read),
+        Installations::These(ids) => {
+            let ids: Vec<&str> = ids.iter().map(InstallationId::as_str).collect();
+            db.rows(THESE, params![json(&ids)], read)
+        }
+    }
 }

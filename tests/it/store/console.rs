@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use reconciled::model::{EntryId, EntryState, Field, Reason};
+use reconciled::model::{EntryId, EntryState, Field, InstallationId, Reason};
 use reconciled::plan::Outcome;
 use reconciled::plan::manual::Refusal;
 use reconciled::store::Access;
-use reconciled::store::console::{Act, Answer, Console, EntryFilter, Order};
+use reconciled::store::console::{Act, Answer, Console, EntryFilter, Installations, Order};
 use reconciled::store::{Cutoffs, Drifted, PauseKind, Person, SqliteStore};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -46,6 +46,7 @@ console_laws! {
         entries_are_listed_by_filter_and_what_was_cut_is_counted,
         story_tells_attempts_oldest_first_and_the_newest_of_them,
         installations_are_summed_up,
+        a_rate_limit_is_worth_a_note_also_without_an_open_entry,
         quarantined_rows_are_listed_as_they_were_reported,
     ]
 }
@@ -522,26 +523,57 @@ async fn installations_are_summed_up(store: &dyn Console) {
         .pause(&pause("c", PauseKind::Gone, START))
         .await
         .expect("paused");
-    let summaries = store.installations().await.expect("readable");
-    let told: Vec<_> = summaries
-        .iter()
-        .map(|s| {
-            (
-                s.installation_id.as_str(),
-                s.resources,
-                s.waiting,
-                s.oldest,
-                s.pauses.len(),
-            )
-        })
-        .collect();
-    let expected = [
+    deliver(store, START, &key("d", "1"), &status("ready")).await;
+    let told = async |which| {
+        let summaries = store.installations(which).await.expect("readable");
+        let told = summaries.into_iter().map(|s| {
+            let id = s.installation_id.to_string();
+            (id, s.resources, s.waiting, s.oldest, s.pauses.len())
+        });
+        told.collect::<Vec<_>>()
+    };
+    let [a, b, c, d] = [
         ("a", 2, 1, Some(seconds(5)), 0),
         ("b", 1, 1, Some(seconds(5)), 1),
         ("c", 0, 0, None, 1),
-    ];
-    assert_eq!(told, expected);
+        ("d", 1, 0, None, 0),
+    ]
+    .map(|(id, resources, waiting, oldest, pauses)| {
+        (id.to_owned(), resources, waiting, oldest, pauses)
+    });
+    let expected = [a.clone(), b.clone(), c.clone(), d.clone()];
+    assert_eq!(told(Installations::All).await, expected);
+    assert_eq!(store.installation_count().await.expect("readable"), 4);
+    // Of the last there is nothing to say.
+    let expected = [a.clone(), b, c.clone()];
+    assert_eq!(told(Installations::Noteworthy).await, expected);
+    let these = ["d", "never", "c", "a", "d"];
+    let these = these.map(|id| InstallationId::new(id).expect("an id"));
+    let these = Installations::These(these.to_vec());
+    assert_eq!(told(these).await, [a, c, d]);
+    let none = told(Installations::These(Vec::new())).await;
+    assert_eq!(none, []);
     assert_eq!(store.pauses().await.expect("readable").len(), 2);
+}
+
+async fn a_rate_limit_is_worth_a_note_also_without_an_open_entry(store: &dyn Console) {
+    let until = seconds(60);
+    let resource = key("a", "1");
+    read(store, START, vec![row(&resource, &status("ready"))]).await;
+    let claimed = claim_one(store, START).await;
+    let mut limited = settlement(&claimed, Outcome::RateLimited { until }, START);
+    limited.limit_installation_until = Some(until);
+    store.advance(limited).await.expect("committed");
+    let claimed = claim_one(store, until).await;
+    let sent_at = until;
+    settle(store, &claimed, Outcome::Acknowledged { sent_at }, until).await;
+    let noteworthy = store.installations(Installations::Noteworthy).await;
+    let noteworthy = noteworthy.expect("readable");
+    let told: Vec<_> = noteworthy
+        .iter()
+        .map(|s| (s.installation_id.as_str(), s.waiting, s.limited_until))
+        .collect();
+    assert_eq!(told, [("a", 0, Some(until))]);
 }
 
 async fn quarantined_rows_are_listed_as_they_were_reported(store: &dyn Console) {
