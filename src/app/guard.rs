@@ -45,7 +45,11 @@ fn tell_held(report: &HoldReport) {
     } = report;
     let towards = towards(summary);
     let examples: Vec<String> = summary.examples.iter().map(ToString::to_string).collect();
-    let sentence = towards.join(", ");
+    let mut sentence = towards.join(", ");
+    let looked_at = summary.entries;
+    if looked_at < *entries {
+        sentence.push_str(&format!(", of the first {looked_at}"));
+    }
     error!(
         event = "guard.held",
         hold = hold.id,
@@ -53,6 +57,7 @@ fn tell_held(report: &HoldReport) {
         entries,
         destructive = hold.found.destructive,
         changes = hold.found.changes,
+        looked_at,
         towards = %JsonList::new(towards.iter().map(String::as_str)),
         examples = %JsonList::new(examples.iter().map(String::as_str)),
         "Held {entries} resources, more than [guard] allows: {sentence}; nothing of it is sent until a person decides: \

@@ -8,14 +8,18 @@ use crate::model::{Field, ResourceKey, Timestamp};
 use crate::plan::guard::Summary;
 use crate::store::HoldReport;
 
-/// `status → suspended (118), secrets → none (2)`.
-pub(crate) fn towards(summary: &Summary) -> String {
+/// `status → suspended (118), secrets → none (2)`, of so many entries.
+pub(crate) fn towards(summary: &Summary, entries: u64) -> String {
     let line = |((field, value), number): (&(Field, Option<String>), &u64)| match value {
         Some(value) => format!("{field} → {} ({})", visible(value), count(*number)),
         None => format!("{field} ({})", count(*number)),
     };
     let lines: Vec<String> = summary.towards.iter().map(line).collect();
-    lines.join(", ")
+    let towards = lines.join(", ");
+    match summary.entries < entries {
+        true => format!("{towards}, of the first {}", count(summary.entries)),
+        false => towards,
+    }
 }
 
 /// The hold and what its entries would do.
@@ -40,6 +44,7 @@ pub(crate) fn to_json(report: &HoldReport, now: Timestamp) -> Value {
         "resources": entries,
         "destructive": hold.found.destructive,
         "changes": hold.found.changes,
+        "looked_at": summary.entries,
         "towards": summary.towards.iter().map(towards).collect::<Vec<_>>(),
         "examples": summary.examples.iter().map(example).collect::<Vec<_>>(),
     })

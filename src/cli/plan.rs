@@ -6,6 +6,7 @@ mod json;
 mod render;
 mod survey;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use clap::Args;
@@ -22,7 +23,7 @@ use crate::source::Source;
 use crate::store::Access;
 use crate::store::console::{Console, Installations};
 use held::Held;
-use survey::{Survey, Surveyor};
+use survey::{Item, Survey, Surveyor};
 
 /// How many resources a terminal is shown unless told otherwise.
 const LIMIT_DEFAULT: usize = 100;
@@ -139,11 +140,14 @@ pub(crate) async fn execute(arguments: Arguments, session: &mut Session) -> Resu
 async fn show_held(
     config: &Config,
     filter: survey::Filter,
-    json: bool,
+    is_json: bool,
     exit_code: bool,
     session: &mut Session,
 ) -> Result<Exit, Fault> {
-    let held = if state_exists(config) {
+    let look = session.look();
+    let mut held = Held::default();
+    let mut items = Vec::new();
+    if state_exists(config) {
         let console = app::open_state(config, Access::Beside).await?;
         if let Some(only) = &filter.installation
             && known(&*console, only).await?.is_none()
@@ -155,15 +159,33 @@ async fn show_held(
                     .into(),
             );
         }
-        Held::gather(&*console, &filter).await?
+        held = Held::find(&*console, &filter).await?;
+        let out = &mut session.out;
+        if !is_json {
+            out.print(&held.head(look));
+        }
+        let give = |some: Vec<Item>| {
+            if is_json {
+                items.extend(some);
+            } else {
+                out.print(&Held::body(some, look));
+            }
+            match out.is_closed() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        held.read(&*console, &filter, give).await?;
+    } else if !is_json {
+        session.out.print(&held.head(look));
+    }
+    if is_json {
+        let items = items.iter().map(json::item);
+        session
+            .out
+            .json_with(held.to_json(look.now), "resources", items);
     } else {
-        Held::default()
-    };
-    let look = session.look();
-    if json {
-        session.out.json(held.to_json(look.now));
-    } else {
-        session.out.print(&held.render(look));
+        session.out.print(&held.tail());
     }
     Ok(if exit_code && !held.is_empty() {
         Exit::Changes

@@ -39,6 +39,14 @@ pub trait Console: Store {
     /// How many installations the state knows: those with a resource or a pause.
     async fn installation_count(&self) -> Result<u64, StoreError>;
 
+    /// The resources whose entries this hold keeps back, by key: those after `after`, at most `limit`.
+    async fn kept_back(
+        &self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, StoreError>;
+
     /// The daemon that works on the state, or the last one that did.
     async fn daemon(&self) -> Result<Daemon, StoreError>;
 

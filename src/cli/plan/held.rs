@@ -2,6 +2,7 @@
 //! repaired.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 
 use serde_json::{Value, json};
 
@@ -10,11 +11,11 @@ use super::super::out::{BAD, GOOD, Look, styled};
 use super::super::standing::clock;
 use super::super::text::{count, counted};
 use super::change::changes;
+use super::render;
 use super::survey::{self, Filter, Item, Since, Standing, Totals};
-use super::{json as plan_json, render};
-use crate::model::{EntryState, Record, ResourceKey, Timestamp};
+use crate::model::{Record, ResourceKey, Timestamp};
 use crate::plan::pending;
-use crate::store::console::{Console, EntryFilter};
+use crate::store::console::Console;
 use crate::store::{HoldReport, StoreError};
 
 /// The version of the JSON's shape; it grows when a property changes its meaning or goes.
@@ -27,61 +28,77 @@ const RECORDS_PER_ROUND: usize = 500;
 pub(super) struct Held {
     /// `None`: nothing is held.
     hold: Option<HoldReport>,
-    /// What fits the filter, in the order of the outbox, up to the limit.
-    items: Vec<Item>,
-    /// Counts over everything that fits the filter, shown or not.
+    /// Counts over everything that fits the filter and was read, shown or not.
     totals: Totals,
+    /// How many of them were shown.
+    shown: u64,
     /// Whether a filter leaves something out.
     filtered: bool,
 }
 
 impl Held {
-    /// What is held now, as far as it fits the filter.
-    pub(super) async fn gather(console: &dyn Console, filter: &Filter) -> Result<Self, StoreError> {
-        let Some(open) = console.open_holds().await?.into_iter().next() else {
-            return Ok(Self::default());
+    /// The hold that is open now.
+    pub(super) async fn find(console: &dyn Console, filter: &Filter) -> Result<Self, StoreError> {
+        let hold = match console.open_holds().await?.into_iter().next() {
+            Some(open) => console.hold(open.id).await?,
+            None => None,
         };
-        let mut held = Self {
-            hold: console.hold(open.id).await?,
+        Ok(Self {
+            hold,
             filtered: filter.is_narrow(),
             ..Self::default()
-        };
-        let wanted = EntryFilter {
-            states: vec![EntryState::Waiting, EntryState::Held],
-            installation_id: filter.installation.clone(),
-            field: filter.field,
-            since: filter.since,
-            ids: None,
-            limit: u32::MAX,
-        };
-        let page = console.entries(&wanted).await?;
-        let keys: Vec<ResourceKey> = page
-            .entries
-            .into_iter()
-            .filter(|listed| listed.entry.hold == Some(open.id))
-            .map(|listed| listed.key)
-            .collect();
-        for keys in keys.chunks(RECORDS_PER_ROUND) {
-            for record in console.records(keys).await? {
-                held.add(&record, open.id, filter);
-            }
-        }
-        Ok(held)
+        })
     }
 
-    fn add(&mut self, record: &Record, hold: i64, filter: &Filter) {
+    /// Reads what it keeps back and fits the filter, by key, and gives it away piece by piece, up to the limit. There may be very much of it:
+    /// once `give` wants no more, nothing is read any more.
+    pub(super) async fn read(
+        &mut self,
+        console: &dyn Console,
+        filter: &Filter,
+        mut give: impl FnMut(Vec<Item>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let Some(id) = self.hold.as_ref().map(|report| report.hold.id) else {
+            return Ok(());
+        };
+        let mut after: Option<ResourceKey> = None;
+        loop {
+            let mut keys = console
+                .kept_back(id, after.as_ref(), RECORDS_PER_ROUND)
+                .await?;
+            let Some(last) = keys.last().cloned() else {
+                return Ok(());
+            };
+            after = Some(last);
+            if let Some(only) = &filter.installation {
+                keys.retain(|key| key.installation_id == *only);
+            }
+            let records = console.records(&keys).await?;
+            let items = records
+                .iter()
+                .filter_map(|record| self.add(record, id, filter))
+                .collect();
+            if give(items).is_break() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Counts a record, if it fits; what is to be shown of it, up to the limit.
+    fn add(&mut self, record: &Record, hold: i64, filter: &Filter) -> Option<Item> {
         let entry = record.entry.as_ref();
         // It may have been let go since it was listed.
-        let Some(entry) = entry.filter(|entry| entry.hold == Some(hold)) else {
-            return;
-        };
+        let entry = entry.filter(|entry| entry.hold == Some(hold))?;
+        if filter.since.is_some_and(|since| entry.created_at < since) {
+            return None;
+        }
         let (patch, _) = pending(record, &entry.desired);
         let patch = match filter.field {
             Some(field) => patch.only(field),
             None => patch,
         };
         if patch.is_empty() {
-            return;
+            return None;
         }
         let changes = changes(record, &patch);
         let standing = if entry.in_flight.is_some() {
@@ -90,24 +107,21 @@ impl Held {
             Standing::Held
         };
         self.totals.add(&changes, &standing);
-        if self.items.len() < filter.limit {
-            let since = Some(Since::Found(entry.created_at));
-            self.items.push(survey::item(
-                record,
-                &entry.desired,
-                changes,
-                since,
-                standing,
-            ));
+        if self.shown >= u64::try_from(filter.limit).unwrap_or(u64::MAX) {
+            return None;
         }
+        self.shown += 1;
+        let since = Some(Since::Found(entry.created_at));
+        let item = survey::item(record, &entry.desired, changes, since, standing);
+        Some(item)
     }
 
     pub(super) const fn is_empty(&self) -> bool {
         self.totals.resources == 0
     }
 
-    /// For people: what the hold is, each of its resources, counts, the next command.
-    pub(super) fn render(&self, look: Look) -> String {
+    /// For people: what the hold is.
+    pub(super) fn head(&self, look: Look) -> String {
         let Some(report) = &self.hold else {
             return format!(
                 "{}   the guard keeps nothing back\nNext: reconciled plan\n",
@@ -119,27 +133,41 @@ impl Held {
             entries,
             summary,
         } = report;
-        let mut text = format!(
+        format!(
             "{}   {} kept back since {} by hold {}: {}\n       Nothing of it is sent until a person decides.\n\n",
             styled(BAD, "HELD"),
             counted(*entries, "resource"),
             clock(hold.opened_at, look),
             hold.id,
-            hold::towards(summary)
-        );
-        for item in &self.items {
+            hold::towards(summary, *entries)
+        )
+    }
+
+    /// For people: some of its resources.
+    pub(super) fn body(items: Vec<Item>, look: Look) -> String {
+        let mut text = String::new();
+        for item in items {
             // The first line says already that all of them are held.
             let noteless = Item {
                 standing: match item.standing {
                     Standing::Held => Standing::Now,
-                    ref other => other.clone(),
+                    other => other,
                 },
-                ..item.clone()
+                ..item
             };
             render::write_item(&mut text, &noteless, look);
             text.push('\n');
         }
-        let hidden = self.totals.resources - self.items.len() as u64;
+        text
+    }
+
+    /// For people, after everything was read: counts, the next command.
+    pub(super) fn tail(&self) -> String {
+        if self.hold.is_none() {
+            return String::new();
+        }
+        let mut text = String::new();
+        let hidden = self.totals.resources - self.shown;
         if hidden > 0 {
             let _ = writeln!(
                 text,
@@ -182,7 +210,7 @@ impl Held {
         )
     }
 
-    /// For machines: whole, lists `[]` when empty.
+    /// For machines, after everything was read: all but the resources.
     pub(super) fn to_json(&self, now: Timestamp) -> Value {
         let Totals {
             resources,
@@ -196,8 +224,7 @@ impl Held {
             "schema": SCHEMA,
             "at": now.to_string(),
             "hold": self.hold.as_ref().map(|report| hold::to_json(report, now)),
-            "resources": self.items.iter().map(plan_json::item).collect::<Vec<_>>(),
-            "hidden": resources - self.items.len() as u64,
+            "hidden": resources - self.shown,
             "totals": {
                 "resources": resources, "fields": fields, "secrets": secrets, "held": held, "in_flight": in_flight,
             },
@@ -209,9 +236,10 @@ impl Held {
 mod tests {
     use std::time::Duration;
 
+    use super::super::json;
     use super::*;
     use crate::model::{
-        Entry, EntryId, Field, Fingerprint, Json, Mode, Origin, SecretName, Snapshot,
+        Entry, EntryId, EntryState, Field, Fingerprint, Json, Mode, Origin, SecretName, Snapshot,
     };
     use crate::plan::guard::{Found, Summary};
     use crate::store::{Hold, HoldState};
@@ -252,7 +280,7 @@ mod tests {
         }
     }
 
-    fn held(filter: &Filter) -> Held {
+    fn held(filter: &Filter) -> (Held, Vec<Item>) {
         let records = [
             record("res_1", snapshot("suspended", &[("DATABASE_URL", 0x9f)])),
             record("res_2", snapshot("suspended", &[])),
@@ -280,14 +308,16 @@ mod tests {
             filtered: filter.is_narrow(),
             ..Held::default()
         };
-        for record in &records {
-            held.add(record, 3, filter);
-        }
-        held
+        let items = records
+            .iter()
+            .filter_map(|record| held.add(record, 3, filter));
+        let items = items.collect();
+        (held, items)
     }
 
-    fn plain(held: &Held) -> String {
-        anstream::adapter::strip_str(&held.render(LOOK)).to_string()
+    fn plain((held, items): (Held, Vec<Item>)) -> String {
+        let text = held.head(LOOK) + &Held::body(items, LOOK) + &held.tail();
+        anstream::adapter::strip_str(&text).to_string()
     }
 
     #[test]
@@ -296,7 +326,7 @@ mod tests {
             limit: usize::MAX,
             ..Filter::default()
         };
-        let shown = plain(&held(&all));
+        let shown = plain(held(&all));
         insta::assert_snapshot!(shown, @r"
         HELD   3 resources kept back since 13:59 by hold 3: secrets (1), secrets → none (1), status → suspended (3)
                Nothing of it is sent until a person decides.
@@ -326,24 +356,26 @@ mod tests {
             limit: 1,
             ..Filter::default()
         };
-        let shown = held(&secrets).to_json(NOW);
-        assert_eq!(shown["resources"][0]["changes"][0]["field"], "secrets");
-        assert_eq!(shown["totals"]["secrets"], 2);
-        let resources = shown["resources"].as_array().map(Vec::len);
-        assert_eq!(resources, Some(1), "no more than the limit");
-        let shown = plain(&held(&secrets));
+        let (counted, items) = held(&secrets);
+        assert_eq!(items.len(), 1, "no more than the limit");
+        assert_eq!(json::item(&items[0])["changes"][0]["field"], "secrets");
+        let shown = counted.to_json(NOW);
+        assert_eq!(
+            (&shown["totals"]["secrets"], &shown["hidden"]),
+            (&json!(2), &json!(1))
+        );
+        let shown = plain(held(&secrets));
         assert!(shown.contains("\n… 1 more not shown"), "{shown}");
     }
 
     #[test]
     fn nothing_held_is_one_line() {
         let none = Held::default();
+        assert_eq!(none.to_json(NOW)["hold"], Value::Null);
+        assert!(none.is_empty());
         assert_eq!(
-            plain(&none),
+            plain((none, Vec::new())),
             "NOT HELD   the guard keeps nothing back\nNext: reconciled plan\n"
         );
-        assert_eq!(none.to_json(NOW)["hold"], Value::Null);
-        assert_eq!(none.to_json(NOW)["resources"], json!([]));
-        assert!(none.is_empty());
     }
 }

@@ -261,7 +261,7 @@ fn holds(overview: &Overview, look: Look) -> String {
             clock(hold.opened_at, look),
             count(found.destructive.into()),
             counted(found.changes.into(), "change"),
-            hold::towards(summary),
+            hold::towards(summary, *entries),
             examples.join(",\n                     ")
         ));
     }

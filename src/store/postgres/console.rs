@@ -21,6 +21,7 @@ use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
+use super::guard::keys_under;
 use super::pool::{Purpose, Transaction};
 use super::rows::PgRows;
 use super::{PostgresStore, read};
@@ -140,6 +141,19 @@ impl Console for PostgresStore {
                     .await?;
                 number(row.integer("installations")?, "installations")
             })
+        })
+        .await
+    }
+
+    async fn kept_back(
+        &self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, StoreError> {
+        let after = after.cloned();
+        self.read("list what is held", Purpose::Survey, move |transaction| {
+            Box::pin(async move { keys_under(transaction, hold, after.as_ref(), limit).await })
         })
         .await
     }

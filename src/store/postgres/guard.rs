@@ -428,7 +428,8 @@ pub(super) async fn open_holds(transaction: &mut Transaction) -> Result<Vec<Hold
     rows.iter().map(codec::hold).collect()
 }
 
-async fn keys_under(
+/// The resources whose entries a hold keeps back, by key, after this one.
+pub(super) async fn keys_under(
     transaction: &mut Transaction,
     hold: i64,
     after: Option<&ResourceKey>,

@@ -19,6 +19,7 @@ use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
 use super::db::{Db, Row};
+use super::guard::keys_under;
 use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
 use crate::store::codec::{self, json, number, time};
@@ -113,6 +114,19 @@ impl Console for SqliteStore {
         self.read("count installations", |db| {
             let installations: i64 = db.value(COUNT_INSTALLATIONS, params![])?;
             number(installations, "installations")
+        })
+        .await
+    }
+
+    async fn kept_back(
+        &self,
+        hold: i64,
+        after: Option<&ResourceKey>,
+        limit: usize,
+    ) -> Result<Vec<ResourceKey>, StoreError> {
+        let after = after.cloned();
+        self.read("list what is held", move |db| {
+            keys_under(db, hold, after.as_ref(), limit)
         })
         .await
     }

@@ -397,7 +397,8 @@ pub(super) fn open_holds(db: &Db) -> Result<Vec<Hold>, Fault> {
     )
 }
 
-fn keys_under(
+/// The resources whose entries a hold keeps back, by key, after this one.
+pub(super) fn keys_under(
     db: &Db,
     hold: i64,
     after: Option<&ResourceKey>,

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use reconciled::model::{EntryId, EntryState, Field, InstallationId, Reason};
+use reconciled::model::{
+    EntryId, EntryState, Field, InstallationId, Reason, ResourceKey, Snapshot,
+};
 use reconciled::plan::Outcome;
+use reconciled::plan::decide::FirstSight;
+use reconciled::plan::guard::Limits;
 use reconciled::plan::manual::Refusal;
 use reconciled::store::Access;
 use reconciled::store::console::{Act, Answer, Console, EntryFilter, Installations, Order};
-use reconciled::store::{Cutoffs, Drifted, PauseKind, Person, SqliteStore};
+use reconciled::store::{Batch, Cutoffs, Drifted, GuardEvent, PauseKind, Person, SqliteStore};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
@@ -46,6 +50,7 @@ console_laws! {
         entries_are_listed_by_filter_and_what_was_cut_is_counted,
         story_tells_attempts_oldest_first_and_the_newest_of_them,
         installations_are_summed_up,
+        what_a_hold_keeps_back_is_listed_by_key_piece_by_piece,
         a_rate_limit_is_worth_a_note_also_without_an_open_entry,
         quarantined_rows_are_listed_as_they_were_reported,
     ]
@@ -574,6 +579,52 @@ async fn a_rate_limit_is_worth_a_note_also_without_an_open_entry(store: &dyn Con
         .map(|s| (s.installation_id.as_str(), s.waiting, s.limited_until))
         .collect();
     assert_eq!(told, [("a", 0, Some(until))]);
+}
+
+async fn what_a_hold_keeps_back_is_listed_by_key_piece_by_piece(store: &dyn Console) {
+    // Each found before the ones whose keys come first.
+    let keys: Vec<ResourceKey> = (0..12)
+        .map(|number| key(&format!("icfg_{}", number / 5), &format!("res_{number:02}")))
+        .collect();
+    let rows = |desired: &Snapshot| {
+        let backwards = keys.iter().rev();
+        backwards.map(|key| row(key, desired)).collect()
+    };
+    let pass = |now, observations| Batch {
+        guard: Limits {
+            destructive_max: Some(10),
+            changes_max: None,
+        },
+        ends_pass: true,
+        ..batch(now, observations)
+    };
+    let mut known = pass(START, rows(&status("ready")));
+    known.policy.first_sight = FirstSight::Adopt;
+    store.reconcile(known).await.expect("committed");
+    let decided = store.reconcile(pass(seconds(5), rows(&status("suspended"))));
+    let decided = decided.await.expect("committed");
+    let [GuardEvent::Held { hold, .. }] = decided.guard[..] else {
+        panic!("{decided:?}");
+    };
+    let mut found = Vec::new();
+    loop {
+        let piece = store.kept_back(hold, found.last(), 5).await;
+        let piece = piece.expect("readable");
+        if piece.is_empty() {
+            break;
+        }
+        assert!(piece.len() <= 5);
+        found.extend(piece);
+    }
+    assert_eq!(found, keys);
+    let id = open_entry(store, &keys[3]).await;
+    let ana = person("ana", None);
+    let released = store.act(&[id], Order::Release, &ana, seconds(6)).await;
+    released.expect("committed");
+    let left = store.kept_back(hold, None, 99).await.expect("readable");
+    assert_eq!(left.len(), 11);
+    let other = store.kept_back(hold + 1, None, 99).await;
+    assert_eq!(other.expect("readable"), []);
 }
 
 async fn quarantined_rows_are_listed_as_they_were_reported(store: &dyn Console) {
