@@ -132,6 +132,7 @@ fn describe(description: &Description, report: &mut Report) {
         rows,
         is_poll_indexed,
         is_sweep_indexed,
+        is_token_indexed,
         guarantee,
         improvement,
         latency_ms,
@@ -189,22 +190,23 @@ fn describe(description: &Description, report: &mut Report) {
     for (indexed, what, help) in [
         (
             is_poll_indexed,
-            "polls",
+            "polls: each page sorts the table",
             "an index on the cursor column, then the keys",
         ),
         (
             is_sweep_indexed,
-            "sweeps",
+            "sweeps: each page sorts the table",
             "an index on (installation_id, resource_id)",
+        ),
+        (
+            is_token_indexed,
+            "look-up of tokens: each reads the table",
+            "an index on what installations_query gives as installation_id",
         ),
     ] {
         if *indexed == Some(false) {
             report.add(
-                Line::warning(
-                    code::NO_INDEX,
-                    format!("no index serves the {what}: each page sorts the table"),
-                )
-                .help(help),
+                Line::warning(code::NO_INDEX, format!("no index serves the {what}")).help(help),
             );
         }
     }

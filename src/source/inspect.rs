@@ -27,6 +27,8 @@ pub struct Description {
     pub is_poll_indexed: Option<bool>,
     /// Whether an index serves a sweep; `None`: the plan does not say.
     pub is_sweep_indexed: Option<bool>,
+    /// Whether an index serves the look-up of tokens by their installations; `None`: there are none here, or the plan does not say.
+    pub is_token_indexed: Option<bool>,
     /// What change detection promises here.
     pub guarantee: Guarantee,
     /// How to get a better promise; `None` when there is none.

@@ -321,6 +321,7 @@ fn source_json(description: &Description) -> Value {
         "rows": description.rows,
         "poll_indexed": description.is_poll_indexed,
         "sweep_indexed": description.is_sweep_indexed,
+        "token_indexed": description.is_token_indexed,
         "guarantee": guarantee,
         "improvement": description.improvement,
         "latency_ms": description.latency_ms,

@@ -10,8 +10,9 @@ use super::super::connections::Session;
 use super::super::dialect::{Dialect, Rows};
 use super::super::feed::{self, CHANGE_FEED, Feed};
 use super::super::inspect::{Description, Guarantee};
-use super::super::pages::{Pages, PollStart};
+use super::super::pages::{self, Pages, PollStart};
 use super::Inner;
+use crate::model::InstallationId;
 
 impl<D: Dialect> Inner<D> {
     /// Describes the source.
@@ -66,6 +67,8 @@ impl<D: Dialect> Inner<D> {
         let (_, connection) = session.parts();
         let asked = timeout(limit, dialect.is_indexed(connection, &sweep)).await;
         let is_sweep_indexed = session.judge(asked)?;
+        // Last, since its failure ends the transaction: whoever reads a token tells why.
+        let is_token_indexed = self.is_token_indexed(session).await.unwrap_or(None);
         Ok(Description {
             target: dialect.target().to_owned(),
             server: inspection.server,
@@ -85,6 +88,7 @@ impl<D: Dialect> Inner<D> {
             rows: None,
             is_poll_indexed,
             is_sweep_indexed,
+            is_token_indexed,
             guarantee,
             improvement,
             latency_ms: 0,
@@ -108,6 +112,32 @@ impl<D: Dialect> Inner<D> {
         let statement = match D::BOUNDS_POLLS {
             true => pages.poll_bound(cursor, &start, 1),
             false => pages.poll(cursor, &start, None, None, 1),
+        };
+        let limit = session.limit();
+        let (_, connection) = session.parts();
+        let asked = timeout(limit, dialect.is_indexed(connection, &statement)).await;
+        session.judge(asked)
+    }
+
+    /// Whether an index serves the look-up of tokens.
+    async fn is_token_indexed(
+        &self,
+        session: &mut Session<D>,
+    ) -> Result<Option<bool>, SourceError> {
+        /// One of them fits the column, whatever its type is.
+        const IDS: [&str; 3] = ["icfg", "0", "00000000-0000-0000-0000-000000000000"];
+        let layouts = self.layouts(session).await?;
+        let (Some(layout), Some(query)) = (&layouts.installations, &self.installations_query)
+        else {
+            return Ok(None);
+        };
+        let dialect = &self.connections.dialect;
+        let look_up = |id: &str| {
+            let id = InstallationId::new(id).ok()?;
+            pages::tokens(dialect, query, layout, &[id])
+        };
+        let Some(statement) = IDS.into_iter().find_map(look_up) else {
+            return Ok(None);
         };
         let limit = session.limit();
         let (_, connection) = session.parts();

@@ -187,6 +187,18 @@ async fn a_token_is_looked_up_by_its_exact_installation(bed: Bed) {
         error.to_string().contains("more than one access_token"),
         "{error}"
     );
+    let is_indexed = async || {
+        source
+            .describe()
+            .await
+            .expect("a description")
+            .is_token_indexed
+    };
+    assert_eq!(is_indexed().await, Some(false));
+    bed.database
+        .execute("CREATE INDEX by_id ON installation (id)")
+        .await;
+    assert_eq!(is_indexed().await, Some(true));
     for (query, problem) in [
         (
             "SELECT id AS installation_id, token FROM installation",
