@@ -98,7 +98,7 @@ impl Layout {
     /// Gives every column its meaning.
     ///
     /// # Errors
-    /// [`SourceError::Shape`] names the first column that is unknown, missing or twice there, or a cursor that cannot serve.
+    /// [`SourceError::Shape`] names the columns that are unknown, missing or twice there, or a cursor that cannot serve.
     pub(super) fn new(
         described: &[Described],
         overlap: Overlap,
@@ -163,45 +163,113 @@ fn recognise(
         problem,
         help,
     };
-    let names = || format!("the columns are {}", allowed.join(", "));
     if described.is_empty() {
         return Err(refuse("yields no columns".into(), "one SELECT".into()));
     }
     let mut columns: Vec<Column> = Vec::with_capacity(described.len());
+    let mut flaws = Flaws::default();
     for Described {
         name, type_name, ..
     } in described
     {
-        let Some(known) = allowed.iter().find(|allowed| *allowed == name) else {
-            let shown: String = name.chars().take(64).collect();
-            return Err(refuse(
-                format!("has the unknown column `{shown}`"),
-                match nearest(name, allowed) {
-                    Some(near) => format!("did you mean `{near}`? {}", names()),
-                    None => names(),
-                },
-            ));
+        match allowed.iter().find(|allowed| *allowed == name) {
+            None => {
+                let shown = name.chars().take(64).collect();
+                flaws.unknown.push((shown, nearest(name, allowed)));
+            }
+            Some(known) if columns.iter().any(|column| column.name == *known) => {
+                if !flaws.twice.contains(known) {
+                    flaws.twice.push(known);
+                }
+            }
+            Some(known) => columns.push(Column {
+                name: known,
+                type_name: type_name.clone(),
+            }),
+        }
+    }
+    let is_there = |name: &str| columns.iter().any(|column| column.name == name);
+    let is_meant = |name: &str| flaws.unknown.iter().any(|(_, near)| *near == Some(name));
+    let missing = required.iter().copied();
+    flaws.missing = missing
+        .filter(|name| !is_there(name) && !is_meant(name))
+        .collect();
+    match flaws.is_none() {
+        true => Ok(columns),
+        false => Err(refuse(flaws.problem(), flaws.help(allowed))),
+    }
+}
+
+/// What is wrong with a query's columns: all of it, since whoever corrects the query wants to do so once.
+#[derive(Default)]
+struct Flaws {
+    /// Names that mean nothing, each with the one that it most likely stands for.
+    unknown: Vec<(String, Option<&'static str>)>,
+    twice: Vec<&'static str>,
+    /// Neither there nor misspelt.
+    missing: Vec<&'static str>,
+}
+
+impl Flaws {
+    /// The most unknown columns that are named: `SELECT *` may yield many.
+    const NAMED_MAX: usize = 8;
+
+    fn is_none(&self) -> bool {
+        self.unknown.is_empty() && self.twice.is_empty() && self.missing.is_empty()
+    }
+
+    fn problem(&self) -> String {
+        let named = self.unknown.iter().take(Self::NAMED_MAX);
+        let named: Vec<String> = named.map(|(name, _)| format!("`{name}`")).collect();
+        let unknown = match self.unknown.len() {
+            0 => None,
+            1 => Some(format!("the unknown column {}", named[0])),
+            all if all > named.len() => Some(format!(
+                "the unknown columns {} and {} more",
+                named.join(", "),
+                all - named.len()
+            )),
+            _ => Some(format!("the unknown columns {}", named.join(", "))),
         };
-        if columns.iter().any(|column| column.name == *known) {
-            return Err(refuse(
-                format!("has the column `{known}` twice"),
-                "each column once".into(),
-            ));
-        }
-        columns.push(Column {
-            name: known,
-            type_name: type_name.clone(),
+        let twice = self.twice.iter();
+        let twice = twice.map(|name| format!("the column `{name}` twice"));
+        let missing = self.missing.iter();
+        let missing = missing.map(|name| format!("no column `{name}`"));
+        let all: Vec<String> = unknown.into_iter().chain(twice).chain(missing).collect();
+        format!("has {}", all.join("; "))
+    }
+
+    fn help(&self, allowed: &[&str]) -> String {
+        let is_one = self.unknown.len() == 1;
+        let meant = self.unknown.iter().take(Self::NAMED_MAX);
+        let meant = meant.filter_map(|(name, near)| {
+            Some(match is_one {
+                true => format!("`{}`", (*near)?),
+                false => format!("`{}` for `{name}`", (*near)?),
+            })
         });
-    }
-    for name in required {
-        if !columns.iter().any(|column| column.name == *name) {
-            return Err(refuse(
-                format!("has no column `{name}`"),
-                format!("add it, for instance SELECT … AS {name}; {}", names()),
-            ));
+        let meant: Vec<String> = meant.collect();
+        let mut help = match meant.is_empty() {
+            true => String::new(),
+            false => format!("did you mean {}? ", meant.join(", ")),
+        };
+        let mut rest = Vec::new();
+        if !self.twice.is_empty() {
+            rest.push("each column once".to_owned());
         }
+        if let Some(first) = self.missing.first() {
+            let what = match self.missing.len() {
+                1 => "it",
+                _ => "them",
+            };
+            rest.push(format!("add {what}, for instance SELECT … AS {first}"));
+        }
+        if self.unknown.len() + self.missing.len() > 0 {
+            rest.push(format!("the columns are {}", allowed.join(", ")));
+        }
+        help.push_str(&rest.join("; "));
+        help
     }
-    Ok(columns)
 }
 
 /// The allowed name that a misspelt one most likely meant.
@@ -367,6 +435,45 @@ mod tests {
         assert!(refusal(&[], Overlap::Unset).starts_with("yields no columns"));
         let twice = ["installation_id", "resource_id", "name", "name"];
         assert!(refusal(&twice, Overlap::Unset).starts_with("has the column `name` twice"));
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let names = [
+            "resource_id",
+            "sttaus",
+            "updated_at",
+            "name",
+            "name",
+            "name",
+        ];
+        let said = refusal(&names, Overlap::Unset);
+        let (said, columns) = said
+            .split_once("; the columns are ")
+            .expect("it names them");
+        assert_eq!(
+            said,
+            "has the unknown columns `sttaus`, `updated_at`; the column `name` twice; no column `installation_id`: \
+             did you mean `status` for `sttaus`? each column once; add it, for instance SELECT … AS installation_id"
+        );
+        assert!(columns.starts_with("installation_id, "), "{columns}");
+        // A misspelt column is not missing besides.
+        let said = refusal(&["resouce_id", "installation_id"], Overlap::Unset);
+        let expected =
+            "has the unknown column `resouce_id`: did you mean `resource_id`? the columns are";
+        assert!(said.starts_with(expected), "{said}");
+        let said = refusal(&["name"], Overlap::Unset);
+        let expected =
+            "has no column `installation_id`; no column `resource_id`: add them, for instance";
+        assert!(said.starts_with(expected), "{said}");
+        let many: Vec<String> = (0..20).map(|n| format!("column_of_theirs_{n}")).collect();
+        let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
+        many.extend(["installation_id", "resource_id"]);
+        let said = refusal(&many, Overlap::Unset);
+        assert!(
+            said.contains("`column_of_theirs_7` and 12 more: the columns are"),
+            "{said}"
+        );
     }
 
     #[test]

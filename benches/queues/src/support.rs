@@ -1,9 +1,11 @@
-//! Of what the integration tests stand on, what a private PostgreSQL server needs.
+//! Of what the integration tests stand on, what private database servers need.
 
 #[path = "../../../tests/it/support/database.rs"]
 pub(crate) mod database;
 #[path = "../../../tests/it/support/directory.rs"]
 pub(crate) mod directory;
+#[path = "../../../tests/it/support/mariadb.rs"]
+pub(crate) mod mariadb;
 #[path = "../../../tests/it/support/port.rs"]
 pub(crate) mod port;
 #[path = "../../../tests/it/support/postgres.rs"]
