@@ -226,6 +226,8 @@ struct Held {
     /// By themselves.
     tokens_read: usize,
     read_together: Vec<usize>,
+    /// Whoever reads this one's token fails.
+    poisoned: Option<InstallationId>,
 }
 
 impl Held {
@@ -261,6 +263,11 @@ impl TestSource {
         self.lock()
             .tokens
             .insert(installation(installation_id), token);
+    }
+
+    /// Reading this installation's token is an error from now on, whoever's else are read with it.
+    pub(super) fn poisons_token(&self, installation_id: &str) {
+        self.lock().poisoned = Some(installation(installation_id));
     }
 
     pub(super) fn fails(&self, fails: bool) {
@@ -329,7 +336,7 @@ impl Source for TestSource {
     ) -> Result<Option<AccessToken>, SourceError> {
         let mut held = self.lock();
         held.tokens_read += 1;
-        if held.fails {
+        if held.fails || held.poisoned.as_ref() == Some(installation_id) {
             return Err(unreachable_source());
         }
         Ok(held.token(installation_id))
@@ -341,7 +348,8 @@ impl Source for TestSource {
     ) -> Result<Vec<(InstallationId, AccessToken)>, SourceError> {
         let mut held = self.lock();
         held.read_together.push(installation_ids.len());
-        if held.fails {
+        let poisoned = held.poisoned.as_ref();
+        if held.fails || poisoned.is_some_and(|id| installation_ids.contains(id)) {
             return Err(unreachable_source());
         }
         let token = |id: &InstallationId| Some((id.clone(), held.token(id)?));

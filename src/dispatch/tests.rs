@@ -536,6 +536,20 @@ fn tokens_that_could_not_be_read_together_are_read_by_themselves() {
 }
 
 #[test]
+fn a_token_whose_reading_fails_delays_none_that_is_read_with_it() {
+    let stand = Stand::new();
+    for id in ["icfg_1", "icfg_2", "icfg_3"] {
+        stand.desire(id, 1, "ready");
+    }
+    stand.source.poisons_token("icfg_2");
+    let mut dispatcher = stand.dispatcher(|_| {});
+    stand.clock.run(dispatcher.run(until(0)));
+    assert_eq!(stand.source.tokens_read_together(), [3]);
+    let said = stand.vercel.said();
+    assert_eq!(said, ["PATCH icfg_1/res_0", "PATCH icfg_3/res_0"]);
+}
+
+#[test]
 fn the_row_of_a_single_claim_is_read_only_once_it_can_be_sent() {
     let stand = Stand::new();
     stand.source.gives_token("icfg_1", None);
