@@ -28,6 +28,7 @@ pub mod postgres;
 mod rules;
 pub mod sqlite;
 mod steps;
+mod summaries;
 
 pub use console::{Console, Person};
 pub use glance::{Glance, Glances};

@@ -27,102 +27,65 @@ struct Load {
     engine: Engine,
 }
 
+impl Load {
+    /// Answers at once, 64 in flight.
+    fn at_once(scale: Scale) -> Self {
+        Self {
+            in_flight: 64,
+            answer: Duration::ZERO,
+            changes: scale.changes,
+            rotates: false,
+            is_shared: false,
+            is_apart: false,
+            engine: Engine::Postgres,
+        }
+    }
+}
+
 /// Answers at once, 64 in flight.
 pub(crate) async fn at_once(scale: Scale, mock: &Mock) -> Vec<Figure> {
-    let load = Load {
-        in_flight: 64,
-        answer: Duration::ZERO,
-        changes: scale.changes,
-        rotates: false,
-        is_shared: false,
-        is_apart: false,
-        engine: Engine::Postgres,
-    };
+    let load = Load::at_once(scale);
     compare(scale, mock, load, "0 ms, 64 in flight", (0.60, Some(2.0))).await
 }
 
 /// The same with the state on PostgreSQL.
 pub(crate) async fn shared(scale: Scale, mock: &Mock) -> Vec<Figure> {
     let load = Load {
-        in_flight: 64,
-        answer: Duration::ZERO,
-        changes: scale.changes,
-        rotates: false,
         is_shared: true,
-        is_apart: false,
-        engine: Engine::Postgres,
+        ..Load::at_once(scale)
     };
-    compare(
-        scale,
-        mock,
-        load,
-        "0 ms, 64 in flight, PostgreSQL state",
-        (0.50, None),
-    )
-    .await
+    let name = "0 ms, 64 in flight, PostgreSQL state";
+    compare(scale, mock, load, name, (0.50, None)).await
 }
 
 /// The same where each resource has an installation of its own, whose token has to be read first.
 pub(crate) async fn apart(scale: Scale, mock: &Mock) -> Vec<Figure> {
     let load = Load {
-        in_flight: 64,
-        answer: Duration::ZERO,
-        changes: scale.changes,
-        rotates: false,
-        is_shared: false,
         is_apart: true,
-        engine: Engine::Postgres,
+        ..Load::at_once(scale)
     };
-    compare(
-        scale,
-        mock,
-        load,
-        "0 ms, 64 in flight, an installation each",
-        (0.60, None),
-    )
-    .await
+    let name = "0 ms, 64 in flight, an installation each";
+    compare(scale, mock, load, name, (0.60, None)).await
 }
 
 /// The same with the resources in MariaDB.
 pub(crate) async fn from_mariadb(scale: Scale, mock: &Mock) -> Vec<Figure> {
     let load = Load {
-        in_flight: 64,
-        answer: Duration::ZERO,
-        changes: scale.changes,
-        rotates: false,
-        is_shared: false,
-        is_apart: false,
         engine: Engine::MariaDb,
+        ..Load::at_once(scale)
     };
-    compare(
-        scale,
-        mock,
-        load,
-        "0 ms, 64 in flight, MariaDB source",
-        (0.60, None),
-    )
-    .await
+    let name = "0 ms, 64 in flight, MariaDB source";
+    compare(scale, mock, load, name, (0.60, None)).await
 }
 
 /// The same where every change is a rotated secret, whose value has to come from the source.
 pub(crate) async fn secrets(scale: Scale, mock: &Mock) -> Vec<Figure> {
     let load = Load {
-        in_flight: 64,
-        answer: Duration::ZERO,
-        changes: scale.changes,
         rotates: true,
-        is_shared: false,
-        is_apart: false,
-        engine: Engine::Postgres,
+        ..Load::at_once(scale)
     };
-    compare(
-        scale,
-        mock,
-        load,
-        "0 ms, 64 in flight, rotated secrets",
-        (0.60, None),
-    )
-    .await
+    let name = "0 ms, 64 in flight, rotated secrets";
+    compare(scale, mock, load, name, (0.60, None)).await
 }
 
 /// Answers after 50 ms.
@@ -133,10 +96,7 @@ pub(crate) async fn answered_late(scale: Scale, mock: &Mock) -> Vec<Figure> {
             in_flight,
             answer: Duration::from_millis(50),
             changes: in_flight * scale.slow_changes_each,
-            rotates: false,
-            is_shared: false,
-            is_apart: false,
-            engine: Engine::Postgres,
+            ..Load::at_once(scale)
         };
         let name = format!("50 ms, {in_flight} in flight");
         figures.extend(compare(scale, mock, load, &name, (0.97, None)).await);

@@ -45,11 +45,8 @@ fn tell_held(report: &HoldReport) {
     } = report;
     let towards = towards(summary);
     let examples: Vec<String> = summary.examples.iter().map(ToString::to_string).collect();
-    let mut sentence = towards.join(", ");
     let looked_at = summary.entries;
-    if looked_at < *entries {
-        sentence.push_str(&format!(", of the first {looked_at}"));
-    }
+    let sentence = sentence(&towards, looked_at, *entries);
     error!(
         event = "guard.held",
         hold = hold.id,
@@ -65,6 +62,15 @@ fn tell_held(report: &HoldReport) {
     );
 }
 
+/// What the entries would do, of those that were looked at.
+fn sentence(towards: &[String], looked_at: u64, entries: u64) -> String {
+    let towards = towards.join(", ");
+    match looked_at < entries {
+        true => format!("{towards}, of the first {looked_at}"),
+        false => towards,
+    }
+}
+
 /// `status → suspended (120)`, by field and value.
 fn towards(summary: &Summary) -> Vec<String> {
     let line = |((field, value), count): (&(crate::model::Field, Option<String>), &u64)| match value
@@ -73,4 +79,20 @@ fn towards(summary: &Summary) -> Vec<String> {
         None => format!("{field} ({count})"),
     };
     summary.towards.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_that_was_not_looked_at_whole_says_of_how_much_it_speaks() {
+        let towards = ["status → suspended (9)", "name (1)"].map(str::to_owned);
+        let said = |entries| sentence(&towards, 10, entries);
+        assert_eq!(said(10), "status → suspended (9), name (1)");
+        assert_eq!(
+            said(11),
+            "status → suspended (9), name (1), of the first 10"
+        );
+    }
 }

@@ -49,3 +49,24 @@ pub(crate) fn to_json(report: &HoldReport, now: Timestamp) -> Value {
         "examples": summary.examples.iter().map(example).collect::<Vec<_>>(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_that_did_not_look_at_all_says_so() {
+        let mut summary = Summary {
+            entries: 10_000,
+            ..Summary::default()
+        };
+        let suspended = (Field::Status, Some("suspended".to_owned()));
+        summary.towards.insert(suspended, 10_000);
+        let said = |entries| towards(&summary, entries);
+        assert_eq!(said(10_000), "status → suspended (10,000)");
+        assert_eq!(
+            said(10_001),
+            "status → suspended (10,000), of the first 10,000"
+        );
+    }
+}

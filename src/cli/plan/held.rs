@@ -369,6 +369,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_before_is_neither_shown_nor_counted() {
+        let resources = |seconds| {
+            let recent = Filter {
+                since: Some(NOW.minus(Duration::from_secs(seconds))),
+                limit: usize::MAX,
+                ..Filter::default()
+            };
+            let (held, items) = held(&recent);
+            (held.totals.resources, items.len())
+        };
+        assert_eq!((resources(134), resources(133)), ((3, 3), (0, 0)));
+    }
+
+    #[test]
     fn nothing_held_is_one_line() {
         let none = Held::default();
         assert_eq!(none.to_json(NOW)["hold"], Value::Null);

@@ -14,10 +14,10 @@ use crate::store::console::{
     InstallationSummary, Installations, Order, Person, Replica, Story,
 };
 use crate::store::fault::Fault;
-use crate::store::rules::{
+use crate::store::steps;
+use crate::store::summaries::{
     ALL_INSTALLATIONS, COUNT_INSTALLATIONS, NOTEWORTHY_INSTALLATIONS, summaries,
 };
-use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};
@@ -502,7 +502,7 @@ async fn pauses(
 }
 
 const THESE: &str = summaries!(
-    "SELECT DISTINCT asked.installation_id
+    "SELECT DISTINCT asked.installation_id COLLATE \"C\" AS installation_id
      FROM unnest($1::text[]) AS asked (installation_id)
      WHERE EXISTS (SELECT FROM resource WHERE resource.installation_id = asked.installation_id)
         OR EXISTS (SELECT FROM pause WHERE pause.installation_id = asked.installation_id)"

@@ -11,10 +11,10 @@ use crate::store::console::{
     Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
     InstallationSummary, Installations, Order, Person, Story,
 };
-use crate::store::rules::{
+use crate::store::steps;
+use crate::store::summaries::{
     ALL_INSTALLATIONS, COUNT_INSTALLATIONS, NOTEWORTHY_INSTALLATIONS, summaries,
 };
-use crate::store::steps;
 use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 
 use super::acts::{self, note};

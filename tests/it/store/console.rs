@@ -528,7 +528,10 @@ async fn installations_are_summed_up(store: &dyn Console) {
         .pause(&pause("c", PauseKind::Gone, START))
         .await
         .expect("paused");
-    deliver(store, START, &key("d", "1"), &status("ready")).await;
+    // In the order of bytes, also where the database orders text otherwise.
+    for id in ["B", "d"] {
+        deliver(store, START, &key(id, "1"), &status("ready")).await;
+    }
     let told = async |which| {
         let summaries = store.installations(which).await.expect("readable");
         let told = summaries.into_iter().map(|s| {
@@ -537,7 +540,8 @@ async fn installations_are_summed_up(store: &dyn Console) {
         });
         told.collect::<Vec<_>>()
     };
-    let [a, b, c, d] = [
+    let [upper, a, b, c, d] = [
+        ("B", 1, 0, None, 0),
         ("a", 2, 1, Some(seconds(5)), 0),
         ("b", 1, 1, Some(seconds(5)), 1),
         ("c", 0, 0, None, 1),
@@ -546,16 +550,16 @@ async fn installations_are_summed_up(store: &dyn Console) {
     .map(|(id, resources, waiting, oldest, pauses)| {
         (id.to_owned(), resources, waiting, oldest, pauses)
     });
-    let expected = [a.clone(), b.clone(), c.clone(), d.clone()];
-    assert_eq!(told(Installations::All).await, expected);
-    assert_eq!(store.installation_count().await.expect("readable"), 4);
-    // Of the last there is nothing to say.
+    let all = [&upper, &a, &b, &c, &d].map(Clone::clone);
+    assert_eq!(told(Installations::All).await, all);
+    assert_eq!(store.installation_count().await.expect("readable"), 5);
+    // Of the first and the last there is nothing to say.
     let expected = [a.clone(), b, c.clone()];
     assert_eq!(told(Installations::Noteworthy).await, expected);
-    let these = ["d", "never", "c", "a", "d"];
+    let these = ["d", "never", "c", "B", "a", "d"];
     let these = these.map(|id| InstallationId::new(id).expect("an id"));
     let these = Installations::These(these.to_vec());
-    assert_eq!(told(these).await, [a, c, d]);
+    assert_eq!(told(these).await, [upper, a, c, d]);
     let none = told(Installations::These(Vec::new())).await;
     assert_eq!(none, []);
     assert_eq!(store.pauses().await.expect("readable").len(), 2);

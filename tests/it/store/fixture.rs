@@ -80,7 +80,7 @@ pub(super) async fn sqlite() -> Fixture<SqliteStore> {
 }
 
 pub(super) async fn postgres() -> Fixture<PostgresStore> {
-    let database = Postgres::shared().database().await;
+    let database = Postgres::shared().ordered_database().await;
     Fixture {
         store: open_postgres(&database.url).await,
         _keeps: Keeps::Nothing,

@@ -38,11 +38,21 @@ impl Postgres {
 
     /// Creates an empty database.
     pub(crate) async fn database(&self) -> TestDatabase {
+        self.create_database("").await
+    }
+
+    /// Creates an empty database that orders text as people do, and not by its bytes, as most have it.
+    pub(crate) async fn ordered_database(&self) -> TestDatabase {
+        self.create_database("TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'")
+            .await
+    }
+
+    async fn create_database(&self, options: &str) -> TestDatabase {
         let name = unique_name();
         let mut admin = PgConnection::connect(&self.url("postgres"))
             .await
             .expect("the private PostgreSQL answers");
-        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name} {options}")))
             .execute(&mut admin)
             .await
             .expect("a superuser may create a database of a new name");
