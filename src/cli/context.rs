@@ -110,7 +110,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> 
         .map_err(|error| format!("{error}; a number with its unit: 30s, 5m, 1h"))
 }
 
-/// Progress of a long read on stderr: for a person at a terminal, and only once it takes long.
+/// Progress of what takes long, on stderr: for a person at a terminal, and only once it takes long.
 pub(crate) struct Progress {
     started_at: Timestamp,
     shown: bool,
@@ -130,27 +130,34 @@ impl Progress {
 
     /// So many rows were read by now, and so many of them became what the word says.
     pub(crate) fn rows(&mut self, rows: u64, became: Option<(&str, u64)>, now: Timestamp) {
-        if let Some(line) = self.line(rows, became, now) {
+        let became = became.map(|(word, number)| format!(", {} {word}", text::count(number)));
+        let became = became.unwrap_or_default();
+        self.show(rows, &format!("rows read{became}"), now);
+    }
+
+    /// So many entries of all were dealt with by now, in the way that the word says.
+    pub(crate) fn entries(&mut self, entries: u64, all: u64, word: &str, now: Timestamp) {
+        let all = text::count(all);
+        self.show(entries, &format!("of {all} entries {word}"), now);
+    }
+
+    fn show(&mut self, number: u64, what: &str, now: Timestamp) {
+        if let Some(line) = self.line(number, what, now) {
             self.shown = true;
             complain(&line);
         }
     }
 
-    fn line(&self, rows: u64, became: Option<(&str, u64)>, now: Timestamp) -> Option<String> {
-        /// Reads shorter than this need no progress.
+    fn line(&self, number: u64, what: &str, now: Timestamp) -> Option<String> {
+        /// What takes less time needs no progress.
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
         let elapsed = now.since(self.started_at);
         if !self.enabled || elapsed < PATIENCE {
             return None;
         }
-        let rate = u128::from(rows) * 1000 / elapsed.as_millis().max(1);
+        let rate = u128::from(number) * 1000 / elapsed.as_millis().max(1);
         let rate = text::count(u64::try_from(rate).unwrap_or(u64::MAX));
-        let became = became.map(|(word, number)| format!(", {} {word}", text::count(number)));
-        let line = format!(
-            "{} rows read{}, {rate} a second",
-            text::count(rows),
-            became.unwrap_or_default()
-        );
+        let line = format!("{} {what}, {rate} a second", text::count(number));
         Some(format!("\r{line:<PROGRESS_COLUMNS$}"))
     }
 
@@ -248,7 +255,7 @@ mod tests {
         };
         let line = |enabled, millis| {
             let now = start.plus(Duration::from_millis(millis));
-            progress(enabled).line(12_000, Some(("adopted", 11_990)), now)
+            progress(enabled).line(12_000, "rows read, 11,990 adopted", now)
         };
         assert_eq!(line(false, 5_000), None, "nobody looks");
         assert_eq!(line(true, 999), None, "it is not worth a line");

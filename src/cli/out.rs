@@ -306,6 +306,8 @@ fn choice(terminal: bool, never: bool, no_color: &OsStr, term: &OsStr) -> ColorC
 /// Rows of cells under headings: aligned at a terminal, tabs in a pipe.
 #[derive(Debug)]
 pub(crate) struct Table {
+    /// Whether the first row is the headings.
+    is_headed: bool,
     rows: Vec<Vec<String>>,
 }
 
@@ -313,12 +315,21 @@ impl Table {
     /// A table with these headings.
     pub(crate) fn new(headings: &[&str]) -> Self {
         Self {
+            is_headed: true,
             rows: vec![
                 headings
                     .iter()
                     .map(|heading| (*heading).to_owned())
                     .collect(),
             ],
+        }
+    }
+
+    /// Further rows of a table that began before, in a pipe, where they need not stand below each other.
+    pub(crate) const fn further() -> Self {
+        Self {
+            is_headed: false,
+            rows: Vec::new(),
         }
     }
 
@@ -350,7 +361,8 @@ impl Table {
             } else {
                 row.join("\t")
             };
-            text.push_str(&if index == 0 { styled(HEAD, line) } else { line });
+            let is_heading = self.is_headed && index == 0;
+            text.push_str(&if is_heading { styled(HEAD, line) } else { line });
             text.push('\n');
         }
         text

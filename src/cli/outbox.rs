@@ -223,7 +223,6 @@ impl Filter {
             installation_id: installation.clone(),
             field: *field,
             since: since.map(|since| now.minus(since)),
-            ids: None,
             limit: if limit == 0 { u32::MAX } else { limit },
         }
     }

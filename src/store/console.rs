@@ -18,6 +18,12 @@ pub trait Console: Store {
     /// Entries that fit the filter, by number.
     async fn entries(&self, filter: &EntryFilter) -> Result<EntryPage, StoreError>;
 
+    /// The numbers of all entries that fit the filter, whatever its limit, in order.
+    async fn entry_ids(&self, filter: &EntryFilter) -> Result<Vec<EntryId>, StoreError>;
+
+    /// The resource of each of these entries, in order; none for an entry that is not there.
+    async fn keys_of(&self, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, StoreError>;
+
     /// One entry with its resource and its newest attempts, at most `attempts` of them, oldest first.
     async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError>;
 
@@ -94,8 +100,6 @@ pub struct EntryFilter {
     pub field: Option<Field>,
     /// Found at or after this instant.
     pub since: Option<Timestamp>,
-    /// With one of these numbers.
-    pub ids: Option<Vec<EntryId>>,
     /// At most this many.
     pub limit: u32,
 }
@@ -430,7 +434,12 @@ pub enum Answer {
         state: EntryState,
     },
     /// The entry's state does not allow it.
-    Refused(Refusal),
+    Refused {
+        /// The entry's resource.
+        key: ResourceKey,
+        /// Why not.
+        refusal: Refusal,
+    },
     /// There is no such entry.
     Unknown,
 }

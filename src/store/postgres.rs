@@ -27,7 +27,7 @@ use super::{
 };
 
 use migrate::{Found, Rights};
-use pool::{Pool, Purpose, Transaction};
+use pool::{Pool, Pulse, Purpose, Transaction};
 use rows::PgRows;
 
 mod acts;
@@ -124,13 +124,13 @@ impl PostgresStore {
                 Rights::Migrate => Purpose::Migrate,
                 Rights::Use => Purpose::Read,
             };
-            let work = async {
-                let mut transaction = opening.begin(purpose).await?;
+            let work = async |pulse| {
+                let mut transaction = opening.begin(purpose, pulse).await?;
                 let found = migrate::prepare(&mut transaction, rights).await?;
                 transaction.commit().await?;
                 Ok(found)
             };
-            purpose.within_limit(work).await
+            purpose.while_it_goes_on(work).await
         })
         .await
         .map_err(cannot_open)?;
@@ -159,14 +159,14 @@ impl PostgresStore {
         let pool = Pool::new(&settings.url, 1).map_err(cannot_open)?;
         let pool = Arc::new(pool);
         let looking = in_task(async move {
-            let work = async {
-                let mut transaction = pool.begin(Purpose::Read).await?;
+            let work = async |pulse| {
+                let mut transaction = pool.begin(Purpose::Read, pulse).await?;
                 let found = migrate::look(&mut transaction).await;
                 let is_pooled = !transaction.is_direct();
                 transaction.roll_back().await;
                 found.map(|(version, may_make)| (version, may_make, is_pooled))
             };
-            Purpose::Read.within_limit(work).await
+            Purpose::Read.while_it_goes_on(work).await
         });
         let (version, may_make, is_pooled) = looking.await.map_err(cannot_open)?;
         if version == 0 && !may_make {
@@ -244,14 +244,14 @@ impl PostgresStore {
     {
         let pool = Arc::clone(&self.pool);
         in_task(async move {
-            let reading = async {
-                let mut transaction = pool.begin(purpose).await?;
+            let reading = async |pulse| {
+                let mut transaction = pool.begin(purpose, pulse).await?;
                 let result = work(&mut transaction).await;
                 // Nothing was written; a connection that cannot end this is closed.
                 transaction.roll_back().await;
                 result
             };
-            purpose.within_limit(reading).await
+            purpose.while_it_goes_on(reading).await
         })
         .await
         .map_err(|fault| fault.during(operation))
@@ -279,7 +279,7 @@ where
     let mut takes_guard = false;
     for attempt in 1.. {
         match Purpose::Write
-            .within_limit(try_transact(pool, work, takes_guard))
+            .while_it_goes_on(|pulse| try_transact(pool, work, takes_guard, pulse))
             .await
         {
             Err(Fault::NeedsGuard) if !takes_guard => takes_guard = true,
@@ -292,11 +292,16 @@ where
     unreachable!("the last attempt returns")
 }
 
-async fn try_transact<T, F>(pool: &Arc<Pool>, work: &F, takes_guard: bool) -> Result<T, Fault>
+async fn try_transact<T, F>(
+    pool: &Arc<Pool>,
+    work: &F,
+    takes_guard: bool,
+    pulse: Pulse,
+) -> Result<T, Fault>
 where
     F: for<'a> Fn(&'a mut PgRows) -> BoxFuture<'a, Result<T, Fault>>,
 {
-    let mut rows = PgRows::new(pool.begin(Purpose::Write).await?);
+    let mut rows = PgRows::new(pool.begin(Purpose::Write, pulse).await?);
     let done = async {
         if takes_guard {
             rows.take_guard().await?;

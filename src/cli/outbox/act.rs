@@ -2,24 +2,25 @@
 //!
 //! A filter is resolved once: the act touches exactly the entries that were counted, whatever changes meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, IsTerminal as _};
 
 use serde_json::{Value, json};
 use tracing::info;
 
 use super::super::beside;
-use super::super::context::Session;
+use super::super::context::{Progress, Session};
 use super::super::exit::Exit;
 use super::super::fault::{Failure, Fault};
-use super::super::out::{BAD, GOOD, Look, Table, WARN, complain, styled};
+use super::super::out::{BAD, GOOD, Look, Out, Table, WARN, complain, styled};
 use super::super::standing::in_effect;
 use super::super::text::{count, counted, visible};
 use super::{Selection, Which};
-use crate::model::{EntryId, EntryState, InstallationId, ResourceKey, Timestamp};
+use crate::clock::{Clock as _, SystemClock};
+use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
 use crate::plan::manual::{self, Refusal};
 use crate::store::StoreError;
-use crate::store::console::{Answer, Console, EntryFilter, ListedEntry, Order, Person};
+use crate::store::console::{Answer, Console, EntryFilter, Order, Person};
 
 /// Nobody could be asked whether to act on many.
 pub(crate) const UNCONFIRMED: &str = "R042";
@@ -27,6 +28,8 @@ pub(crate) const UNCONFIRMED: &str = "R042";
 const BATCH: usize = 500;
 /// Lines of a table at a terminal; refusals are always shown.
 const SHOWN_MAX: usize = 50;
+/// Lines of a table in a pipe that are printed together.
+const ROWS_PER_PIECE: usize = 1_000;
 
 /// What was done, as the verdict says it.
 const fn participle(order: Order) -> &'static str {
@@ -47,11 +50,7 @@ fn states(order: Order) -> Vec<EntryState> {
 }
 
 /// What would become of an entry, decided as the store decides it.
-fn outcome(
-    order: Order,
-    record: &mut crate::model::Record,
-    now: Timestamp,
-) -> Result<EntryState, Refusal> {
+fn outcome(order: Order, record: &mut Record, now: Timestamp) -> Result<EntryState, Refusal> {
     match order {
         Order::Retry => manual::retry(record, now).map(|()| EntryState::Waiting),
         Order::Release => manual::release(record, now).map(|()| EntryState::Waiting),
@@ -79,28 +78,27 @@ pub(super) async fn execute(
     }
     let (_, console) = beside::open(session).await?;
     let look = session.look();
-    let targets = resolve(&*console, order, selection, look.now).await?;
-    if by_filter && !dry_run && !yes && targets.len() > 1 && !ask(order, targets.len() as u64) {
+    let ids = targets(&*console, order, selection, look.now).await?;
+    if by_filter && !dry_run && !yes && ids.len() > 1 && !ask(order, ids.len() as u64) {
         session.out.line("Nothing was changed.");
         return Ok(Exit::Failed);
     }
-    let by = actor.person(reason);
-    let answers = if dry_run {
-        rehearse(&*console, order, &targets, look.now).await?
-    } else {
-        carry_out(&*console, order, &targets, &by, look.now).await?
-    };
-    let results = Results {
+    let act = Act {
+        console: &*console,
         order,
+        by: actor.person(reason),
         dry_run,
-        rows: rows(&*console, targets, answers, look.now).await?,
+        now: look.now,
     };
-    if json {
-        session.out.json(results.to_json(look.now));
-    } else {
-        session.out.print(&results.render(look));
+    let shown_max = (look.terminal && !json).then_some(SHOWN_MAX);
+    let mut results = Results::new(order, dry_run, shown_max);
+    let ended = act.on_all(&ids, &mut results).await;
+    // What was done before something went wrong is told first.
+    if ended.is_ok() || !results.is_empty() {
+        results.print(&mut session.out, look, json);
     }
-    Ok(if results.refused() == 0 {
+    ended?;
+    Ok(if results.refused == 0 {
         Exit::Done
     } else {
         Exit::Failed
@@ -132,19 +130,13 @@ fn ask(order: Order, number: u64) -> bool {
     read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
-/// An entry to act on; without a listing there is none of that number.
-#[derive(Debug, Clone)]
-struct Target {
-    id: EntryId,
-    listed: Option<ListedEntry>,
-}
-
-async fn resolve(
+/// The numbers of the entries to act on, in order and each once.
+async fn targets(
     console: &dyn Console,
     order: Order,
     selection: Selection,
     now: Timestamp,
-) -> Result<Vec<Target>, StoreError> {
+) -> Result<Vec<EntryId>, StoreError> {
     let Selection {
         mut ids,
         states,
@@ -152,64 +144,107 @@ async fn resolve(
         field,
         since,
     } = selection;
-    let by_filter = ids.is_empty();
-    let states = match (by_filter, states.is_empty()) {
-        (false, _) => EntryState::ALL.to_vec(),
-        (true, true) => self::states(order),
-        (true, false) => states,
-    };
+    if !ids.is_empty() {
+        ids.sort_unstable();
+        ids.dedup();
+        return Ok(ids);
+    }
     let filter = EntryFilter {
-        states,
+        states: match states.is_empty() {
+            true => self::states(order),
+            false => states,
+        },
         installation_id: installation,
         field,
         since: since.map(|since| now.minus(since)),
-        ids: (!by_filter).then(|| ids.clone()),
         limit: u32::MAX,
     };
-    let found = console.entries(&filter).await?.entries;
-    if by_filter {
-        return Ok(found
-            .into_iter()
-            .map(|listed| Target {
-                id: listed.entry.id,
-                listed: Some(listed),
-            })
-            .collect());
-    }
-    let mut found: BTreeMap<EntryId, ListedEntry> = found
-        .into_iter()
-        .map(|listed| (listed.entry.id, listed))
-        .collect();
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids
-        .into_iter()
-        .map(|id| Target {
-            id,
-            listed: found.remove(&id),
-        })
-        .collect())
+    console.entry_ids(&filter).await
 }
 
-async fn carry_out(
-    console: &dyn Console,
+/// An order and who gives it.
+struct Act<'a> {
+    console: &'a dyn Console,
     order: Order,
-    targets: &[Target],
-    by: &Person,
+    by: Person,
+    dry_run: bool,
     now: Timestamp,
-) -> Result<Vec<Answer>, StoreError> {
-    let mut answers = Vec::with_capacity(targets.len());
-    for batch in targets.chunks(BATCH) {
-        let ids: Vec<EntryId> = batch.iter().map(|target| target.id).collect();
-        let done = console.act(&ids, order, by, now).await?;
-        for (id, answer) in ids.iter().zip(&done) {
+}
+
+impl Act<'_> {
+    /// Does it to all of these entries, some at a time; the results are those of all that were reached.
+    async fn on_all(&self, ids: &[EntryId], results: &mut Results) -> Result<(), StoreError> {
+        let pauses = self.console.pauses().await?;
+        let paused: BTreeSet<InstallationId> = pauses
+            .into_iter()
+            .filter(|pause| in_effect(pause, self.now))
+            .map(|pause| pause.installation_id)
+            .collect();
+        let word = match self.dry_run {
+            true => "looked at",
+            false => participle(self.order),
+        };
+        let mut progress = Progress::new(SystemClock.now());
+        results.unreached = ids.len() as u64;
+        let mut ended = Ok(());
+        for batch in ids.chunks(BATCH) {
+            let answers = match self.dry_run {
+                true => self.rehearse(batch).await,
+                false => self.carry_out(batch).await,
+            };
+            match answers {
+                Ok(answers) => results.add(batch, answers, &paused),
+                Err(error) => {
+                    ended = Err(error);
+                    break;
+                }
+            }
+            let reached = ids.len() as u64 - results.unreached;
+            progress.entries(reached, ids.len() as u64, word, SystemClock.now());
+        }
+        progress.done();
+        ended
+    }
+
+    async fn carry_out(&self, ids: &[EntryId]) -> Result<Vec<Answer>, StoreError> {
+        let Self { order, by, .. } = self;
+        let answers = self.console.act(ids, *order, by, self.now).await?;
+        for (id, answer) in ids.iter().zip(&answers) {
             if let Answer::Done { key, state } = answer {
-                log(order, *id, key, *state, by);
+                log(*order, *id, key, *state, by);
             }
         }
-        answers.extend(done);
+        Ok(answers)
     }
-    Ok(answers)
+
+    async fn rehearse(&self, ids: &[EntryId]) -> Result<Vec<Answer>, StoreError> {
+        let found = self.console.keys_of(ids).await?;
+        let keys: Vec<ResourceKey> = found.iter().flatten().cloned().collect();
+        let records = self.console.records(&keys).await?;
+        let mut records: BTreeMap<ResourceKey, Record> = records
+            .into_iter()
+            .map(|record| (record.key.clone(), record))
+            .collect();
+        let answer = |(id, key): (&EntryId, Option<ResourceKey>)| {
+            let Some(key) = key else {
+                return Answer::Unknown;
+            };
+            let record = records.get_mut(&key);
+            let is_open = |record: &&mut Record| {
+                let entry = record.entry.as_ref();
+                entry.is_some_and(|entry| entry.id == *id)
+            };
+            let outcome = match record.filter(is_open) {
+                Some(record) => outcome(self.order, record, self.now),
+                None => Err(Refusal::Closed),
+            };
+            match outcome {
+                Ok(state) => Answer::Done { key, state },
+                Err(refusal) => Answer::Refused { key, refusal },
+            }
+        };
+        Ok(ids.iter().zip(found).map(answer).collect())
+    }
 }
 
 fn log(order: Order, id: EntryId, key: &ResourceKey, state: EntryState, by: &Person) {
@@ -228,88 +263,51 @@ fn log(order: Order, id: EntryId, key: &ResourceKey, state: EntryState, by: &Per
     );
 }
 
-async fn rehearse(
-    console: &dyn Console,
-    order: Order,
-    targets: &[Target],
-    now: Timestamp,
-) -> Result<Vec<Answer>, StoreError> {
-    let mut answers = Vec::with_capacity(targets.len());
-    for batch in targets.chunks(BATCH) {
-        let keys: Vec<ResourceKey> = batch
-            .iter()
-            .filter_map(|target| Some(target.listed.as_ref()?.key.clone()))
-            .collect();
-        let records = console.records(&keys).await?;
-        let mut records: BTreeMap<ResourceKey, _> = keys.into_iter().zip(records).collect();
-        answers.extend(batch.iter().map(|target| {
-            let Some(listed) = &target.listed else {
-                return Answer::Unknown;
-            };
-            let record = records.get_mut(&listed.key).filter(|record| {
-                record
-                    .entry
-                    .as_ref()
-                    .is_some_and(|entry| entry.id == target.id)
-            });
-            let Some(record) = record else {
-                return Answer::Refused(Refusal::Closed);
-            };
-            match outcome(order, &mut record.clone(), now) {
-                Ok(state) => Answer::Done {
-                    key: listed.key.clone(),
-                    state,
-                },
-                Err(refusal) => Answer::Refused(refusal),
-            }
-        }));
-    }
-    Ok(answers)
-}
-
 /// What became of one entry.
 #[derive(Debug, Clone)]
 struct Row {
     id: EntryId,
     key: Option<ResourceKey>,
-    answer: Answer,
-    /// It may go, but its installation is paused.
-    paused: bool,
+    became: Became,
 }
 
-async fn rows(
-    console: &dyn Console,
-    targets: Vec<Target>,
-    answers: Vec<Answer>,
-    now: Timestamp,
-) -> Result<Vec<Row>, StoreError> {
-    let pauses = console.pauses().await?;
-    let paused: std::collections::BTreeSet<InstallationId> = pauses
-        .into_iter()
-        .filter(|pause| in_effect(pause, now))
-        .map(|pause| pause.installation_id)
-        .collect();
-    let row = |(target, answer): (Target, Answer)| {
-        let key = target.listed.map(|listed| listed.key);
-        let waits = matches!(
-            &answer,
-            Answer::Done {
-                state: EntryState::Waiting,
-                ..
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Became {
+    Done {
+        state: EntryState,
+        /// It may go, but its installation is paused.
+        is_paused: bool,
+    },
+    Refused(Refusal),
+    Unknown,
+}
+
+impl Row {
+    fn new(id: EntryId, answer: Answer, paused: &BTreeSet<InstallationId>) -> Self {
+        let (key, became) = match answer {
+            Answer::Done { key, state } => {
+                let is_paused =
+                    state == EntryState::Waiting && paused.contains(&key.installation_id);
+                (Some(key), Became::Done { state, is_paused })
             }
-        );
-        let paused = waits
-            && key
-                .as_ref()
-                .is_some_and(|key| paused.contains(&key.installation_id));
-        Row {
-            id: target.id,
-            key,
-            answer,
-            paused,
-        }
-    };
-    Ok(targets.into_iter().zip(answers).map(row).collect())
+            Answer::Refused { key, refusal } => (Some(key), Became::Refused(refusal)),
+            Answer::Unknown => (None, Became::Unknown),
+        };
+        Self { id, key, became }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let result = match self.became {
+            Became::Done { state, is_paused } => match is_paused {
+                true => format!("{state}; its installation is paused"),
+                false => state.to_string(),
+            },
+            Became::Refused(refusal) => format!("refused: {refusal}"),
+            Became::Unknown => "refused: there is no such entry".to_owned(),
+        };
+        let key = self.key.as_ref().map(|key| visible(&key.to_string()));
+        vec![self.id.to_string(), key.unwrap_or_default(), result]
+    }
 }
 
 /// What became of all of them.
@@ -317,132 +315,152 @@ async fn rows(
 struct Results {
     order: Order,
     dry_run: bool,
+    /// The rows that are shown.
     rows: Vec<Row>,
+    /// How many rows are shown unless they are refusals, where not all are.
+    shown_max: Option<usize>,
+    done: u64,
+    refused: u64,
+    /// How many rows are not shown.
+    hidden: u64,
+    /// How many entries were not come to.
+    unreached: u64,
 }
 
 impl Results {
-    fn done(&self) -> u64 {
-        self.rows
-            .iter()
-            .filter(|row| matches!(row.answer, Answer::Done { .. }))
-            .count() as u64
-    }
-
-    fn refused(&self) -> u64 {
-        self.rows.len() as u64 - self.done()
-    }
-
-    fn render(&self, look: Look) -> String {
-        let mut text = format!("{}\n", self.verdict());
-        if !self.rows.is_empty() {
-            text.push('\n');
-            text.push_str(&self.table(look));
+    const fn new(order: Order, dry_run: bool, shown_max: Option<usize>) -> Self {
+        Self {
+            order,
+            dry_run,
+            rows: Vec::new(),
+            shown_max,
+            done: 0,
+            refused: 0,
+            hidden: 0,
+            unreached: 0,
         }
+    }
+
+    fn add(&mut self, ids: &[EntryId], answers: Vec<Answer>, paused: &BTreeSet<InstallationId>) {
+        for (id, answer) in ids.iter().zip(answers) {
+            let is_done = matches!(answer, Answer::Done { .. });
+            let is_far = self.shown_max.is_some_and(|most| self.rows.len() >= most);
+            if is_done && is_far {
+                self.hidden += 1;
+            } else {
+                self.rows.push(Row::new(*id, answer, paused));
+            }
+            self.done += u64::from(is_done);
+            self.refused += u64::from(!is_done);
+        }
+        self.unreached = self.unreached.saturating_sub(ids.len() as u64);
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.done + self.refused == 0
+    }
+
+    fn print(&self, out: &mut Out, look: Look, json: bool) {
+        if json {
+            let entries = self.rows.iter().map(row_json);
+            return out.json_with(self.to_json(look.now), "entries", entries);
+        }
+        for part in self.parts(look) {
+            out.print(&part);
+        }
+    }
+
+    /// The answer for a person, piece by piece: in a pipe there may be very many lines.
+    fn parts(&self, look: Look) -> impl Iterator<Item = String> {
         let next = match (self.order, self.dry_run) {
-            (_, true) if self.done() > 0 => "the same without --dry-run",
+            (_, true) if self.done > 0 => "the same without --dry-run",
             (Order::Discard, false) => "reconciled status",
             _ => "reconciled outbox list",
         };
-        text.push_str(&format!(
-            "{}Next: {next}\n",
-            if self.rows.is_empty() { "" } else { "\n" }
-        ));
-        text
+        let gap = if self.is_empty() { "" } else { "\n" };
+        let head = format!("{}\n{gap}", self.verdict());
+        let more = match self.hidden {
+            0 => String::new(),
+            hidden => format!("… and {} more\n", counted(hidden, "line")),
+        };
+        let end = format!("{more}{gap}Next: {next}\n");
+        let most = match look.terminal {
+            true => self.rows.len().max(1),
+            false => ROWS_PER_PIECE,
+        };
+        let pieces = self.rows.chunks(most);
+        let tables = pieces.enumerate().map(move |(index, rows)| {
+            let mut table = match index {
+                0 => Table::new(&["ID", "RESOURCE", "RESULT"]),
+                _ => Table::further(),
+            };
+            for row in rows {
+                table.row(row.cells());
+            }
+            table.render(look)
+        });
+        std::iter::once(head).chain(tables).chain([end])
     }
 
     fn verdict(&self) -> String {
-        let (done, refused) = (self.done(), self.refused());
-        if self.rows.is_empty() {
+        let Self {
+            done,
+            refused,
+            unreached,
+            ..
+        } = self;
+        if self.is_empty() {
             return "No entry matches; nothing was changed.".to_owned();
         }
         let word = participle(self.order).to_uppercase();
-        let style = if refused == 0 { GOOD } else { BAD };
+        let style = if refused + unreached == 0 { GOOD } else { BAD };
         let head = if self.dry_run {
             styled(WARN, format_args!("WOULD BE {word}"))
-        } else if done == 0 {
+        } else if *done == 0 {
             styled(style, format_args!("NOT {word}"))
         } else {
             styled(style, word)
         };
-        let refused = if refused > 0 {
-            format!(", {} refused", count(refused))
-        } else {
-            String::new()
-        };
-        let nothing = if self.dry_run {
-            "; nothing was changed"
-        } else {
-            ""
-        };
-        format!("{head}   {}{refused}{nothing}", counted_entries(done))
-    }
-
-    fn table(&self, look: Look) -> String {
-        let mut table = Table::new(&["ID", "RESOURCE", "RESULT"]);
-        let mut hidden = 0;
-        for (
-            index,
-            Row {
-                id,
-                key,
-                answer,
-                paused,
-            },
-        ) in self.rows.iter().enumerate()
-        {
-            let is_done = matches!(answer, Answer::Done { .. });
-            if look.terminal && is_done && index >= SHOWN_MAX {
-                hidden += 1;
-                continue;
-            }
-            let note = if *paused {
-                "; its installation is paused"
-            } else {
-                ""
-            };
-            let result = match answer {
-                Answer::Done { state, .. } => format!("{state}{note}"),
-                Answer::Refused(refusal) => format!("refused: {refusal}"),
-                Answer::Unknown => "refused: there is no such entry".to_owned(),
-            };
-            let key = key
-                .as_ref()
-                .map(|key| visible(&key.to_string()))
-                .unwrap_or_default();
-            table.row(vec![id.to_string(), key, result]);
+        let mut text = format!("{head}   {}", counted_entries(*done));
+        if *refused > 0 {
+            text.push_str(&format!(", {} refused", count(*refused)));
         }
-        let more = if hidden > 0 {
-            format!("… and {} more\n", counted(hidden, "line"))
-        } else {
-            String::new()
-        };
-        format!("{}{more}", table.render(look))
+        if *unreached > 0 {
+            text.push_str(&format!(", {} not reached", count(*unreached)));
+        }
+        if self.dry_run {
+            text.push_str("; nothing was changed");
+        }
+        text
     }
 
+    /// The answer for machines, without its rows.
     fn to_json(&self, now: Timestamp) -> Value {
         json!({
             "schema": 1,
             "at": now.to_string(),
             "act": self.order.name(),
             "dry_run": self.dry_run,
-            "done": self.done(),
-            "refused": self.refused(),
-            "entries": self.rows.iter().map(row_json).collect::<Vec<_>>(),
+            "done": self.done,
+            "refused": self.refused,
+            "unreached": self.unreached,
         })
     }
 }
 
 fn row_json(row: &Row) -> Value {
-    let Row {
-        id,
-        key,
-        answer,
-        paused,
-    } = row;
-    let (done, state, refusal) = match answer {
-        Answer::Done { state, .. } => (true, Some(state.name()), None),
-        Answer::Refused(refusal) => (false, None, Some(refusal_code(*refusal))),
-        Answer::Unknown => (false, None, Some("unknown")),
+    let Row { id, key, became } = row;
+    let is_paused = matches!(
+        became,
+        Became::Done {
+            is_paused: true,
+            ..
+        }
+    );
+    let (done, state, refusal) = match became {
+        Became::Done { state, .. } => (true, Some(state.name()), None),
+        Became::Refused(refusal) => (false, None, Some(refusal_code(*refusal))),
+        Became::Unknown => (false, None, Some("unknown")),
     };
     json!({
         "entry": id.0,
@@ -451,7 +469,7 @@ fn row_json(row: &Row) -> Value {
         "done": done,
         "state": state,
         "refusal": refusal,
-        "installation_paused": paused,
+        "installation_paused": is_paused,
     })
 }
 

@@ -49,17 +49,26 @@ macro_rules! listed {
     };
 }
 
-/// The entries among these that a filter asks for, by number.
-macro_rules! filtered {
+/// What a filter asks for among these entries, by number.
+macro_rules! conditions {
     ($among:literal) => {
-        listed!(concat!(
+        concat!(
             $among,
             " AND entry.state = ANY ($1::text[])
              AND ($2::text IS NULL OR entry.installation_id = $2)
              AND ($3::bigint IS NULL OR entry.created_at >= $3)
-             AND ($4::bigint[] IS NULL OR entry.id = ANY ($4))
              ORDER BY entry.id"
-        ))
+        )
+    };
+}
+
+/// The statements that list the entries among these that a filter asks for, and their numbers alone.
+macro_rules! filtered {
+    ($among:literal) => {
+        Filtered {
+            listed: listed!(conditions!($among)),
+            ids: concat!("SELECT entry.id FROM entry WHERE ", conditions!($among)),
+        }
     };
 }
 
@@ -86,6 +95,22 @@ impl Console for PostgresStore {
         self.read("list entries", Purpose::Survey, move |transaction| {
             let filter = filter.clone();
             Box::pin(async move { entries(transaction, &filter).await })
+        })
+        .await
+    }
+
+    async fn entry_ids(&self, filter: &EntryFilter) -> Result<Vec<EntryId>, StoreError> {
+        let filter = filter.clone();
+        self.read("list entries", Purpose::Survey, move |transaction| {
+            Box::pin(async move { entry_ids(transaction, &filter).await })
+        })
+        .await
+    }
+
+    async fn keys_of(&self, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, StoreError> {
+        let ids = ids.to_vec();
+        self.read("find entries", Purpose::Read, move |transaction| {
+            Box::pin(async move { keys_of(transaction, &ids).await })
         })
         .await
     }
@@ -299,48 +324,118 @@ async fn carry_out(
     let query = find(rows);
     let row = query.fetch_one(rows.transaction.connection()).await?;
     if time(&row, "closed_at")?.is_some() {
-        return Ok(Answer::Refused(Refusal::Closed));
+        let refusal = Refusal::Closed;
+        return Ok(Answer::Refused { key, refusal });
     }
     let state = match steps::guard::order(rows, &key, order, now).await? {
         Ok(state) => state,
-        Err(refusal) => return Ok(Answer::Refused(refusal)),
+        Err(refusal) => return Ok(Answer::Refused { key, refusal }),
     };
     note(rows, &Act::ordered(&key, id, order, by, now)).await?;
     Ok(Answer::Done { key, state })
 }
 
-async fn entries(transaction: &mut Transaction, filter: &EntryFilter) -> Result<EntryPage, Fault> {
+/// How to find what a filter asks for.
+struct Filtered {
+    listed: &'static str,
+    ids: &'static str,
+}
+
+impl Filtered {
+    /// The open ones and those that wait for a person have indexes of their own; of all others there may be many.
+    const fn among(among: Among) -> Self {
+        match among {
+            Among::Resting => filtered!("entry.state IN ('held', 'dead')"),
+            Among::Open => filtered!("entry.closed_at IS NULL"),
+            Among::All => filtered!("true"),
+        }
+    }
+}
+
+/// Each entry that fits the filter but for its field.
+async fn each_filtered(
+    transaction: &mut Transaction,
+    sql: &'static str,
+    filter: &EntryFilter,
+    mut take: impl FnMut(&PgRow) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let EntryFilter {
         states: _,
         installation_id,
-        field,
+        field: _,
         since,
-        ids,
-        limit,
+        limit: _,
     } = filter;
-    let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
-    // The open ones and those that wait for a person have indexes of their own; of all others there may be many.
-    let query = match filter.among() {
-        Among::Resting => filtered!("entry.state IN ('held', 'dead')"),
-        Among::Open => filtered!("entry.closed_at IS NULL"),
-        Among::All => filtered!("true"),
-    };
     let mut rows = transaction
-        .query(query)
+        .query(sql)
         .bind(filter.state_names())
         .bind(installation_id.as_ref().map(InstallationId::as_str))
         .bind(since.map(Timestamp::as_millis))
-        .bind(ids)
         .fetch(transaction.connection());
+    while let Some(row) = rows.try_next().await? {
+        take(&row)?;
+    }
+    Ok(())
+}
+
+async fn entries(transaction: &mut Transaction, filter: &EntryFilter) -> Result<EntryPage, Fault> {
     let mut page = EntryPage {
         entries: Vec::new(),
         total: 0,
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
-    while let Some(row) = rows.try_next().await? {
-        page.consider(*limit, *field, || codec::listed(&row))?;
-    }
+    let sql = Filtered::among(filter.among()).listed;
+    each_filtered(transaction, sql, filter, |row| {
+        page.consider(filter.limit, filter.field, || codec::listed(row))
+    })
+    .await?;
     Ok(page)
+}
+
+async fn entry_ids(
+    transaction: &mut Transaction,
+    filter: &EntryFilter,
+) -> Result<Vec<EntryId>, Fault> {
+    let mut ids = Vec::new();
+    let filtered = Filtered::among(filter.among());
+    match filter.field {
+        None => {
+            each_filtered(transaction, filtered.ids, filter, |row| {
+                ids.push(EntryId(row.integer("id")?));
+                Ok(())
+            })
+            .await?;
+        }
+        Some(field) => {
+            each_filtered(transaction, filtered.listed, filter, |row| {
+                let listed = codec::listed(row)?;
+                ids.extend(listed.fields.contains(field).then_some(listed.entry.id));
+                Ok(())
+            })
+            .await?;
+        }
+    }
+    Ok(ids)
+}
+
+async fn keys_of(
+    transaction: &mut Transaction,
+    ids: &[EntryId],
+) -> Result<Vec<Option<ResourceKey>>, Fault> {
+    let rows = transaction
+        .query(
+            "SELECT entry.id, entry.installation_id, entry.resource_id
+             FROM unnest($1::bigint[]) AS wanted (id)
+             JOIN entry ON entry.id = wanted.id",
+        )
+        .bind(ids.iter().map(|id| id.0).collect::<Vec<i64>>())
+        .fetch_all(transaction.connection())
+        .await?;
+    let mut keys = BTreeMap::new();
+    for row in &rows {
+        keys.insert(EntryId(row.integer("id")?), codec::key(row)?);
+    }
+    Ok(ids.iter().map(|id| keys.get(id).cloned()).collect())
 }
 
 async fn entry(

@@ -5,6 +5,7 @@
 //! uses it does so in a task of its own, which nobody drops. Nothing outlives a transaction either (no named statement, setting or
 //! lock of a session) unless the connection is known to reach the server itself, so that a pooler in between does no harm.
 
+use std::pin::pin;
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +30,9 @@ const CONSOLE_TIMEOUT: Duration = Duration::from_secs(120);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transaction whose process was frozen keeps its locks.
 const FROZEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a whole transaction may take besides: longer than its statements should together, so that a silent network ends it.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a transaction may take until its next statement: longer than any that waits for its turn, so that a silent network ends it.
+/// One that goes on takes as long as it needs: the end of a pass may let millions of entries go.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long making or changing the schema may take, waiting for another daemon that does included.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a transaction waits for a free connection.
@@ -76,19 +78,24 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// Does a whole transaction within its longest time.
-    pub(super) async fn within_limit<T>(
+    /// Does a whole transaction, and gives up once it has been silent for its longest time; that may be seen as late as after twice
+    /// as long. The work begins its transaction with the pulse that it is given.
+    pub(super) async fn while_it_goes_on<T, W>(
         self,
-        work: impl Future<Output = Result<T, Fault>>,
-    ) -> Result<T, Fault> {
+        work: impl FnOnce(Pulse) -> W,
+    ) -> Result<T, Fault>
+    where
+        W: Future<Output = Result<T, Fault>>,
+    {
         let limit = match self {
-            Self::Write | Self::Read => TRANSACTION_TIMEOUT,
-            Self::Survey => TRANSACTION_TIMEOUT + CONSOLE_TIMEOUT,
+            Self::Write | Self::Read => SILENCE_TIMEOUT,
+            Self::Survey => SILENCE_TIMEOUT + CONSOLE_TIMEOUT,
             Self::Migrate => MIGRATION_TIMEOUT,
         };
-        timeout(limit, work)
-            .await
-            .map_err(|_| late("no answer in time"))?
+        let pulse = Pulse::default();
+        let work = work(pulse.clone());
+        let done = until_silent(&pulse, || tokio::time::sleep(limit), work);
+        done.await.unwrap_or_else(|| Err(late("no answer in time")))
     }
 
     fn begin(self) -> String {
@@ -138,6 +145,43 @@ impl Purpose {
     }
 }
 
+/// By what a transaction shows that it goes on: how many statements it has begun.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn beats(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The end of the work; `None` once the pulse has stood still for a whole wait.
+async fn until_silent<T, S>(
+    pulse: &Pulse,
+    mut wait: impl FnMut() -> S,
+    work: impl Future<Output = T>,
+) -> Option<T>
+where
+    S: Future<Output = ()>,
+{
+    let mut work = pin!(work);
+    loop {
+        let seen = pulse.beats();
+        tokio::select! {
+            biased;
+            done = &mut work => return Some(done),
+            () = wait() => {}
+        }
+        if pulse.beats() == seen {
+            return None;
+        }
+    }
+}
+
 /// Whether the refusal of a setting with this SQLSTATE is a pooler's: of the connection (PgBouncer), or of the feature (RDS Proxy).
 fn is_of_a_pooler(code: &str) -> bool {
     code.starts_with("08") || code == "0A000"
@@ -171,7 +215,11 @@ impl Pool {
     }
 
     /// Begins a transaction, on an idle connection if one still works.
-    pub(super) async fn begin(self: &Arc<Self>, purpose: Purpose) -> Result<Transaction, Fault> {
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        pulse: Pulse,
+    ) -> Result<Transaction, Fault> {
         let turn = Arc::clone(&self.permits).acquire_owned();
         let permit = timeout(TURN_TIMEOUT, turn)
             .await
@@ -184,14 +232,14 @@ impl Pool {
         let idle = self.idle().pop();
         if let Some(connection) = idle {
             if let Ok(transaction) = self.begin_on(connection, purpose).await {
-                return Ok(transaction.holding(permit));
+                return Ok(transaction.holding(permit, pulse));
             }
             // What broke this one most likely broke the others; each would cost another wait.
             self.idle().clear();
         }
         let connection = self.open().await?;
         let transaction = self.begin_on(connection, purpose).await?;
-        Ok(transaction.holding(permit))
+        Ok(transaction.holding(permit, pulse))
     }
 
     async fn open(&self) -> Result<Connection, Fault> {
@@ -253,6 +301,7 @@ impl Pool {
             pool: Arc::clone(self),
             connection,
             permit: None,
+            pulse: Pulse::default(),
         })
     }
 
@@ -287,16 +336,19 @@ pub(super) struct Transaction {
     pool: Arc<Pool>,
     connection: Connection,
     permit: Option<OwnedSemaphorePermit>,
+    pulse: Pulse,
 }
 
 impl Transaction {
-    fn holding(mut self, permit: OwnedSemaphorePermit) -> Self {
+    fn holding(mut self, permit: OwnedSemaphorePermit, pulse: Pulse) -> Self {
         self.permit = Some(permit);
+        self.pulse = pulse;
         self
     }
 
     /// A statement for this connection: kept prepared only where that is safe.
     pub(super) fn query(&self, sql: &'static str) -> Query<'static, Postgres, PgArguments> {
+        self.pulse.beat();
         sqlx::query(sql).persistent(self.connection.is_direct)
     }
 
@@ -343,6 +395,8 @@ impl Transaction {
 mod tests {
     use super::*;
 
+    use tokio::sync::Notify;
+
     #[test]
     fn what_writes_flushes_its_commit_whatever_the_servers_own_setting_is() {
         for (purpose, writes) in [
@@ -354,6 +408,33 @@ mod tests {
             let sql = purpose.begin();
             assert_eq!(sql.contains("SET LOCAL synchronous_commit = on;"), writes);
             assert_eq!(sql.contains("READ WRITE"), writes);
+        }
+    }
+
+    /// Works through as many statements as it is told, one in each wait but the last.
+    async fn work(pulse: Pulse, statements: u64, is_silent: bool, waits: &Notify) -> u64 {
+        for _ in 0..statements {
+            pulse.beat();
+            waits.notify_one();
+            tokio::task::yield_now().await;
+        }
+        if is_silent {
+            waits.notify_one();
+            std::future::pending::<()>().await;
+        }
+        statements
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_goes_on_has_all_the_time_it_needs_and_a_silent_one_has_not() {
+        for statements in [0, 1, 2, 1_000] {
+            for is_silent in [false, true] {
+                let pulse = Pulse::default();
+                let waits = Notify::new();
+                let work = work(pulse.clone(), statements, is_silent, &waits);
+                let done = until_silent(&pulse, || waits.notified(), work).await;
+                assert_eq!(done, (!is_silent).then_some(statements), "{statements}");
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use super::db::{Db, Row};
 use super::guard::keys_under;
 use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
-use crate::store::codec::{self, json, number, time};
+use crate::store::codec::{self, Cells as _, json, number, time};
 use crate::store::fault::Fault;
 
 /// A listed entry: itself, its resource, and the fields of its attempts.
@@ -44,17 +44,26 @@ macro_rules! listed {
     };
 }
 
-/// The entries among these that a filter asks for, by number.
-macro_rules! filtered {
+/// What a filter asks for among these entries, by number.
+macro_rules! conditions {
     ($among:literal) => {
-        listed!(concat!(
+        concat!(
             $among,
             " AND entry.state IN (SELECT value FROM json_each(?1))
              AND (?2 IS NULL OR entry.installation_id = ?2)
              AND (?3 IS NULL OR entry.created_at >= ?3)
-             AND (?4 IS NULL OR entry.id IN (SELECT value FROM json_each(?4)))
              ORDER BY entry.id"
-        ))
+        )
+    };
+}
+
+/// The statements that list the entries among these that a filter asks for, and their numbers alone.
+macro_rules! filtered {
+    ($among:literal) => {
+        Filtered {
+            listed: listed!(conditions!($among)),
+            ids: concat!("SELECT entry.id FROM entry WHERE ", conditions!($among)),
+        }
     };
 }
 
@@ -80,6 +89,17 @@ impl Console for SqliteStore {
         let filter = filter.clone();
         self.read("list entries", move |db| entries(db, &filter))
             .await
+    }
+
+    async fn entry_ids(&self, filter: &EntryFilter) -> Result<Vec<EntryId>, StoreError> {
+        let filter = filter.clone();
+        self.read("list entries", move |db| entry_ids(db, &filter))
+            .await
+    }
+
+    async fn keys_of(&self, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, StoreError> {
+        let ids = ids.to_vec();
+        self.read("find entries", move |db| keys_of(db, &ids)).await
     }
 
     async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError> {
@@ -256,56 +276,108 @@ async fn carry_out(
         return Ok(Answer::Unknown);
     };
     if closed_at.is_some() {
-        return Ok(Answer::Refused(Refusal::Closed));
+        let refusal = Refusal::Closed;
+        return Ok(Answer::Refused { key, refusal });
     }
     let state = match steps::guard::order(rows, &key, order, now).await? {
         Ok(state) => state,
-        Err(refusal) => return Ok(Answer::Refused(refusal)),
+        Err(refusal) => return Ok(Answer::Refused { key, refusal }),
     };
     note(rows, &Act::ordered(&key, id, order, by, now))?;
     Ok(Answer::Done { key, state })
 }
 
-fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
+/// How to find what a filter asks for.
+struct Filtered {
+    listed: &'static str,
+    ids: &'static str,
+}
+
+impl Filtered {
+    /// The open ones and those that wait for a person have indexes of their own; of all others there may be many.
+    const fn among(among: Among) -> Self {
+        match among {
+            Among::Resting => filtered!(
+                "entry.id IN (SELECT id
+                              FROM entry INDEXED BY entry_resting
+                              WHERE state = 'held' OR state = 'dead')"
+            ),
+            Among::Open => filtered!(
+                "entry.id IN (SELECT id
+                              FROM entry INDEXED BY entry_open
+                              WHERE closed_at IS NULL)"
+            ),
+            Among::All => filtered!("true"),
+        }
+    }
+}
+
+/// Each entry that fits the filter but for its field.
+fn each_filtered(
+    db: &Db,
+    sql: &'static str,
+    filter: &EntryFilter,
+    take: impl FnMut(&Row<'_>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let EntryFilter {
         states: _,
         installation_id,
-        field,
+        field: _,
         since,
-        ids,
-        limit,
+        limit: _,
     } = filter;
-    let ids: Option<Vec<i64>> = ids.as_ref().map(|ids| ids.iter().map(|id| id.0).collect());
-    // The open ones and those that wait for a person have indexes of their own; of all others there may be many.
-    let query = match filter.among() {
-        Among::Resting => filtered!(
-            "entry.id IN (SELECT id
-                          FROM entry INDEXED BY entry_resting
-                          WHERE state = 'held' OR state = 'dead')"
-        ),
-        Among::Open => filtered!(
-            "entry.id IN (SELECT id
-                          FROM entry INDEXED BY entry_open
-                          WHERE closed_at IS NULL)"
-        ),
-        Among::All => filtered!("true"),
-    };
+    db.each(
+        sql,
+        params![
+            json(&filter.state_names()),
+            installation_id.as_ref().map(InstallationId::as_str),
+            since.map(Timestamp::as_millis),
+        ],
+        take,
+    )
+}
+
+fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
     let mut page = EntryPage {
         entries: Vec::new(),
         total: 0,
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
-    db.each(
-        query,
-        params![
-            json(&filter.state_names()),
-            installation_id.as_ref().map(InstallationId::as_str),
-            since.map(Timestamp::as_millis),
-            ids.as_ref().map(json),
-        ],
-        |row| page.consider(*limit, *field, || codec::listed(row)),
-    )?;
+    let sql = Filtered::among(filter.among()).listed;
+    each_filtered(db, sql, filter, |row| {
+        page.consider(filter.limit, filter.field, || codec::listed(row))
+    })?;
     Ok(page)
+}
+
+fn entry_ids(db: &Db, filter: &EntryFilter) -> Result<Vec<EntryId>, Fault> {
+    let mut ids = Vec::new();
+    let filtered = Filtered::among(filter.among());
+    match filter.field {
+        None => each_filtered(db, filtered.ids, filter, |row| {
+            ids.push(EntryId(row.integer("id")?));
+            Ok(())
+        })?,
+        Some(field) => each_filtered(db, filtered.listed, filter, |row| {
+            let listed = codec::listed(row)?;
+            ids.extend(listed.fields.contains(field).then_some(listed.entry.id));
+            Ok(())
+        })?,
+    }
+    Ok(ids)
+}
+
+fn keys_of(db: &Db, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, Fault> {
+    let key_of = |id: &EntryId| {
+        db.find_row(
+            "SELECT installation_id, resource_id
+             FROM entry
+             WHERE id = ?1",
+            params![id.0],
+            |row| codec::key(row),
+        )
+    };
+    ids.iter().map(key_of).collect()
 }
 
 fn entry(db: &Db, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, Fault> {

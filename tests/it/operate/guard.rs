@@ -4,6 +4,7 @@
 use reconciled::simulator::Field;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use super::World;
 use crate::support::process::Process;
@@ -338,4 +339,45 @@ async fn a_hold_dissolves_when_the_source_goes_back() {
     let requests = world.simulator.remote().requests_of("icfg_1", "res_1");
     assert_eq!(requests.len(), 1, "the first push, and nothing since");
     assert!(daemon.end_with(Signal::TERM).await.success());
+}
+
+#[tokio::test]
+async fn an_order_that_is_broken_off_tells_first_what_was_done() {
+    let sql = format!(
+        "{}INSERT INTO installations VALUES ('icfg_1', 'token-of-one');
+         WITH RECURSIVE counted (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted WHERE n < 600)
+         INSERT INTO resources SELECT 'icfg_1', 'res_' || (1000 + n), 'orders', 'ready', '{{}}', n FROM counted ORDER BY n",
+        super::TABLES
+    );
+    let world = World::with(&sql, SETTINGS).await;
+    world.command(&["baseline", "adopt", "--as", "ana"]).await;
+    let suspend = "UPDATE resources SET status = 'suspended', version = version + 600";
+    world.provider.execute(suspend).await;
+    world.command(&["once"]).await;
+    // The last entry cannot be written, and with it none of its transaction, which is the second.
+    let url = format!("sqlite://{}", world.installation.path("state.db").display());
+    let mut state = sqlx::SqliteConnection::connect(&url)
+        .await
+        .expect("the state opens");
+    sqlx::raw_sql(
+        "CREATE TRIGGER broken BEFORE UPDATE ON entry WHEN OLD.resource_id = 'res_1600'
+         BEGIN SELECT RAISE(ABORT, 'broken'); END",
+    )
+    .execute(&mut state)
+    .await
+    .expect("the state is a file");
+    let release = async |how| {
+        let order = ["outbox", "release", "--state", "held", "--as", "ana", how];
+        world.command(&order).await
+    };
+    release("--dry-run")
+        .await
+        .has(&["WOULD BE RELEASED   600 entries; nothing was changed"]);
+    let released = release("--yes").await;
+    assert_eq!(released.code, Some(1), "{released:?}");
+    released.has(&["RELEASED   500 entries, 100 not reached\n", "/res_1500\t"]);
+    assert!(!released.stdout.contains("res_1501"), "{released:?}");
+    assert!(released.stderr.contains("broken"), "{released:?}");
+    let status = world.json(&["status", "--json"]).await;
+    assert_eq!(status["holds"][0]["resources"], json!(100), "{status:#}");
 }
