@@ -62,7 +62,7 @@ pub trait Console: Store {
     /// How many resources differ from what Vercel acknowledged since a person discarded the change.
     async fn discarded(&self) -> Result<u64, StoreError>;
 
-    /// Does the same to each of these entries, in one transaction; one answer per entry, in order.
+    /// Does the same to each of these entries, no number twice, in one transaction; one answer per entry, in order.
     async fn act(
         &self,
         ids: &[EntryId],

@@ -129,7 +129,9 @@ impl MemoryStore {
         now: Timestamp,
     ) -> Result<EntryState, Refusal> {
         let mut state = self.state.lock().await;
-        sure(steps::guard::order(&mut *state, key, order, now).await)
+        let keys = std::slice::from_ref(key);
+        let outcomes = sure(steps::order::give(&mut *state, keys, order, now).await);
+        outcomes.into_iter().next().unwrap_or(Err(Refusal::Closed))
     }
 
     /// Changes a record as a person would, through [`crate::plan::manual`]; keeps the entry that `change` returns as closed.

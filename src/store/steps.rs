@@ -24,6 +24,7 @@ use super::{
 
 pub(super) mod claim;
 pub(super) mod guard;
+pub(super) mod order;
 mod settle;
 pub(super) mod watch;
 

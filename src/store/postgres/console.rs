@@ -7,7 +7,6 @@ use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgRow;
 
 use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
-use crate::plan::manual::Refusal;
 use crate::store::codec::{self, Cells as _, number, parsed, time};
 use crate::store::console::{
     Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
@@ -15,6 +14,7 @@ use crate::store::console::{
 };
 use crate::store::fault::Fault;
 use crate::store::steps;
+use crate::store::steps::order::carry_out;
 use crate::store::summaries::{
     ALL_INSTALLATIONS, COUNT_INSTALLATIONS, NOTEWORTHY_INSTALLATIONS, summaries,
 };
@@ -23,7 +23,6 @@ use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 use super::acts::{self, note};
 use super::guard::keys_under;
 use super::pool::{Purpose, Transaction};
-use super::rows::PgRows;
 use super::{PostgresStore, read};
 
 /// After how long without a sign of life a daemon counts as gone, in seconds: it leaves one every few.
@@ -240,11 +239,7 @@ impl Console for PostgresStore {
             let (ids, by) = (ids.clone(), by.clone());
             Box::pin(async move {
                 rows.take_guard().await?;
-                let mut answers = Vec::with_capacity(ids.len());
-                for id in ids {
-                    answers.push(carry_out(rows, id, order, &by, now).await?);
-                }
-                Ok(answers)
+                carry_out(rows, &ids, order, &by, now).await
             })
         })
         .await
@@ -295,44 +290,6 @@ impl Console for PostgresStore {
         })
         .await
     }
-}
-
-async fn carry_out(
-    rows: &mut PgRows,
-    id: EntryId,
-    order: Order,
-    by: &Person,
-    now: Timestamp,
-) -> Result<Answer, Fault> {
-    rows.flush().await?;
-    let find = |rows: &PgRows| {
-        rows.transaction
-            .query(
-                "SELECT installation_id, resource_id, closed_at
-                 FROM entry
-                 WHERE id = $1",
-            )
-            .bind(id.0)
-    };
-    let query = find(rows);
-    let Some(row) = query.fetch_optional(rows.transaction.connection()).await? else {
-        return Ok(Answer::Unknown);
-    };
-    let key = codec::key(&row)?;
-    // Locked before it is looked at again: a daemon may be closing it.
-    rows.hold(std::slice::from_ref(&key)).await?;
-    let query = find(rows);
-    let row = query.fetch_one(rows.transaction.connection()).await?;
-    if time(&row, "closed_at")?.is_some() {
-        let refusal = Refusal::Closed;
-        return Ok(Answer::Refused { key, refusal });
-    }
-    let state = match steps::guard::order(rows, &key, order, now).await? {
-        Ok(state) => state,
-        Err(refusal) => return Ok(Answer::Refused { key, refusal }),
-    };
-    note(rows, &Act::ordered(&key, id, order, by, now)).await?;
-    Ok(Answer::Done { key, state })
 }
 
 /// How to find what a filter asks for.

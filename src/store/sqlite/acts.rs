@@ -2,11 +2,12 @@
 
 use rusqlite::params;
 
-use crate::model::{InstallationId, ResourceId, ResourceKey, Timestamp};
+use crate::model::{EntryId, InstallationId, ResourceId, ResourceKey, Timestamp};
 use crate::store::Pause;
-use crate::store::codec::{self, Cells as _, json};
+use crate::store::codec::{self, Cells as _, json, time};
 use crate::store::console::{Act, ActId, Person};
 use crate::store::fault::Fault;
+use crate::store::steps::order::OrderRows;
 
 use super::db::Db;
 use super::session::SqliteRows;
@@ -58,6 +59,28 @@ pub(super) fn note(rows: &mut SqliteRows, act: &Act) -> Result<(), Fault> {
         ],
     )?;
     Ok(())
+}
+
+impl OrderRows for SqliteRows {
+    async fn find_entries(
+        &mut self,
+        ids: &[EntryId],
+    ) -> Result<Vec<Option<(ResourceKey, bool)>>, Fault> {
+        let find = |id: &EntryId| {
+            self.db().find_row(
+                "SELECT installation_id, resource_id, closed_at
+                 FROM entry
+                 WHERE id = ?1",
+                params![id.0],
+                |row| Ok((codec::key(row)?, time(row, "closed_at")?.is_none())),
+            )
+        };
+        ids.iter().map(find).collect()
+    }
+
+    async fn note_acts(&mut self, acts: &[Act]) -> Result<(), Fault> {
+        acts.iter().try_for_each(|act| note(self, act))
+    }
 }
 
 /// [`crate::store::console::Console::untold_acts`].

@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use rusqlite::params;
 
 use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
-use crate::plan::manual::Refusal;
 use crate::store::console::{
     Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
     InstallationSummary, Installations, Order, Person, Story,
 };
 use crate::store::steps;
+use crate::store::steps::order::carry_out;
 use crate::store::summaries::{
     ALL_INSTALLATIONS, COUNT_INSTALLATIONS, NOTEWORTHY_INSTALLATIONS, summaries,
 };
@@ -20,9 +20,8 @@ use crate::store::{Pause, PauseKind, Quarantined, StoreError};
 use super::acts::{self, note};
 use super::db::{Db, Row};
 use super::guard::keys_under;
-use super::session::SqliteRows;
 use super::{SqliteStore, file, read};
-use crate::store::codec::{self, Cells as _, json, number, time};
+use crate::store::codec::{self, Cells as _, json, number};
 use crate::store::fault::Fault;
 
 /// A listed entry: itself, its resource, and the fields of its attempts.
@@ -201,13 +200,7 @@ impl Console for SqliteStore {
         let (ids, by) = (ids.to_vec(), by.clone());
         self.writer
             .write("carry out an order", move |rows| {
-                Box::pin(async move {
-                    let mut answers = Vec::with_capacity(ids.len());
-                    for id in ids {
-                        answers.push(carry_out(rows, id, order, &by, now).await?);
-                    }
-                    Ok(answers)
-                })
+                Box::pin(async move { carry_out(rows, &ids, order, &by, now).await })
             })
             .await
     }
@@ -256,35 +249,6 @@ impl Console for SqliteStore {
             })
             .await
     }
-}
-
-async fn carry_out(
-    rows: &mut SqliteRows,
-    id: EntryId,
-    order: Order,
-    by: &Person,
-    now: Timestamp,
-) -> Result<Answer, Fault> {
-    let found = rows.db().find_row(
-        "SELECT installation_id, resource_id, closed_at
-         FROM entry
-         WHERE id = ?1",
-        params![id.0],
-        |row| Ok((codec::key(row)?, time(row, "closed_at")?)),
-    )?;
-    let Some((key, closed_at)) = found else {
-        return Ok(Answer::Unknown);
-    };
-    if closed_at.is_some() {
-        let refusal = Refusal::Closed;
-        return Ok(Answer::Refused { key, refusal });
-    }
-    let state = match steps::guard::order(rows, &key, order, now).await? {
-        Ok(state) => state,
-        Err(refusal) => return Ok(Answer::Refused { key, refusal }),
-    };
-    note(rows, &Act::ordered(&key, id, order, by, now))?;
-    Ok(Answer::Done { key, state })
 }
 
 /// How to find what a filter asks for.

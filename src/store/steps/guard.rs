@@ -4,16 +4,14 @@
 
 use std::future::Future;
 
-use crate::model::{EntryState, Origin, Record, ResourceKey, Timestamp};
+use crate::model::{Origin, Record, ResourceKey, Timestamp};
 use crate::plan::Decision;
 use crate::plan::decide::Decided;
 use crate::plan::guard::{self, Exceeded, Found, Impact, Limits, WINDOW};
-use crate::plan::manual::{self, Refusal};
-use crate::store::console::Order;
 use crate::store::hold::{GuardEvent, Hold, HoldState};
 use crate::store::{Batch, Reconciled};
 
-use super::{Change, Rows, Step, save_steps};
+use super::{Rows, Step, save_steps};
 
 /// How many entries of a hold are decided on one by one at a time.
 const ENTRIES_PER_ROUND: usize = 500;
@@ -588,51 +586,4 @@ pub(in crate::store) async fn close_empty<R: GuardRows>(
         }
     }
     Ok(closed)
-}
-
-/// Carries out a person's order for a resource's open entry; returns the entry's state then.
-pub(in crate::store) async fn order<R: GuardRows>(
-    rows: &mut R,
-    key: &ResourceKey,
-    order: Order,
-    now: Timestamp,
-) -> Result<Result<EntryState, Refusal>, R::Error> {
-    let Some(before) = rows.records(std::slice::from_ref(key)).await?.pop() else {
-        return Ok(Err(Refusal::Closed));
-    };
-    let mut after = before.clone();
-    let outcome = match order {
-        Order::Retry => manual::retry(&mut after, now).map(|()| None),
-        Order::Release => manual::release(&mut after, now).map(|()| None),
-        Order::Discard => manual::discard(&mut after).map(Some),
-    };
-    let closed = match outcome {
-        Ok(closed) => closed,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    rows.save(Change {
-        before: &before,
-        after: &mut after,
-        closed: closed.as_ref(),
-        now,
-    })
-    .await?;
-    let ended = match order {
-        Order::Retry => None,
-        Order::Release => Some(HoldState::Released),
-        Order::Discard => Some(HoldState::Discarded),
-    };
-    if let Some(state) = ended {
-        // A person has decided: the change does not count again.
-        rows.forget_guarded(key, Impact::Destructive).await?;
-        if before
-            .entry
-            .as_ref()
-            .is_some_and(|entry| entry.hold.is_some())
-        {
-            close_empty(rows, state, now).await?;
-        }
-    }
-    let shown = closed.as_ref().or(after.entry.as_ref());
-    Ok(Ok(shown.map_or(EntryState::Waiting, |entry| entry.state)))
 }
