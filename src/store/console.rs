@@ -8,7 +8,7 @@ use crate::model::{
     Entry, EntryId, EntryState, Field, FieldSet, InstallationId, Record, ResourceId, ResourceKey,
     Timestamp,
 };
-use crate::plan::manual::Refusal;
+use crate::plan::manual::{self, Refusal};
 
 use super::{Heartbeat, Pause, PauseKind, Quarantined, Store, StoreError};
 
@@ -421,6 +421,30 @@ impl Order {
             Self::Release => "release",
         }
     }
+
+    /// Carries the order out on a resource's open entry, nowhere but in its record.
+    ///
+    /// # Errors
+    /// The entry's state does not allow it.
+    pub fn apply(self, record: &mut Record, now: Timestamp) -> Result<Applied, Refusal> {
+        let closed = match self {
+            Self::Retry => manual::retry(record, now).map(|()| None),
+            Self::Release => manual::release(record, now).map(|()| None),
+            Self::Discard => manual::discard(record).map(Some),
+        }?;
+        let entry = closed.as_ref().or(record.entry.as_ref());
+        let state = entry.map_or(EntryState::Waiting, |entry| entry.state);
+        Ok(Applied { state, closed })
+    }
+}
+
+/// What an order makes of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The entry's state now.
+    pub state: EntryState,
+    /// The entry, if it is closed now.
+    pub closed: Option<Entry>,
 }
 
 /// What became of an order.

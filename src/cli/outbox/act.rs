@@ -18,9 +18,9 @@ use super::super::text::{count, counted, visible};
 use super::{Selection, Which};
 use crate::clock::{Clock as _, SystemClock};
 use crate::model::{EntryId, EntryState, InstallationId, Record, ResourceKey, Timestamp};
-use crate::plan::manual::{self, Refusal};
+use crate::plan::manual::Refusal;
 use crate::store::StoreError;
-use crate::store::console::{Answer, Console, EntryFilter, Order, Person};
+use crate::store::console::{Answer, Applied, Console, EntryFilter, Order, Person};
 
 /// Nobody could be asked whether to act on many.
 pub(crate) const UNCONFIRMED: &str = "R042";
@@ -46,15 +46,6 @@ fn states(order: Order) -> Vec<EntryState> {
         Order::Retry => vec![EntryState::Waiting, EntryState::Dead],
         Order::Discard => vec![EntryState::Waiting, EntryState::Held, EntryState::Dead],
         Order::Release => vec![EntryState::Held],
-    }
-}
-
-/// What would become of an entry, decided as the store decides it.
-fn outcome(order: Order, record: &mut Record, now: Timestamp) -> Result<EntryState, Refusal> {
-    match order {
-        Order::Retry => manual::retry(record, now).map(|()| EntryState::Waiting),
-        Order::Release => manual::release(record, now).map(|()| EntryState::Waiting),
-        Order::Discard => manual::discard(record).map(|entry| entry.state),
     }
 }
 
@@ -172,7 +163,7 @@ struct Act<'a> {
 }
 
 impl Act<'_> {
-    /// Does it to all of these entries, some at a time; the results are those of all that were reached.
+    /// Does it to all of these entries, some at a time; the results are those that were answered.
     async fn on_all(&self, ids: &[EntryId], results: &mut Results) -> Result<(), StoreError> {
         let pauses = self.console.pauses().await?;
         let paused: BTreeSet<InstallationId> = pauses
@@ -185,7 +176,7 @@ impl Act<'_> {
             false => participle(self.order),
         };
         let mut progress = Progress::new(SystemClock.now());
-        results.unreached = ids.len() as u64;
+        results.unanswered = ids.len() as u64;
         let mut ended = Ok(());
         for batch in ids.chunks(BATCH) {
             let answers = match self.dry_run {
@@ -199,8 +190,8 @@ impl Act<'_> {
                     break;
                 }
             }
-            let reached = ids.len() as u64 - results.unreached;
-            progress.entries(reached, ids.len() as u64, word, SystemClock.now());
+            let answered = ids.len() as u64 - results.unanswered;
+            progress.entries(answered, ids.len() as u64, word, SystemClock.now());
         }
         progress.done();
         ended
@@ -235,11 +226,11 @@ impl Act<'_> {
                 entry.is_some_and(|entry| entry.id == *id)
             };
             let outcome = match record.filter(is_open) {
-                Some(record) => outcome(self.order, record, self.now),
+                Some(record) => self.order.apply(record, self.now),
                 None => Err(Refusal::Closed),
             };
             match outcome {
-                Ok(state) => Answer::Done { key, state },
+                Ok(Applied { state, .. }) => Answer::Done { key, state },
                 Err(refusal) => Answer::Refused { key, refusal },
             }
         };
@@ -323,8 +314,8 @@ struct Results {
     refused: u64,
     /// How many rows are not shown.
     hidden: u64,
-    /// How many entries were not come to.
-    unreached: u64,
+    /// Of how many entries there is no answer: something went wrong before.
+    unanswered: u64,
 }
 
 impl Results {
@@ -337,7 +328,7 @@ impl Results {
             done: 0,
             refused: 0,
             hidden: 0,
-            unreached: 0,
+            unanswered: 0,
         }
     }
 
@@ -353,7 +344,7 @@ impl Results {
             self.done += u64::from(is_done);
             self.refused += u64::from(!is_done);
         }
-        self.unreached = self.unreached.saturating_sub(ids.len() as u64);
+        self.unanswered = self.unanswered.saturating_sub(ids.len() as u64);
     }
 
     const fn is_empty(&self) -> bool {
@@ -406,14 +397,14 @@ impl Results {
         let Self {
             done,
             refused,
-            unreached,
+            unanswered,
             ..
         } = self;
         if self.is_empty() {
             return "No entry matches; nothing was changed.".to_owned();
         }
         let word = participle(self.order).to_uppercase();
-        let style = if refused + unreached == 0 { GOOD } else { BAD };
+        let style = if refused + unanswered == 0 { GOOD } else { BAD };
         let head = if self.dry_run {
             styled(WARN, format_args!("WOULD BE {word}"))
         } else if *done == 0 {
@@ -425,8 +416,8 @@ impl Results {
         if *refused > 0 {
             text.push_str(&format!(", {} refused", count(*refused)));
         }
-        if *unreached > 0 {
-            text.push_str(&format!(", {} not reached", count(*unreached)));
+        if *unanswered > 0 {
+            text.push_str(&format!(", {} without an answer", count(*unanswered)));
         }
         if self.dry_run {
             text.push_str("; nothing was changed");
@@ -443,7 +434,7 @@ impl Results {
             "dry_run": self.dry_run,
             "done": self.done,
             "refused": self.refused,
-            "unreached": self.unreached,
+            "unanswered": self.unanswered,
         })
     }
 }

@@ -30,9 +30,12 @@ const CONSOLE_TIMEOUT: Duration = Duration::from_secs(120);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transaction whose process was frozen keeps its locks.
 const FROZEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a transaction may take until its next statement: longer than any that waits for its turn, so that a silent network ends it.
-/// One that goes on takes as long as it needs: the end of a pass may let millions of entries go.
+/// How long a transaction may take until its next statement: longer than any that waits for its turn, so that a silent network ends it,
+/// and with one look more not so long that the daemon is taken for stuck. One that goes on takes as long as it needs: the end of a
+/// pass may let millions of entries go.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
+/// In so many looks a transaction that is silent for its longest time is seen to be.
+const LOOKS: u32 = 9;
 /// How long making or changing the schema may take, waiting for another daemon that does included.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a transaction waits for a free connection.
@@ -78,8 +81,8 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// Does a whole transaction, and gives up once it has been silent for its longest time; that may be seen as late as after twice
-    /// as long. The work begins its transaction with the pulse that it is given.
+    /// Does a whole transaction, and gives up once it has been silent for its longest time, or up to a ninth more. The work begins its
+    /// transaction with the pulse that it is given.
     pub(super) async fn while_it_goes_on<T, W>(
         self,
         work: impl FnOnce(Pulse) -> W,
@@ -94,7 +97,7 @@ impl Purpose {
         };
         let pulse = Pulse::default();
         let work = work(pulse.clone());
-        let done = until_silent(&pulse, || tokio::time::sleep(limit), work);
+        let done = until_silent(&pulse, || tokio::time::sleep(limit / LOOKS), work);
         done.await.unwrap_or_else(|| Err(late("no answer in time")))
     }
 
@@ -159,7 +162,7 @@ impl Pulse {
     }
 }
 
-/// The end of the work; `None` once the pulse has stood still for a whole wait.
+/// The end of the work; `None` once the pulse has stood still for [`LOOKS`] waits.
 async fn until_silent<T, S>(
     pulse: &Pulse,
     mut wait: impl FnMut() -> S,
@@ -169,17 +172,19 @@ where
     S: Future<Output = ()>,
 {
     let mut work = pin!(work);
-    loop {
-        let seen = pulse.beats();
+    let mut seen = pulse.beats();
+    let mut still = 0;
+    while still < LOOKS {
         tokio::select! {
             biased;
             done = &mut work => return Some(done),
             () = wait() => {}
         }
-        if pulse.beats() == seen {
-            return None;
-        }
+        let beats = pulse.beats();
+        still = if beats == seen { still + 1 } else { 0 };
+        seen = beats;
     }
+    None
 }
 
 /// Whether the refusal of a setting with this SQLSTATE is a pooler's: of the connection (PgBouncer), or of the feature (RDS Proxy).
@@ -395,8 +400,6 @@ impl Transaction {
 mod tests {
     use super::*;
 
-    use tokio::sync::Notify;
-
     #[test]
     fn what_writes_flushes_its_commit_whatever_the_servers_own_setting_is() {
         for (purpose, writes) in [
@@ -411,31 +414,35 @@ mod tests {
         }
     }
 
-    /// Works through as many statements as it is told, one in each wait but the last.
-    async fn work(pulse: Pulse, statements: u64, is_silent: bool, waits: &Notify) -> u64 {
-        for _ in 0..statements {
+    /// Begins three statements, each after so many waits.
+    async fn work(pulse: Pulse, waits: u32) {
+        for _ in 0..3 {
+            for _ in 0..waits {
+                tokio::task::yield_now().await;
+            }
             pulse.beat();
-            waits.notify_one();
-            tokio::task::yield_now().await;
         }
-        if is_silent {
-            waits.notify_one();
-            std::future::pending::<()>().await;
-        }
-        statements
     }
 
     #[tokio::test]
     async fn a_transaction_that_goes_on_has_all_the_time_it_needs_and_a_silent_one_has_not() {
-        for statements in [0, 1, 2, 1_000] {
-            for is_silent in [false, true] {
-                let pulse = Pulse::default();
-                let waits = Notify::new();
-                let work = work(pulse.clone(), statements, is_silent, &waits);
-                let done = until_silent(&pulse, || waits.notified(), work).await;
-                assert_eq!(done, (!is_silent).then_some(statements), "{statements}");
-            }
+        for (waits, ends) in [
+            (0, true),
+            (1, true),
+            (LOOKS - 1, true),
+            (LOOKS, false),
+            (LOOKS * 100, false),
+        ] {
+            let pulse = Pulse::default();
+            let work = work(pulse.clone(), waits);
+            let done = until_silent(&pulse, || std::future::ready(()), work).await;
+            assert_eq!(done.is_some(), ends, "{waits}");
         }
+        let longest = SILENCE_TIMEOUT + SILENCE_TIMEOUT / LOOKS;
+        assert!(
+            longest < Duration::from_secs(60),
+            "dispatch is taken for stuck then"
+        );
     }
 
     #[test]

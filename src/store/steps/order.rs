@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::model::{EntryId, EntryState, ResourceKey, Timestamp};
 use crate::plan::guard::Impact;
-use crate::plan::manual::{self, Refusal};
-use crate::store::console::{Act, Answer, Order, Person};
+use crate::plan::manual::Refusal;
+use crate::store::console::{Act, Answer, Applied, Order, Person};
 use crate::store::hold::HoldState;
 
 use super::guard::{GuardRows, close_empty};
@@ -81,20 +81,14 @@ pub(in crate::store) async fn give<R: GuardRows>(
     let mut leaves_hold = false;
     for before in rows.records(keys).await? {
         let mut after = before.clone();
-        let outcome = match order {
-            Order::Retry => manual::retry(&mut after, now).map(|()| None),
-            Order::Release => manual::release(&mut after, now).map(|()| None),
-            Order::Discard => manual::discard(&mut after).map(Some),
-        };
-        let closed = match outcome {
-            Ok(closed) => closed,
+        let Applied { state, closed } = match order.apply(&mut after, now) {
+            Ok(applied) => applied,
             Err(refusal) => {
                 outcomes.push(Err(refusal));
                 continue;
             }
         };
-        let shown = closed.as_ref().or(after.entry.as_ref());
-        outcomes.push(Ok(shown.map_or(EntryState::Waiting, |entry| entry.state)));
+        outcomes.push(Ok(state));
         let hold = before.entry.as_ref().and_then(|entry| entry.hold);
         leaves_hold |= hold.is_some();
         steps.push(Step {

@@ -375,7 +375,10 @@ async fn an_order_that_is_broken_off_tells_first_what_was_done() {
         .has(&["WOULD BE RELEASED   600 entries; nothing was changed"]);
     let released = release("--yes").await;
     assert_eq!(released.code, Some(1), "{released:?}");
-    released.has(&["RELEASED   500 entries, 100 not reached\n", "/res_1500\t"]);
+    released.has(&[
+        "RELEASED   500 entries, 100 without an answer\n",
+        "/res_1500\t",
+    ]);
     assert!(!released.stdout.contains("res_1501"), "{released:?}");
     assert!(released.stderr.contains("broken"), "{released:?}");
     let status = world.json(&["status", "--json"]).await;

@@ -59,7 +59,11 @@ fn each_entry_is_answered_and_refusals_say_why() {
     ");
     let machine = results.to_json(NOW);
     assert_eq!(
-        (&machine["done"], &machine["refused"], &machine["unreached"]),
+        (
+            &machine["done"],
+            &machine["refused"],
+            &machine["unanswered"]
+        ),
         (&json!(2), &json!(2), &json!(0))
     );
     let rows: Vec<Value> = results.rows.iter().map(row_json).collect();
@@ -122,13 +126,13 @@ fn what_was_done_is_good_and_a_refusal_or_an_end_before_the_last_is_not() {
     assert!(verdict.starts_with(&head(BAD, "NOT RETRIED")), "{verdict}");
     assert!(verdict.ends_with("   0 entries, 1 refused"), "{verdict}");
     let broken_off = Results {
-        unreached: 1_200,
+        unanswered: 1_200,
         ..discarded
     };
     let verdict = broken_off.verdict();
     assert!(verdict.starts_with(&head(BAD, "DISCARDED")), "{verdict}");
     assert!(
-        verdict.ends_with("   1 entry, 1,200 not reached"),
+        verdict.ends_with("   1 entry, 1,200 without an answer"),
         "{verdict}"
     );
 }
