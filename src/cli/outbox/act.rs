@@ -190,8 +190,8 @@ impl Act<'_> {
                     break;
                 }
             }
-            let answered = ids.len() as u64 - results.unanswered;
-            progress.entries(answered, ids.len() as u64, word, SystemClock.now());
+            let (answered, all) = (results.answered(), ids.len() as u64);
+            progress.entries(answered, all, word, SystemClock.now());
         }
         progress.done();
         ended
@@ -347,8 +347,12 @@ impl Results {
         self.unanswered = self.unanswered.saturating_sub(ids.len() as u64);
     }
 
+    const fn answered(&self) -> u64 {
+        self.done + self.refused
+    }
+
     const fn is_empty(&self) -> bool {
-        self.done + self.refused == 0
+        self.answered() == 0
     }
 
     fn print(&self, out: &mut Out, look: Look, json: bool) {

@@ -1,13 +1,22 @@
 //! What a person sees at a real terminal: progress that overwrites itself and goes away, colours, no log lines.
 
+use std::io::Write as _;
 use std::process::Command;
 
+use super::World;
 use crate::support::postgres::Postgres;
 use crate::support::process::Installation;
 use crate::support::server::find_program;
 
-/// Runs a command on a terminal of its own, 100 columns wide; returns every byte that it wrote there.
+/// Runs a command on a terminal of its own, 100 columns wide, where nobody types anything; returns every byte that it wrote there.
 async fn on_a_terminal(installation: &Installation, arguments: &str) -> String {
+    let (success, said) = typing(installation, arguments, "").await;
+    assert!(success, "{said}");
+    said
+}
+
+/// The same where somebody types this; whether it ended well, and what is on the terminal then.
+async fn typing(installation: &Installation, arguments: &str, typed: &str) -> (bool, String) {
     let command = format!(
         "stty cols 100; exec {} --config {} {arguments}",
         env!("CARGO_BIN_EXE_reconciled"),
@@ -18,13 +27,48 @@ async fn on_a_terminal(installation: &Installation, arguments: &str) -> String {
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
         .env("TERM", "xterm-256color")
         .env_remove("NO_COLOR")
-        .stdin(std::process::Stdio::null());
-    let output = tokio::task::spawn_blocking(move || script.output())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
+    let typed = typed.to_owned();
+    let run = move || {
+        let mut running = script.spawn()?;
+        let keyboard = running.stdin.take();
+        keyboard.map_or(Ok(()), |mut keyboard| keyboard.write_all(typed.as_bytes()))?;
+        running.wait_with_output()
+    };
+    let output = tokio::task::spawn_blocking(run)
         .await
         .expect("it does not panic")
         .expect("script was found a moment ago");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    (output.status.success(), said)
+}
+
+#[tokio::test]
+async fn an_order_for_several_entries_is_carried_out_only_when_it_is_confirmed() {
+    let world = World::new().await;
+    world.command(&["once"]).await;
+    for installation in ["icfg_1", "icfg_2"] {
+        let pause = ["installation", "pause", installation, "--reason", "a trial"];
+        world.command(&pause).await;
+    }
+    let rename = "UPDATE resources SET name = 'renamed', version = version + 10";
+    world.provider.execute(rename).await;
+    world.command(&["once"]).await;
+    let discard = "outbox discard --state waiting --as ana --reason left";
+    for (typed, is_done) in [("", false), ("n\n", false), ("yep\n", false), ("Y\n", true)] {
+        let (success, said) = typing(&world.installation, discard, typed).await;
+        assert!(said.contains("Discard 2 entries?"), "{said}");
+        assert_eq!(success, is_done, "{typed:?}: {said}");
+        assert_eq!(
+            said.contains("Nothing was changed."),
+            !is_done,
+            "{typed:?}: {said}"
+        );
+        assert_eq!(said.contains("DISCARDED"), is_done, "{typed:?}: {said}");
+    }
+    let list = world.json(&["outbox", "list", "--json"]).await;
+    assert_eq!(list["total"], 0, "{list:#}");
 }
 
 #[tokio::test]

@@ -43,6 +43,7 @@ console_laws! {
         discarded_value_stays_discarded_until_changed,
         every_act_leaves_its_row,
         what_is_done_to_a_whole_fleet_is_told_of_each_resource,
+        acts_are_to_be_told_in_their_order_until_they_are_told,
         a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked,
         the_history_of_a_delivery_outlives_its_entry,
         orders_meet_each_entry_as_it_is,
@@ -192,6 +193,40 @@ async fn what_is_done_to_a_whole_fleet_is_told_of_each_resource(store: &dyn Cons
     // What can only be done to an entry is refused without one.
     let nothing = Act::new("retry", person("ana", None), START);
     store.note(&nothing).await.expect_err("to which entry?");
+}
+
+async fn acts_are_to_be_told_in_their_order_until_they_are_told(store: &dyn Console) {
+    // Not in the order of their keys.
+    let keys = [key("b", "1"), key("a", "2"), key("a", "1")];
+    let mut ids = Vec::new();
+    for key in &keys {
+        read(store, START, vec![row(key, &status("ready"))]).await;
+        ids.push(open_entry(store, key).await);
+    }
+    let untold = async |limit| {
+        let acts = store.untold_acts(limit).await.expect("readable");
+        acts.into_iter().unzip::<_, _, Vec<_>, Vec<_>>()
+    };
+    assert_eq!(untold(10).await.1, []);
+    let whole = Act::new("adopt", person("bo", None), START);
+    store.note(&whole).await.expect("kept");
+    let (order, by) = (Order::Discard, leaver("ana"));
+    let answers = store.act(&ids, order, &by, seconds(1)).await;
+    let done = |answer: &Answer| matches!(answer, Answer::Done { .. });
+    assert!(answers.expect("answered").iter().all(done));
+    let mut expected = vec![whole];
+    for (key, id) in keys.iter().zip(&ids) {
+        let act = Act::new("discard", leaver("ana"), seconds(1)).of_resource(key.clone());
+        expected.push(Act {
+            entry_id: Some(*id),
+            ..act
+        });
+    }
+    assert_eq!(untold(10).await.1, expected);
+    let (first, acts) = untold(2).await;
+    assert_eq!(acts, &expected[..2]);
+    store.acts_told(&first, seconds(2)).await.expect("kept");
+    assert_eq!(untold(10).await.1, &expected[2..]);
 }
 
 async fn a_fix_that_a_person_ordered_is_told_of_each_resource_that_it_marked(store: &dyn Console) {
