@@ -104,33 +104,41 @@ pub struct EntryFilter {
     pub limit: u32,
 }
 
-/// Entries that have an index of their own.
+/// How a state finds the entries that a filter asks for: each as it is listed, or its number alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Among {
+pub(super) struct Filtered {
+    pub(super) listed: &'static str,
+    pub(super) ids: &'static str,
+}
+
+/// The same among the fewest entries that hold them. Those that wait for a person and those that are open have indexes of their own.
+#[derive(Debug)]
+pub(super) struct Among {
     /// Those that wait for a person.
-    Resting,
+    pub(super) resting: Filtered,
     /// Those that are open.
-    Open,
+    pub(super) open: Filtered,
     /// All: there may be many.
-    All,
+    pub(super) all: Filtered,
+}
+
+impl Among {
+    pub(super) fn of(&self, filter: &EntryFilter) -> Filtered {
+        let is_resting = |state| matches!(state, EntryState::Held | EntryState::Dead);
+        if filter.asked_for().all(is_resting) {
+            self.resting
+        } else if filter.asked_for().all(EntryState::is_open) {
+            self.open
+        } else {
+            self.all
+        }
+    }
 }
 
 impl EntryFilter {
     /// The names of the states that are asked for.
     pub(super) fn state_names(&self) -> Vec<&'static str> {
         self.asked_for().map(EntryState::name).collect()
-    }
-
-    /// The fewest entries that hold all that are asked for.
-    pub(super) fn among(&self) -> Among {
-        let is_resting = |state| matches!(state, EntryState::Held | EntryState::Dead);
-        if self.asked_for().all(is_resting) {
-            Among::Resting
-        } else if self.asked_for().all(EntryState::is_open) {
-            Among::Open
-        } else {
-            Among::All
-        }
     }
 
     fn asked_for(&self) -> impl Iterator<Item = EntryState> {
@@ -476,20 +484,26 @@ mod tests {
     fn a_filter_looks_among_the_fewest_entries_that_hold_what_it_asks_for() {
         use EntryState::{Dead, Delivered, Held, Waiting};
         let open = ["waiting", "held", "dead"];
-        let cases: [(&[EntryState], Among, &[&str]); 6] = [
-            (&[], Among::Open, &open),
-            (&[Dead], Among::Resting, &["dead"]),
-            (&[Dead, Held], Among::Resting, &["held", "dead"]),
-            (&[Waiting], Among::Open, &["waiting"]),
-            (&[Waiting, Held], Among::Open, &["waiting", "held"]),
-            (&[Dead, Delivered], Among::All, &["dead", "delivered"]),
+        let found = |listed| Filtered { listed, ids: "" };
+        let among = Among {
+            resting: found("resting"),
+            open: found("open"),
+            all: found("all"),
+        };
+        let cases: [(&[EntryState], &str, &[&str]); 6] = [
+            (&[], "open", &open),
+            (&[Dead], "resting", &["dead"]),
+            (&[Dead, Held], "resting", &["held", "dead"]),
+            (&[Waiting], "open", &["waiting"]),
+            (&[Waiting, Held], "open", &["waiting", "held"]),
+            (&[Dead, Delivered], "all", &["dead", "delivered"]),
         ];
-        for (states, among, names) in cases {
+        for (states, expected, names) in cases {
             let filter = EntryFilter {
                 states: states.to_vec(),
                 ..EntryFilter::default()
             };
-            assert_eq!(filter.among(), among, "{states:?}");
+            assert_eq!(among.of(&filter).listed, expected, "{states:?}");
             assert_eq!(filter.state_names(), names, "{states:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! What people did, in the PostgreSQL state: left by the transaction that does it, logged by a daemon later.
+//! People's orders and what they did, in the PostgreSQL state: left by the transaction that does it, logged by a daemon later.
 
 use std::collections::BTreeMap;
 

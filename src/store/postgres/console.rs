@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
 use crate::store::codec::{self, Cells as _, number, parsed, time};
 use crate::store::console::{
-    Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
+    Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, Filtered,
     InstallationSummary, Installations, Order, Person, Replica, Story,
 };
 use crate::store::fault::Fault;
@@ -70,6 +70,13 @@ macro_rules! filtered {
         }
     };
 }
+
+/// The entries that a filter asks for.
+const ENTRIES: Among = Among {
+    resting: filtered!("entry.state IN ('held', 'dead')"),
+    open: filtered!("entry.closed_at IS NULL"),
+    all: filtered!("true"),
+};
 
 const ATTEMPTS_BY_RESOURCE: &str = "
     SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
@@ -292,23 +299,6 @@ impl Console for PostgresStore {
     }
 }
 
-/// How to find what a filter asks for.
-struct Filtered {
-    listed: &'static str,
-    ids: &'static str,
-}
-
-impl Filtered {
-    /// The open ones and those that wait for a person have indexes of their own; of all others there may be many.
-    const fn among(among: Among) -> Self {
-        match among {
-            Among::Resting => filtered!("entry.state IN ('held', 'dead')"),
-            Among::Open => filtered!("entry.closed_at IS NULL"),
-            Among::All => filtered!("true"),
-        }
-    }
-}
-
 /// Each entry that fits the filter but for its field.
 async fn each_filtered(
     transaction: &mut Transaction,
@@ -341,7 +331,7 @@ async fn entries(transaction: &mut Transaction, filter: &EntryFilter) -> Result<
         total: 0,
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
-    let sql = Filtered::among(filter.among()).listed;
+    let sql = ENTRIES.of(filter).listed;
     each_filtered(transaction, sql, filter, |row| {
         page.consider(filter.limit, filter.field, || codec::listed(row))
     })
@@ -354,7 +344,7 @@ async fn entry_ids(
     filter: &EntryFilter,
 ) -> Result<Vec<EntryId>, Fault> {
     let mut ids = Vec::new();
-    let filtered = Filtered::among(filter.among());
+    let filtered = ENTRIES.of(filter);
     match filter.field {
         None => {
             each_filtered(transaction, filtered.ids, filter, |row| {

@@ -153,8 +153,10 @@ impl Purpose {
 pub(super) struct Pulse(Arc<AtomicU64>);
 
 impl Pulse {
-    fn beat(&self) {
+    /// A statement that is about to begin.
+    fn statement(&self, sql: &'static str) -> Query<'static, Postgres, PgArguments> {
         self.0.fetch_add(1, Ordering::Relaxed);
+        sqlx::query(sql)
     }
 
     fn beats(&self) -> u64 {
@@ -236,15 +238,15 @@ impl Pool {
         // Taken out first: the lock is not held while the connection is tried.
         let idle = self.idle().pop();
         if let Some(connection) = idle {
-            if let Ok(transaction) = self.begin_on(connection, purpose).await {
-                return Ok(transaction.holding(permit, pulse));
+            if let Ok(transaction) = self.begin_on(connection, purpose, &pulse).await {
+                return Ok(transaction.holding(permit));
             }
             // What broke this one most likely broke the others; each would cost another wait.
             self.idle().clear();
         }
         let connection = self.open().await?;
-        let transaction = self.begin_on(connection, purpose).await?;
-        Ok(transaction.holding(permit, pulse))
+        let transaction = self.begin_on(connection, purpose, &pulse).await?;
+        Ok(transaction.holding(permit))
     }
 
     async fn open(&self) -> Result<Connection, Fault> {
@@ -290,6 +292,7 @@ impl Pool {
         self: &Arc<Self>,
         mut connection: Connection,
         purpose: Purpose,
+        pulse: &Pulse,
     ) -> Result<Transaction, Fault> {
         let mut begin = purpose.begin();
         let written = self.written.load(Ordering::Relaxed);
@@ -306,7 +309,7 @@ impl Pool {
             pool: Arc::clone(self),
             connection,
             permit: None,
-            pulse: Pulse::default(),
+            pulse: pulse.clone(),
         })
     }
 
@@ -345,16 +348,15 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
-    fn holding(mut self, permit: OwnedSemaphorePermit, pulse: Pulse) -> Self {
+    fn holding(mut self, permit: OwnedSemaphorePermit) -> Self {
         self.permit = Some(permit);
-        self.pulse = pulse;
         self
     }
 
     /// A statement for this connection: kept prepared only where that is safe.
     pub(super) fn query(&self, sql: &'static str) -> Query<'static, Postgres, PgArguments> {
-        self.pulse.beat();
-        sqlx::query(sql).persistent(self.connection.is_direct)
+        let query = self.pulse.statement(sql);
+        query.persistent(self.connection.is_direct)
     }
 
     /// Notes that so many rows of resources or entries were written.
@@ -420,7 +422,7 @@ mod tests {
             for _ in 0..waits {
                 tokio::task::yield_now().await;
             }
-            pulse.beat();
+            drop(pulse.statement("SELECT 1"));
         }
     }
 

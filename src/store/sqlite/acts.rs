@@ -1,4 +1,4 @@
-//! What people did, in the SQLite state: left by the transaction that does it, logged by the daemon later.
+//! People's orders and what they did, in the SQLite state: left by the transaction that does it, logged by the daemon later.
 
 use rusqlite::params;
 

@@ -7,7 +7,7 @@ use rusqlite::params;
 
 use crate::model::{EntryId, InstallationId, Record, ResourceKey, Timestamp};
 use crate::store::console::{
-    Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage,
+    Act, ActId, Among, Answer, Console, Daemon, EntryDetail, EntryFilter, EntryPage, Filtered,
     InstallationSummary, Installations, Order, Person, Story,
 };
 use crate::store::steps;
@@ -65,6 +65,21 @@ macro_rules! filtered {
         }
     };
 }
+
+/// The entries that a filter asks for.
+const ENTRIES: Among = Among {
+    resting: filtered!(
+        "entry.id IN (SELECT id
+                      FROM entry INDEXED BY entry_resting
+                      WHERE state = 'held' OR state = 'dead')"
+    ),
+    open: filtered!(
+        "entry.id IN (SELECT id
+                      FROM entry INDEXED BY entry_open
+                      WHERE closed_at IS NULL)"
+    ),
+    all: filtered!("true"),
+};
 
 const ATTEMPTS_BY_RESOURCE: &str = "
     SELECT entry_id, number, started_at, ended_at, method, fields, secret_names, outcome, status, error_code, message,
@@ -251,31 +266,6 @@ impl Console for SqliteStore {
     }
 }
 
-/// How to find what a filter asks for.
-struct Filtered {
-    listed: &'static str,
-    ids: &'static str,
-}
-
-impl Filtered {
-    /// The open ones and those that wait for a person have indexes of their own; of all others there may be many.
-    const fn among(among: Among) -> Self {
-        match among {
-            Among::Resting => filtered!(
-                "entry.id IN (SELECT id
-                              FROM entry INDEXED BY entry_resting
-                              WHERE state = 'held' OR state = 'dead')"
-            ),
-            Among::Open => filtered!(
-                "entry.id IN (SELECT id
-                              FROM entry INDEXED BY entry_open
-                              WHERE closed_at IS NULL)"
-            ),
-            Among::All => filtered!("true"),
-        }
-    }
-}
-
 /// Each entry that fits the filter but for its field.
 fn each_filtered(
     db: &Db,
@@ -307,7 +297,7 @@ fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
         total: 0,
     };
     // The fields of an entry follow from its resource, so they are filtered here, row by row.
-    let sql = Filtered::among(filter.among()).listed;
+    let sql = ENTRIES.of(filter).listed;
     each_filtered(db, sql, filter, |row| {
         page.consider(filter.limit, filter.field, || codec::listed(row))
     })?;
@@ -316,7 +306,7 @@ fn entries(db: &Db, filter: &EntryFilter) -> Result<EntryPage, Fault> {
 
 fn entry_ids(db: &Db, filter: &EntryFilter) -> Result<Vec<EntryId>, Fault> {
     let mut ids = Vec::new();
-    let filtered = Filtered::among(filter.among());
+    let filtered = ENTRIES.of(filter);
     match filter.field {
         None => each_filtered(db, filtered.ids, filter, |row| {
             ids.push(EntryId(row.integer("id")?));

@@ -72,6 +72,46 @@ async fn an_order_for_several_entries_is_carried_out_only_when_it_is_confirmed()
 }
 
 #[tokio::test]
+async fn an_order_shows_its_progress_in_one_line_and_takes_it_away() {
+    let world = World::new().await;
+    let state = Postgres::shared().database().await;
+    let on_postgres = format!("--set state.url={}", state.url);
+    let set = on_postgres.split(' ').collect::<Vec<_>>();
+    world
+        .command(&[&["baseline", "adopt"], &set[..]].concat())
+        .await;
+    for installation in ["icfg_1", "icfg_2"] {
+        let pause = ["installation", "pause", installation, "--reason", "a trial"];
+        world.command(&[&pause[..], &set].concat()).await;
+    }
+    let rename = "UPDATE resources SET name = 'renamed', version = version + 10";
+    world.provider.execute(rename).await;
+    world.command(&[&["once"], &set[..]].concat()).await;
+    // Each entry takes longer than half the time after which progress is shown.
+    state
+        .execute(
+            "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.6); RETURN NEW; END';
+             CREATE TRIGGER linger BEFORE UPDATE ON reconciled.entry FOR EACH ROW EXECUTE FUNCTION linger()",
+        )
+        .await;
+    let discard =
+        format!("outbox discard --state waiting --as ana --reason left --yes {on_postgres}");
+    let said = on_a_terminal(&world.installation, &discard).await;
+    let blank = " ".repeat(72);
+    let progress = format!(
+        "\r{:<72}\r{blank}\r",
+        "2 of 2 entries discarded, 1 a second"
+    );
+    // How fast it was is the machine's affair.
+    let shown = said.replace(", 0 a second", ", 1 a second");
+    assert!(shown.starts_with(&progress), "{said:?}");
+    assert!(
+        shown.contains("DISCARDED\u{1b}[0m   2 entries\r\n"),
+        "{said:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_baseline_shows_its_progress_in_one_line_and_takes_it_away() {
     let provider = Postgres::shared().database().await;
     provider
