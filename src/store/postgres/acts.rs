@@ -45,11 +45,11 @@ impl OrderRows for PgRows {
         &mut self,
         ids: &[EntryId],
     ) -> Result<Vec<Option<(ResourceKey, bool)>>, Fault> {
-        let found = entries(self, ids).await?;
+        let found = find(&mut self.transaction, ids).await?;
         let keys: Vec<ResourceKey> = found.values().map(|(key, _)| key.clone()).collect();
         // Locked before they are looked at again: a daemon may be closing one.
         self.hold(&keys).await?;
-        let found = entries(self, ids).await?;
+        let found = find(&mut self.transaction, ids).await?;
         Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 
@@ -83,19 +83,18 @@ impl OrderRows for PgRows {
 }
 
 /// These entries, as far as they are there: the resource of each, and whether it is open.
-async fn entries(
-    rows: &mut PgRows,
+pub(super) async fn find(
+    transaction: &mut Transaction,
     ids: &[EntryId],
 ) -> Result<BTreeMap<EntryId, (ResourceKey, bool)>, Fault> {
-    let found = rows
-        .transaction
+    let found = transaction
         .query(
             "SELECT entry.id, entry.installation_id, entry.resource_id, entry.closed_at
              FROM unnest($1::bigint[]) AS wanted (id)
              JOIN entry ON entry.id = wanted.id",
         )
         .bind(ids.iter().map(|id| id.0).collect::<Vec<i64>>())
-        .fetch_all(rows.transaction.connection())
+        .fetch_all(transaction.connection())
         .await?;
     let entry = |row: &PgRow| {
         let is_open = time(row, "closed_at")?.is_none();

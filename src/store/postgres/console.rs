@@ -116,7 +116,11 @@ impl Console for PostgresStore {
     async fn keys_of(&self, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, StoreError> {
         let ids = ids.to_vec();
         self.read("find entries", Purpose::Read, move |transaction| {
-            Box::pin(async move { keys_of(transaction, &ids).await })
+            Box::pin(async move {
+                let found = acts::find(transaction, &ids).await?;
+                let key_of = |id| found.get(id).map(|(key, _)| key.clone());
+                Ok(ids.iter().map(key_of).collect())
+            })
         })
         .await
     }
@@ -363,26 +367,6 @@ async fn entry_ids(
         }
     }
     Ok(ids)
-}
-
-async fn keys_of(
-    transaction: &mut Transaction,
-    ids: &[EntryId],
-) -> Result<Vec<Option<ResourceKey>>, Fault> {
-    let rows = transaction
-        .query(
-            "SELECT entry.id, entry.installation_id, entry.resource_id
-             FROM unnest($1::bigint[]) AS wanted (id)
-             JOIN entry ON entry.id = wanted.id",
-        )
-        .bind(ids.iter().map(|id| id.0).collect::<Vec<i64>>())
-        .fetch_all(transaction.connection())
-        .await?;
-    let mut keys = BTreeMap::new();
-    for row in &rows {
-        keys.insert(EntryId(row.integer("id")?), codec::key(row)?);
-    }
-    Ok(ids.iter().map(|id| keys.get(id).cloned()).collect())
 }
 
 async fn entry(

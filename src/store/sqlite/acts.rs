@@ -66,21 +66,23 @@ impl OrderRows for SqliteRows {
         &mut self,
         ids: &[EntryId],
     ) -> Result<Vec<Option<(ResourceKey, bool)>>, Fault> {
-        let find = |id: &EntryId| {
-            self.db().find_row(
-                "SELECT installation_id, resource_id, closed_at
-                 FROM entry
-                 WHERE id = ?1",
-                params![id.0],
-                |row| Ok((codec::key(row)?, time(row, "closed_at")?.is_none())),
-            )
-        };
-        ids.iter().map(find).collect()
+        ids.iter().map(|id| find(self.db(), *id)).collect()
     }
 
     async fn note_acts(&mut self, acts: &[Act]) -> Result<(), Fault> {
         acts.iter().try_for_each(|act| note(self, act))
     }
+}
+
+/// An entry, if it is there: its resource, and whether it is open.
+pub(super) fn find(db: &Db, id: EntryId) -> Result<Option<(ResourceKey, bool)>, Fault> {
+    db.find_row(
+        "SELECT installation_id, resource_id, closed_at
+         FROM entry
+         WHERE id = ?1",
+        params![id.0],
+        |row| Ok((codec::key(row)?, time(row, "closed_at")?.is_none())),
+    )
 }
 
 /// [`crate::store::console::Console::untold_acts`].

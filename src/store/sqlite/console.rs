@@ -113,7 +113,11 @@ impl Console for SqliteStore {
 
     async fn keys_of(&self, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, StoreError> {
         let ids = ids.to_vec();
-        self.read("find entries", move |db| keys_of(db, &ids)).await
+        self.read("find entries", move |db| {
+            let key_of = |id: &EntryId| Ok(acts::find(db, *id)?.map(|(key, _)| key));
+            ids.iter().map(key_of).collect()
+        })
+        .await
     }
 
     async fn entry(&self, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, StoreError> {
@@ -319,19 +323,6 @@ fn entry_ids(db: &Db, filter: &EntryFilter) -> Result<Vec<EntryId>, Fault> {
         })?,
     }
     Ok(ids)
-}
-
-fn keys_of(db: &Db, ids: &[EntryId]) -> Result<Vec<Option<ResourceKey>>, Fault> {
-    let key_of = |id: &EntryId| {
-        db.find_row(
-            "SELECT installation_id, resource_id
-             FROM entry
-             WHERE id = ?1",
-            params![id.0],
-            |row| codec::key(row),
-        )
-    };
-    ids.iter().map(key_of).collect()
 }
 
 fn entry(db: &Db, id: EntryId, attempts: u32) -> Result<Option<EntryDetail>, Fault> {
