@@ -42,6 +42,8 @@ pub(crate) enum Bug {
     CursorCommittedFirst,
     /// The poll starts after its cursor, not the overlap before it.
     OverlapIgnored,
+    /// A poll leaves the rows of its overlap unread as soon as nothing newer has come, although transactions may still be open.
+    CalmAtOnce,
     /// What a poll found unchanged counts as unchanged also after something else was decided on it.
     KnownForGood,
     /// A row that the poll before knew passes, whatever it says now.
@@ -97,7 +99,7 @@ pub(crate) enum Bug {
 #[cfg(test)]
 impl Bug {
     /// All bugs.
-    pub(crate) const ALL: [Self; 43] = [
+    pub(crate) const ALL: [Self; 44] = [
         Self::NoDoubtMark,
         Self::DoubtMarkedAfterSending,
         Self::DoubtClearedBy4xx,
@@ -116,6 +118,7 @@ impl Bug {
         Self::TwoInFlight,
         Self::CursorCommittedFirst,
         Self::OverlapIgnored,
+        Self::CalmAtOnce,
         Self::KnownForGood,
         Self::PassesUnread,
         Self::HorizonIgnored,

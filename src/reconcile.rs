@@ -5,6 +5,8 @@
 //! that an older reading is never committed after a newer one.
 
 mod baseline;
+mod calm;
+mod crowd;
 mod feed;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -16,6 +18,7 @@ mod sweep;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::handover::Handover;
@@ -28,6 +31,8 @@ use crate::reread::Reread;
 use crate::source::{Source, SourceError};
 use crate::store::{Batch, GuardEvent, Reconciled, Store, StoreError};
 
+use calm::Calm;
+use crowd::Crowds;
 use known::Known;
 
 pub use baseline::BaselineReport;
@@ -37,6 +42,13 @@ pub use sweep::{Sweep, SweepReport, SweepStep};
 
 /// The most rows that are decided on in one transaction, and the rows in a page of a poll.
 pub const PAGE_ROWS: u32 = 500;
+
+/// The most rows of one cursor that polls read; more are left to sweeps.
+pub const CROWD_ROWS: u32 = 100_000;
+
+/// How long polls leave their overlap unread for each row that lies there, once nothing more is expected in it: each takes the source and
+/// this process some 3 µs.
+pub const REST_PER_ROW: Duration = Duration::from_millis(2);
 
 /// What passes depend on.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +65,10 @@ pub struct Settings {
     pub page_rows: u32,
     /// The most rows that a sweep is to read in a second; `None`: as many as it can. [`Sweep::rest`] says how long to wait.
     pub sweep_rows_per_second: Option<std::num::NonZeroU32>,
+    /// The most rows of one cursor that polls read, [`CROWD_ROWS`] but in tests.
+    pub crowd_rows: u32,
+    /// How long polls leave their overlap unread for each row in it when nothing more is expected there, [`REST_PER_ROW`] but in tests.
+    pub rest_per_row: Duration,
 }
 
 /// What becomes of a resource whose row disappeared.
@@ -63,6 +79,22 @@ pub enum OnMissing {
     Ignore,
     /// Two complete sweeps in a row without the row send the status `uninstalled`, within the guard.
     Uninstall,
+}
+
+impl Default for Settings {
+    /// What a daemon without settings does, but for the guard: it lets everything go on.
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            ignored: FieldSet::EMPTY,
+            guard: guard::Limits::default(),
+            on_missing: OnMissing::default(),
+            page_rows: PAGE_ROWS,
+            sweep_rows_per_second: None,
+            crowd_rows: CROWD_ROWS,
+            rest_per_row: REST_PER_ROW,
+        }
+    }
 }
 
 impl Settings {
@@ -106,6 +138,8 @@ pub struct Reconciler {
     called_for_sweep: Mutex<Option<&'static str>>,
     /// The cursor that the last poll left in the state, once one has ended.
     left_at: Mutex<Option<String>>,
+    calm: Mutex<Calm>,
+    crowds: Mutex<Crowds>,
     known: Arc<Mutex<Known>>,
     /// So many known rows could not be read by one statement within its time.
     too_many: AtomicU32,
@@ -140,6 +174,8 @@ impl Reconciler {
             overtakes: AtomicU64::new(0),
             called_for_sweep: Mutex::default(),
             left_at: Mutex::default(),
+            calm: Mutex::default(),
+            crowds: Mutex::default(),
             known: Arc::default(),
             too_many: AtomicU32::new(u32::MAX),
             last_news: Arc::default(),
@@ -208,11 +244,21 @@ impl Reconciler {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn calm(&self) -> MutexGuard<'_, Calm> {
+        self.calm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn crowds(&self) -> MutexGuard<'_, Crowds> {
+        self.crowds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads under this watch from now on: what it reads is committed only while the state has the watch's token.
     pub fn hold_watch(&mut self, token: LeaseToken) {
         self.watch = Some(token);
         self.overtakes.fetch_add(1, Ordering::Relaxed);
         self.known().forget_all();
+        self.calm().forget();
+        self.crowds().forget();
         // Another process may have left a poll half done.
         self.poll_undecided.store(true, Ordering::Relaxed);
     }

@@ -25,6 +25,7 @@ mod statement;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -79,6 +80,9 @@ pub trait Source: Send + Sync {
         }
         Ok(Some(page))
     }
+
+    /// How many rows have this cursor, counted up to `most`.
+    async fn count_at(&self, cursor: &str, most: u32) -> Result<u32, SourceError>;
 
     /// What was added to the change feed after `from`, the place that the last page gave, at most `limit` entries; `None`: nothing
     /// was ever read. Only where [`Shape::feed`] says that there is one.
@@ -160,6 +164,8 @@ pub struct Shape {
     pub managed: FieldSet,
     /// What kind of cursor it has; `None`: every poll is a sweep, unless there is a change feed.
     pub cursor: Option<CursorKind>,
+    /// How far behind the newest cursor each poll reads, where that is a time; zero elsewhere.
+    pub overlap: Duration,
     /// Whether polls follow a change feed; the cursor is then read and not followed.
     pub feed: bool,
 }
@@ -182,6 +188,17 @@ pub enum PollFrom {
     Beginning,
     /// The first page of a pass: everything from this cursor on, less the overlap; ties included.
     Cursor(String),
+    /// The first page of a pass like [`PollFrom::Cursor`] where many rows have one cursor: what lies before those; the next page starts
+    /// behind them.
+    Until {
+        /// Where the pass starts.
+        cursor: String,
+        /// The cursor of the many. If no row has it any more this is a page from the cursor on.
+        crowd: String,
+    },
+    /// The first page of a pass: everything whose cursor is later than this one, ties not included. Without a row it tells by
+    /// [`PollPage::reached`] what the newest cursor is.
+    Later(String),
     /// A further page of the same pass: everything after this row.
     After(Position),
 }
@@ -191,8 +208,8 @@ pub enum PollFrom {
 pub struct Position {
     /// The cursor in the database's own text form.
     pub cursor: String,
-    /// The ids' place in the order.
-    pub key: RawKey,
+    /// The ids' place in the order; `None`: behind all rows with this cursor.
+    pub key: Option<RawKey>,
     /// The horizon that was taken when the pass began; each page of the pass carries it on.
     pub horizon: Option<String>,
 }
@@ -229,7 +246,8 @@ pub struct PollPage {
     pub rows: RawRows,
     /// How many rows passed a [`Sieve`]: they are not among the rows.
     pub passed: u64,
-    /// The cursor of the last row that was read and has one that is UTF-8, whether it passed or not.
+    /// The cursor of the last row that was read and has one that is UTF-8, whether it passed or not; after [`PollFrom::Later`] the
+    /// newest one there is, even where no row was read.
     pub reached: Option<String>,
     /// Where the next page starts; `None`: this was the last.
     pub next: Option<Position>,

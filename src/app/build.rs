@@ -11,7 +11,9 @@ use crate::model::{FingerprintKey, Timestamp};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
 use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
-use crate::reconcile::{self, OnMissing, PAGE_ROWS, PassError, Reconciler};
+use crate::reconcile::{
+    self, CROWD_ROWS, OnMissing, PAGE_ROWS, PassError, REST_PER_ROW, Reconciler,
+};
 use crate::source::{self, Inspect, Source, SourceError};
 use crate::store::console::Console;
 use crate::store::{Access, PostgresStore, SqliteStore, postgres};
@@ -273,6 +275,8 @@ pub fn reconcile_settings(config: &Config) -> reconcile::Settings {
         on_missing,
         page_rows: PAGE_ROWS,
         sweep_rows_per_second: config.reconcile.sweep_rows_per_second,
+        crowd_rows: CROWD_ROWS,
+        rest_per_row: REST_PER_ROW,
     }
 }
 

@@ -295,6 +295,7 @@ fn watcher(
             outage_since: None,
         },
         owes_sweep: false,
+        sweep_first_until: crate::model::Timestamp::EPOCH,
     }
 }
 

@@ -28,6 +28,9 @@ use super::schedule::Expected;
 const RECHECKS_MAX: u32 = 200;
 /// How often a sign of life is left while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// After a poll a sweep goes first for as long as the poll took, and no longer than this: polls that take longer than their interval
+/// would leave it no time, and a change is not to wait for it.
+const SWEEP_FIRST_MAX: Duration = Duration::from_secs(1);
 /// Waits while the source cannot be read.
 const SOURCE_BACKOFF: Backoff = Backoff {
     initial: Duration::from_millis(500),
@@ -64,6 +67,8 @@ pub(super) struct Watcher {
     pub(super) heartbeat: Heartbeat,
     /// Whether every row has to be read from the first one on: a sweep under way, or one that was interrupted, will not do.
     pub(super) owes_sweep: bool,
+    /// Until when a sweep goes before polls.
+    pub(super) sweep_first_until: Timestamp,
 }
 
 /// What the loop depends on and may change while it runs.
@@ -172,7 +177,7 @@ impl Watcher {
         true
     }
 
-    /// Waits for the next thing to do. Polls go before re-reads, those before pages of a sweep.
+    /// Waits for the next thing to do. Polls go before re-reads, those before pages of a sweep; but a sweep has its turn after each poll.
     async fn next(&mut self, sweep: Option<&Sweep>, trouble: &Trouble) -> Step {
         if trouble.failures > 0 {
             let wait = SOURCE_BACKOFF.interval(trouble.failures, self.random.fraction());
@@ -182,12 +187,17 @@ impl Watcher {
                 () = self.clock.sleep(wait) => {}
             }
         }
-        let patience = Expected::of(self.settings.poll.as_ref()).patience(self.clock.now());
+        let now = self.clock.now();
+        let is_turn =
+            now < self.sweep_first_until && now.plus(SWEEP_FIRST_MAX) >= self.sweep_first_until;
+        let patience = Expected::of(self.settings.poll.as_ref()).patience(now);
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Step::Stop,
             () = self.leading.changed() => Step::Idle,
             Ok(()) = self.followed.changed() => Step::Configure,
+            () = self.wake.sweep.notified(), if is_turn && sweep.is_none() => Step::Sweep,
+            () = rest(&*self.clock, sweep), if is_turn && sweep.is_some() => Step::SweepPage,
             () = self.wake.poll.notified() => Step::Poll,
             () = self.wake.recheck.notified() => Step::Recheck,
             () = self.wake.sweep.notified(), if sweep.is_none() => Step::Sweep,
@@ -242,6 +252,7 @@ impl Watcher {
 
     fn polled(&mut self, report: &PollReport) {
         let now = self.clock.now();
+        self.sweep_first_until = now.plus(report.duration.min(SWEEP_FIRST_MAX));
         self.heartbeat.last_poll = Some((now, report.counts.rows));
         self.metrics
             .polled(now, report.counts.rows, report.duration);
@@ -490,7 +501,6 @@ mod tests {
     use super::*;
     use crate::clock::SeededRandom;
     use crate::model::{Field, FieldSet, LeaseToken};
-    use crate::plan::{Policy, guard};
     use crate::reconcile::PageCounts;
     use crate::reconcile::fixture::{Bench, START, row, swept};
 
@@ -506,12 +516,8 @@ mod tests {
         let reconciler = bench.reconciler(|settings| settings.page_rows = 500);
         let settings = WatchSettings {
             reconcile: reconcile::Settings {
-                policy: Policy::default(),
-                ignored: FieldSet::EMPTY,
-                guard: guard::Limits::default(),
-                on_missing: reconcile::OnMissing::Ignore,
                 page_rows: 500,
-                sweep_rows_per_second: None,
+                ..reconcile::Settings::default()
             },
             rules: ReconcileConfig {
                 first_sight: crate::config::FirstSight::Push,
@@ -548,8 +554,65 @@ mod tests {
                 outage_since: None,
             },
             owes_sweep: true,
+            sweep_first_until: Timestamp::EPOCH,
         };
         (watcher, sender)
+    }
+
+    /// What is done next, with a poll and a sweep to do.
+    async fn next_of_both(watcher: &mut Watcher, sweep: Option<&Sweep>) -> &'static str {
+        watcher.wake.poll.notify_one();
+        watcher.wake.sweep.notify_one();
+        match watcher.next(sweep, &Trouble::default()).await {
+            Step::Poll => "poll",
+            Step::Sweep => "sweep",
+            Step::SweepPage => "page",
+            Step::Configure | Step::Recheck | Step::Idle | Step::Stop => "other",
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sweep_has_its_turn_after_a_poll_for_as_long_as_that_took_and_a_second_at_most() {
+        let ms = Duration::from_millis;
+        for (took, turn) in [(0, 0), (5, 5), (999, 999), (60_000, 1_000)] {
+            let bench = Bench::new([row("res_1", "a", 1)]);
+            let (mut watcher, _settings) = watcher(&bench);
+            let clock = Arc::clone(&bench.clock);
+            bench.table.when_asked(move |what, _| {
+                if what.starts_with("poll") {
+                    clock.pass(ms(took));
+                }
+            });
+            assert_eq!(next_of_both(&mut watcher, None).await, "poll");
+            watcher.poll(&mut None).await.expect("it is read");
+            if turn > 0 {
+                assert_eq!(next_of_both(&mut watcher, None).await, "sweep");
+                let sweep = watcher.reconciler.begin_sweep().await.expect("in memory");
+                bench.clock.pass(ms(turn - 1));
+                assert_eq!(next_of_both(&mut watcher, Some(&sweep)).await, "page");
+                bench.clock.pass(ms(1));
+                assert_eq!(next_of_both(&mut watcher, Some(&sweep)).await, "poll");
+            }
+            assert_eq!(next_of_both(&mut watcher, None).await, "poll", "{took}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_throttled_sweep_and_a_clock_that_was_set_back_keep_no_poll_waiting() {
+        let bench = Bench::new(["res_1", "res_2", "res_3"].map(|id| row(id, "a", 1)));
+        let (mut watcher, _settings) = watcher(&bench);
+        watcher.sweep_first_until = START.plus(Duration::from_secs(1));
+        watcher.reconciler.configure(reconcile::Settings {
+            sweep_rows_per_second: std::num::NonZeroU32::new(1),
+            ..watcher.settings.reconcile
+        });
+        let mut sweep = watcher.reconciler.begin_sweep().await.expect("in memory");
+        assert_eq!(next_of_both(&mut watcher, Some(&sweep)).await, "page");
+        let step = watcher.reconciler.step(&mut sweep).await;
+        assert!(matches!(step, Ok(SweepStep::Page { .. })));
+        assert_eq!(next_of_both(&mut watcher, Some(&sweep)).await, "poll");
+        bench.clock.set(START.minus(Duration::from_secs(60)));
+        assert_eq!(next_of_both(&mut watcher, None).await, "poll");
     }
 
     #[tokio::test]

@@ -316,6 +316,10 @@ impl Source for TestSource {
         unreachable!("dispatch never polls")
     }
 
+    async fn count_at(&self, _: &str, _: u32) -> Result<u32, SourceError> {
+        unreachable!("dispatch never polls")
+    }
+
     async fn sweep_page(&self, _: Option<&RawKey>, _: u32) -> Result<SweepPage, SourceError> {
         unreachable!("dispatch never sweeps")
     }

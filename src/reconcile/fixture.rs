@@ -12,15 +12,15 @@ use crate::model::{
     AccessToken, Field, FieldSet, FingerprintKey, InstallationId, RawRow, RawText, Record,
     ResourceKey, Timestamp,
 };
+use crate::plan::Policy;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, guard};
 use crate::source::{
     CursorKind, FeedPage, Identity, PollFrom, PollPage, Position, RawKey, Shape, Source,
     SourceError, Suspects, SweepPage, rows_of,
 };
 use crate::store::{Drifted, MemoryStore, Progress, Store as _, SweepProgress};
 
-use super::{OnMissing, Reconciler, Settings, Sweep, SweepReport, SweepStep};
+use super::{Reconciler, Settings, Sweep, SweepReport, SweepStep};
 
 /// When every test begins.
 pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -69,11 +69,8 @@ impl Bench {
             policy: Policy {
                 first_sight: FirstSight::Adopt,
             },
-            ignored: FieldSet::EMPTY,
-            guard: guard::Limits::default(),
-            on_missing: OnMissing::Ignore,
             page_rows: 2,
-            sweep_rows_per_second: None,
+            ..Settings::default()
         };
         change(&mut settings);
         Reconciler::new(
@@ -286,6 +283,7 @@ impl Source for Table {
         Ok(Shape {
             managed: FieldSet::from_iter([Field::Status, Field::Name]),
             cursor: Some(CursorKind::Integer),
+            overlap: Duration::ZERO,
             feed: self.lock().feed.is_some(),
         })
     }
@@ -296,7 +294,13 @@ impl Source for Table {
         limit: u32,
         suspects: Option<Suspects>,
     ) -> Result<PollPage, SourceError> {
-        let held = self.asks(format!("poll {limit}"))?;
+        let held = self.asks(match from {
+            PollFrom::Later(cursor) => format!("poll {limit} later than {cursor}"),
+            PollFrom::Until { crowd, .. } => format!("poll {limit} until {crowd}"),
+            PollFrom::Beginning | PollFrom::Cursor(_) | PollFrom::After(_) => {
+                format!("poll {limit}")
+            }
+        })?;
         if held.slow_beyond.is_some_and(|most| limit > most) {
             return Err(SourceError::Timeout {
                 statement: "source query",
@@ -305,29 +309,54 @@ impl Source for Table {
         }
         let mut rows: Vec<(usize, &RawRow)> = held.rows.iter().enumerate().collect();
         rows.sort_by_key(|(index, row)| (cursor(row), *index));
+        let newest = rows.last().map(|(_, row)| cursor(row));
+        let newest = newest.filter(|_| matches!(from, PollFrom::Later(_)));
         match from {
             PollFrom::Beginning => {}
-            PollFrom::Cursor(from) => {
+            PollFrom::Cursor(from) | PollFrom::Until { cursor: from, .. } => {
                 let from: i64 = from.parse().expect("a number");
                 rows.retain(|(_, row)| cursor(row) >= from);
             }
+            PollFrom::Later(from) => {
+                let from: i64 = from.parse().expect("a number");
+                rows.retain(|(_, row)| cursor(row) > from);
+            }
             PollFrom::After(position) => {
                 let from: i64 = position.cursor.parse().expect("a number");
-                let last: usize = position.key.installation_id.parse().expect("a number");
+                let key = position.key.as_ref();
+                let last = key.map_or(usize::MAX, |key| {
+                    key.installation_id.parse().expect("a number")
+                });
                 rows.retain(|(index, row)| (cursor(row), *index) > (from, last));
             }
         }
+        let crowd = match from {
+            PollFrom::Until { crowd, .. } => crowd.parse().ok(),
+            _ => None,
+        };
+        let crowd = crowd.filter(|crowd| rows.iter().any(|(_, row)| cursor(row) == *crowd));
+        rows.retain(|(_, row)| crowd.is_none_or(|crowd: i64| cursor(row) < crowd));
         let more = rows.len() > size(limit);
         rows.truncate(size(limit));
         let last = rows.last().filter(|_| more);
         let next = last.map(|(index, row)| Position {
             cursor: cursor(row).to_string(),
-            key: place(*index),
+            key: Some(place(*index)),
             horizon: None,
         });
+        let crowd = crowd.filter(|_| next.is_none());
+        let behind = crowd.map(|crowd| Position {
+            cursor: crowd.to_string(),
+            key: None,
+            horizon: None,
+        });
+        let next = next.or(behind);
         let mut page = PollPage {
             passed: 0,
-            reached: rows.last().map(|(_, row)| cursor(row).to_string()),
+            reached: crowd
+                .or(rows.last().map(|(_, row)| cursor(row)))
+                .or(newest)
+                .map(|cursor| cursor.to_string()),
             rows: rows.into_iter().map(|(_, row)| row.clone()).collect(),
             next,
             horizon: held.horizon.map(|horizon| horizon.to_string()),
@@ -340,6 +369,13 @@ impl Source for Table {
         let ids: Vec<ResourceKey> = held.of(&suspects).iter().flat_map(RawRow::key).collect();
         page.found = rows_of(suspects, &ids);
         Ok(page)
+    }
+
+    async fn count_at(&self, at: &str, most: u32) -> Result<u32, SourceError> {
+        let held = self.asks(format!("count at {at}"))?;
+        let at: i64 = at.parse().expect("a number");
+        let count = held.rows.iter().filter(|row| cursor(row) == at).count();
+        Ok(most.min(count.try_into().expect("few")))
     }
 
     async fn feed_page(&self, from: Option<&str>, limit: u32) -> Result<FeedPage, SourceError> {

@@ -35,6 +35,11 @@ impl Known {
         self.before = std::mem::take(&mut self.now);
     }
 
+    /// A pass has ended that left the overlap unread: what was known of it stays so.
+    pub(super) fn end_part(&mut self) {
+        self.before.extend(std::mem::take(&mut self.now));
+    }
+
     /// Which rows of a page were seen and known before, each resource once in the page.
     pub(super) fn is_again(&self, rows: &RawRows, hasher: &RowHasher) -> Vec<bool> {
         let found = self.find(rows, hasher);
@@ -228,6 +233,16 @@ mod tests {
             known.begin_pass();
             assert!(!known.is_torn());
         }
+    }
+
+    #[test]
+    fn what_a_pass_left_unread_stays_known_beside_what_it_saw() {
+        let mut known = after_a_pass(&[("a", 1), ("b", 2)]);
+        known.note(&key("b"), hash("b", 3));
+        known.note(&key("c"), hash("c", 4));
+        known.end_part();
+        let page = [("a", 1), ("b", 3), ("c", 4)];
+        assert_eq!(seen(&mut known, &page), [true, true, true]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::planted::{Bug, is_planted};
 use crate::source::{PollFrom, PollPage, RawKey, Sieve, SourceError, Suspects};
 use crate::store::{PollProgress, SweepProgress};
 
+use super::calm::{self, Pace};
 use super::page::{Duplicates, PageReport, Position};
 use super::{PageCounts, PassError, QuarantineNotice, Reconciler};
 
@@ -35,8 +36,17 @@ pub struct PollReport {
     pub notices: Vec<QuarantineNotice>,
     /// Whether every row has to be read: the cursor cannot be trusted any more, and why.
     pub needs_sweep: Option<&'static str>,
+    /// The cursors whose rows were too many: sweeps read them.
+    pub left_to_sweeps: Vec<String>,
     /// How long it took.
     pub duration: Duration,
+}
+
+impl PollReport {
+    /// Whether there was no row, not even one that was left to sweeps.
+    fn is_empty(&self) -> bool {
+        self.counts.rows == 0 && self.left_to_sweeps.is_empty()
+    }
 }
 
 /// One pass.
@@ -44,6 +54,8 @@ struct Pass<'a> {
     /// Who the database is that the rows are read from.
     identity: String,
     started_at: Timestamp,
+    /// How long after its newest row was found nothing more is expected behind it.
+    patience: Duration,
     /// Where the sweep stood as it began.
     swept: Option<SweepProgress>,
     report: &'a mut PollReport,
@@ -60,7 +72,7 @@ impl Reconciler {
         let mut report = if shape.feed {
             self.poll_feed().await?
         } else if shape.cursor.is_some() {
-            self.poll_cursor().await?
+            self.poll_cursor(calm::patience(shape.overlap)).await?
         } else {
             return Ok(None);
         };
@@ -68,11 +80,11 @@ impl Reconciler {
         Ok(Some(report))
     }
 
-    async fn poll_cursor(&self) -> Result<PollReport, PassError> {
+    async fn poll_cursor(&self, patience: Duration) -> Result<PollReport, PassError> {
         let started_at = self.clock.now();
         // Both at once: that the state stands where the last pass left it is nearly always so.
-        let (progress, ahead) =
-            futures_util::future::join(self.store.progress(), self.read_ahead()).await;
+        let reading = self.read_ahead(started_at, patience);
+        let (progress, ahead) = futures_util::future::join(self.store.progress(), reading).await;
         let progress = progress?;
         let (previous, swept) = (progress.poll, progress.sweep);
         let mut report = PollReport::default();
@@ -87,20 +99,32 @@ impl Reconciler {
                 let horizon = None;
                 PollFrom::After(crate::source::Position {
                     cursor,
-                    key,
+                    key: Some(key),
                     horizon,
                 })
             }
             from => from,
         };
-        let first = match ahead.filter(|(read_from, _)| *read_from == from) {
-            Some((_, page)) => page,
+        let reads_ahead = !matches!(from, PollFrom::After(_));
+        let ahead = ahead.filter(|(left_at, ..)| reads_ahead && kept.as_ref() == Some(left_at));
+        let (from, first) = match ahead {
+            // Nothing is later, and the newest row is another one: all of the overlap is to be looked at.
+            Some((_, PollFrom::Later(_), Ok(page)))
+                if page.rows.is_empty() && page.reached != kept =>
+            {
+                let first = self.first_page(&from).await;
+                (from, first)
+            }
+            Some((_, from, page)) => (from, page),
             None => {
                 // Whoever moved the cursor may have done more.
                 self.known().forget_all();
-                self.first_page(&from).await
+                self.calm().forget();
+                let first = self.first_page(&from).await;
+                (from, first)
             }
         };
+        let is_part = matches!(from, PollFrom::Later(_));
         let told = match &first {
             Ok(page) => page.identity.clone(),
             // Another database may know nothing of such a cursor.
@@ -114,20 +138,26 @@ impl Reconciler {
         let is_same = previous.is_none_or(|previous| previous.identity == identity.id);
         if !is_same && kept.is_some() {
             self.call_for_sweep("the source is another database than before");
+            self.calm().forget();
+            self.crowds().forget();
         }
         let mut pass = Pass {
             identity: identity.id,
             started_at,
+            patience,
             swept,
             report: &mut report,
         };
+        if !is_part && self.crowds().are_complete(started_at) {
+            self.call_for_sweep("rows may have joined those of one cursor since a sweep read them");
+        }
         let reached = if !is_same || kept.is_none() {
             let first = if is_same { Some(first?) } else { None };
             self.read_pages(PollFrom::Beginning, None, first, &mut pass)
                 .await?
         } else {
             let reached = self.read_pages(from, kept, Some(first?), &mut pass).await?;
-            if pass.report.counts.rows == 0 {
+            if pass.report.is_empty() && !is_part {
                 // The row that the cursor was taken from is no longer there: the clock went back, or the row was deleted.
                 self.call_for_sweep("the newest row of the source is older than before");
                 self.read_pages(PollFrom::Beginning, None, None, &mut pass)
@@ -141,11 +171,30 @@ impl Reconciler {
         Ok(report)
     }
 
-    /// The first page of a pass from where the last one left the state, if there was one, and where it was read from.
-    async fn read_ahead(&self) -> Option<(PollFrom, Result<PollPage, SourceError>)> {
-        let from = PollFrom::Cursor(self.left_at().take()?);
+    /// Where the last pass left the state, if there was one, and the first page of a pass from there on.
+    async fn read_ahead(
+        &self,
+        now: Timestamp,
+        patience: Duration,
+    ) -> Option<(String, PollFrom, Result<PollPage, SourceError>)> {
+        let left_at = self.left_at().take()?;
+        let is_calm = self.calm().ends_at(now, patience, self.pace()) == Some(&left_at);
+        let crowd = self.crowds().ahead_of(&left_at).map(str::to_owned);
+        let cursor = left_at.clone();
+        let from = match crowd {
+            _ if is_calm => PollFrom::Later(cursor),
+            Some(crowd) => PollFrom::Until { cursor, crowd },
+            None => PollFrom::Cursor(cursor),
+        };
         let page = self.first_page(&from).await;
-        Some((from, page))
+        Some((left_at, from, page))
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            page_rows: self.settings.page_rows,
+            rest_per_row: self.settings.rest_per_row,
+        }
     }
 
     async fn first_page(&self, from: &PollFrom) -> Result<PollPage, SourceError> {
@@ -297,30 +346,41 @@ impl Reconciler {
         let Pass {
             identity,
             started_at,
+            patience,
             swept,
             report,
         } = pass;
+        let is_part = matches!(from, PollFrom::Later(_));
         let restart = cursor.is_none() && from == PollFrom::Beginning;
+        let began = cursor.clone();
         let mut page = match first {
             Some(page) => page,
             None => self.first_page(&from).await?,
         };
         let mut news_max = NEWS_MAX;
         let mut limit = self.settings.page_rows;
-        let mut reached = cursor.clone();
+        let mut newest = cursor.clone();
         let mut committed = cursor;
         // The first page that a transaction holds back decides where the next pass starts: later pages lie after it.
         let mut horizon: Option<String> = None;
         let mut rows = 0;
         let mut noted_at = *started_at;
+        let mut counted = None;
+        // How many rows the source has put in order for pages of which they were taken out.
+        let mut ordered = 0;
         loop {
+            if self.is_crowded(&page, &mut counted).await? {
+                let complete_at = self.clock.now().plus(*patience);
+                ordered += self.pass_over_crowd(&mut page, complete_at, report);
+            }
             if let Some(told) = page.identity {
                 *identity = told.id;
             }
             if !is_planted(Bug::HorizonIgnored) {
                 horizon = horizon.or(page.horizon);
             }
-            let next_cursor = horizon.clone().or(page.reached).or_else(|| reached.clone());
+            newest = page.reached.or(newest);
+            let next_cursor = horizon.clone().or_else(|| newest.clone());
             rows += page.rows.len() as u64 + page.passed;
             let is_last = page.next.is_none();
             let progress = PollProgress {
@@ -361,17 +421,34 @@ impl Reconciler {
                 committed.clone_from(&next_cursor);
                 noted_at = now;
             }
-            reached = next_cursor;
             report.counts.add(&done.counts);
             report.notices.extend(done.notices);
             page = match read {
                 Some(next) => next?,
-                None => {
-                    self.known().end_pass();
-                    return Ok(committed);
-                }
+                None => break,
             };
         }
+        if is_part {
+            self.known().end_part();
+        } else {
+            self.known().end_pass();
+        }
+        match committed.as_ref().filter(|_| committed == newest) {
+            Some(newest) if !is_part => {
+                let now = self.clock.now();
+                self.calm().read(newest, *started_at, now, rows + ordered);
+            }
+            Some(_) if rows == 0 => {}
+            // Something is newer, or may still come before the newest.
+            _ => self.calm().forget(),
+        }
+        if let Some(at) = committed.as_ref().filter(|_| !is_part) {
+            // From there the next pass meets it again: there it is, or there this pass began, too.
+            let first = report.left_to_sweeps.first();
+            let first = first.filter(|first| *first == at || began.as_ref() == Some(at));
+            self.crowds().met(at, first.map(String::as_str));
+        }
+        Ok(committed)
     }
 }
 

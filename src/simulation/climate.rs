@@ -121,6 +121,8 @@ impl Climate {
             _ => FirstSight::Push,
         };
         let processes = if chance.one_in(4) { 2 } else { 1 };
+        // Drawn apart, so that it moves nothing else of the seed.
+        let reading = &mut Chance::new(seed ^ 0xca11);
         Self {
             installations: chance.between(1, 3),
             resources: chance.between(1, 7),
@@ -141,6 +143,8 @@ impl Climate {
                 },
                 page_rows: pick(chance, &[1, 2, 3, 500]),
                 sweep_rows_per_second: None,
+                crowd_rows: pick(reading, &[2, 4, reconcile::CROWD_ROWS]),
+                rest_per_row: SECOND * pick(reading, &[0, 5, 60]),
             },
             dispatch: dispatch::Settings {
                 owner: String::new(),

@@ -16,8 +16,9 @@ const SEEN_AT: [(Bug, u64); 1] = [(Bug::ConflictAcknowledgesUnseen, 562)];
 /// The scenarios that catch what chance does not meet in so many seeds. A lease that may run out needs a process that stands
 /// still for almost a lease between a claim and its request, and once more before it could end the request with its lease; a token
 /// that is not checked, one that wakes up while the request of the next claim is out; an allowance that was used up since the claim,
-/// several 409s at once while a claim waits for its row. And a pause that keeps others waiting needs others, and to last.
-const SEEN_IN: [(Bug, &str); 4] = [
+/// several 409s at once while a claim waits for its row. A pause that keeps others waiting needs others, and to last; and a poll that leaves
+/// its overlap unread too early, rows there, nothing newer, and a transaction that commits among them.
+const SEEN_IN: [(Bug, &str); 5] = [
     (
         Bug::LeaseMayRunOut,
         "a lease that has almost run out when its request could leave",
@@ -30,6 +31,7 @@ const SEEN_IN: [(Bug, &str); 4] = [
         Bug::AllowanceTakenForGranted,
         "questions that use up the allowance which a claimed entry waits with",
     ),
+    (Bug::CalmAtOnce, "a transaction that commits late"),
     (
         Bug::PauseStopsAll,
         "an installation beside one that is limited and one that is gone",
@@ -70,6 +72,7 @@ const fn laws_of(bug: Bug) -> &'static [Law] {
         | Bug::TwoInFlight => &[Law::OneAtATime],
         Bug::CursorCommittedFirst
         | Bug::OverlapIgnored
+        | Bug::CalmAtOnce
         | Bug::KnownForGood
         | Bug::PassesUnread
         | Bug::HorizonIgnored

@@ -287,8 +287,8 @@ impl Watcher {
             let progress = self.committed.progress().await?;
             if let Some(progress) = progress.sweep {
                 self.passed(progress.started_at, true).await;
+                self.world.lock().swept(&report, progress.started_at);
             }
-            self.world.lock().swept(&report);
         }
         self.wake.work.notify_one();
         Ok(())

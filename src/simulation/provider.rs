@@ -293,7 +293,7 @@ impl Provider {
         // What may still commit behind the pass when it begins, told with each of its pages.
         let horizon = match from {
             PollFrom::After(position) => position.horizon.clone(),
-            PollFrom::Beginning | PollFrom::Cursor(_) => {
+            _ => {
                 let newest = rows.iter().filter_map(|row| row.cursor).max();
                 let open = self.open.iter().map(|open| open.cursor).min();
                 let open = open.filter(|_| self.has_horizon);
@@ -302,13 +302,25 @@ impl Provider {
             }
         };
         rows.sort_by(|a, b| a.sorts_as().cmp(&b.sorts_as()));
+        let newest = rows.last().and_then(|row| row.cursor);
         match from {
             PollFrom::Beginning => {}
-            PollFrom::Cursor(cursor) => {
+            PollFrom::Cursor(cursor) | PollFrom::Until { cursor, .. } => {
                 let from = number(cursor) - self.overlap_ms;
                 rows.retain(|row| row.cursor.is_some_and(|cursor| cursor >= from));
             }
-            PollFrom::After(Position { cursor, key, .. }) => {
+            PollFrom::Later(cursor)
+            | PollFrom::After(Position {
+                cursor, key: None, ..
+            }) => {
+                let after = number(cursor);
+                rows.retain(|row| row.cursor.is_some_and(|cursor| cursor > after));
+            }
+            PollFrom::After(Position {
+                cursor,
+                key: Some(key),
+                ..
+            }) => {
                 let after = (
                     number(cursor),
                     key.installation_id.as_str(),
@@ -324,24 +336,45 @@ impl Provider {
                 });
             }
         }
+        let crowd = match from {
+            PollFrom::Until { crowd, .. } => Some(number(crowd)),
+            _ => None,
+        };
+        let crowd = crowd.filter(|crowd| rows.iter().any(|row| row.cursor == Some(*crowd)));
+        rows.retain(|row| crowd.is_none_or(|crowd| row.cursor < Some(crowd)));
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next = rows.last().filter(|_| more).map(|row| Position {
             cursor: row.cursor.unwrap_or_default().to_string(),
-            key: raw_key(&row.key),
+            key: Some(raw_key(&row.key)),
             horizon: horizon.clone(),
         });
-        let last = rows.last().and_then(|row| row.cursor);
+        let crowd = crowd.filter(|_| next.is_none());
+        let behind = crowd.map(|crowd| Position {
+            cursor: crowd.to_string(),
+            key: None,
+            horizon: horizon.clone(),
+        });
+        let next = next.or(behind);
+        let last = crowd.or(rows.last().and_then(|row| row.cursor));
+        let told = newest.filter(|_| matches!(from, PollFrom::Later(_)));
         let settled = |horizon: &String| last.is_none_or(|last| last < number(horizon));
         PollPage {
             passed: 0,
-            reached: last.map(|cursor| cursor.to_string()),
+            reached: last.or(told).map(|cursor| cursor.to_string()),
             rows: rows.into_iter().map(|row| self.raw(row)).collect(),
             next,
             horizon: horizon.filter(|horizon| !settled(horizon)),
             identity: (!matches!(from, PollFrom::After(_))).then(|| self.identity()),
             found: BTreeMap::new(),
         }
+    }
+
+    pub(super) fn count_at(&self, cursor: &str, most: u32, now: Timestamp) -> u32 {
+        let cursor = cursor.parse().ok();
+        let rows = self.visible(now).into_iter();
+        let count = rows.filter(|row| row.cursor.is_some() && row.cursor == cursor);
+        u32::try_from(count.count()).map_or(most, |count| count.min(most))
     }
 
     pub(super) fn sweep_page(

@@ -10,7 +10,7 @@ use crate::dispatch;
 use crate::model::{Field, FieldSet};
 use crate::plan::backoff::Backoff;
 use crate::plan::decide::FirstSight;
-use crate::plan::{Policy, RetryPolicy, SecretsWay, guard};
+use crate::plan::{Policy, RetryPolicy, SecretsWay};
 use crate::reconcile::{self, OnMissing};
 
 use super::backend::Place;
@@ -47,7 +47,7 @@ struct Scenario {
     says: &'static [&'static str],
 }
 
-const SCENARIOS: [Scenario; 18] = [
+const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "a rotation whose answer is lost and which is applied late",
         settings: |_| {},
@@ -186,7 +186,10 @@ const SCENARIOS: [Scenario; 18] = [
     },
     Scenario {
         name: "a transaction that commits late",
-        settings: |climate| climate.reconcile.page_rows = 1,
+        settings: |climate| {
+            climate.reconcile.page_rows = 1;
+            climate.reconcile.rest_per_row = 60 * SECOND;
+        },
         scenes: &[
             (3000, |world| {
                 begin(world, 0, Field::Status, "suspended", 6 * SECOND)
@@ -198,6 +201,25 @@ const SCENARIOS: [Scenario; 18] = [
             "PATCH i0/r1 status=\"ready\"",
             "PATCH i0/r0 status=\"suspended\"",
             "acknowledged; delivered",
+        ],
+    },
+    Scenario {
+        name: "more rows of one cursor than polls read",
+        settings: |climate| {
+            climate.resources = 5;
+            (climate.reconcile.page_rows, climate.reconcile.crowd_rows) = (1, 2);
+        },
+        scenes: &[
+            (3000, |world| put_all(world, 0, "one of many")),
+            (3001, |world| world.put(0, Field::Name, "another")),
+        ],
+        says: &[
+            "key: None",
+            "sweep: 1 rows",
+            r#"PATCH i0/r4 name="one of many""#,
+            r#"PATCH i0/r0 name="another""#,
+            "acknowledged; delivered",
+            "everything has converged",
         ],
     },
     Scenario {
@@ -402,11 +424,7 @@ fn calm() -> Climate {
             policy: Policy {
                 first_sight: FirstSight::Push,
             },
-            ignored: FieldSet::EMPTY,
-            guard: guard::Limits::default(),
-            on_missing: OnMissing::Ignore,
-            page_rows: 500,
-            sweep_rows_per_second: None,
+            ..reconcile::Settings::default()
         },
         dispatch: dispatch::Settings {
             owner: String::new(),

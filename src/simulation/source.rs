@@ -1,5 +1,7 @@
 //! The provider's database as the daemon reads it: await points, outages, single errors.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use crate::model::{AccessToken, Field, FieldSet, InstallationId, RawRow, ResourceKey};
@@ -68,6 +70,7 @@ impl Source for SimSource {
         Ok(Shape {
             managed,
             cursor,
+            overlap: Duration::from_millis(world.climate.overlap_ms.unsigned_abs()),
             feed: false,
         })
     }
@@ -81,6 +84,7 @@ impl Source for SimSource {
         let mut page = self
             .read(|world| {
                 let now = world.now();
+                world.passed_over(from);
                 let page = world.provider.poll_page(from, limit, now);
                 let (rows, horizon) = (page.rows.len(), &page.horizon);
                 world.log.say(
@@ -97,6 +101,11 @@ impl Source for SimSource {
             page.found = rows_of(suspects, &ids);
         }
         Ok(page)
+    }
+
+    async fn count_at(&self, cursor: &str, most: u32) -> Result<u32, SourceError> {
+        self.read(|world| world.provider.count_at(cursor, most, world.now()))
+            .await
     }
 
     async fn sweep_page(

@@ -173,6 +173,7 @@ impl Trial {
             script: std::collections::VecDeque::new(),
             fetches_take: std::collections::VecDeque::new(),
             restless: None,
+            left_to_sweeps: BTreeMap::new(),
         };
         world.say(format_args!("seed {seed}: {climate:?}"));
         world.populate();

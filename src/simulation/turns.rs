@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::model::{Field, InstallationId, ResourceKey};
 use crate::reconcile::SweepReport;
+use crate::source::{PollFrom, Position};
 use crate::store::Glance;
 
 use super::laws::Law;
@@ -525,7 +526,18 @@ impl World {
         self.commit(row, columns, Some(cursor), false);
     }
 
-    /// The rows that a pass that began at `started_at` must have decided on.
+    /// A poll that goes on from there passes over rows of one cursor: it leaves them to sweeps.
+    pub(super) fn passed_over(&mut self, from: &PollFrom) {
+        if let PollFrom::After(Position {
+            cursor, key: None, ..
+        }) = from
+        {
+            let now = self.now();
+            self.left_to_sweeps.insert(cursor.clone(), now);
+        }
+    }
+
+    /// The rows that a pass that began at `started_at` must have decided on: a poll on those that have moved, and were not left to sweeps.
     pub(super) fn unread(
         &self,
         started_at: crate::model::Timestamp,
@@ -536,7 +548,12 @@ impl World {
             return Vec::new();
         }
         let rows = self.provider.rows.iter().enumerate();
-        rows.filter(|(_, row)| row.present && row.unread && (swept || !row.silent))
+        let is_left = |row: &StoredRow| {
+            let cursor = row.cursor.map(|cursor| cursor.to_string());
+            cursor.is_some_and(|cursor| self.left_to_sweeps.contains_key(&cursor))
+        };
+        rows.filter(|(_, row)| row.present && row.unread)
+            .filter(|(_, row)| swept || !(row.silent || is_left(row)))
             .filter(|(_, row)| row.visible_at < started_at)
             .map(|(index, row)| (index, row.key.clone()))
             .collect()
@@ -565,7 +582,12 @@ impl World {
     }
 
     /// A sweep gave its account.
-    pub(super) fn swept(&mut self, report: &SweepReport) {
+    pub(super) fn swept(&mut self, report: &SweepReport, started_at: crate::model::Timestamp) {
+        // From then on nothing joins them any more.
+        let overlap = Duration::from_millis(self.climate.overlap_ms.unsigned_abs());
+        let patience = (overlap * 2).max(Duration::from_secs(60));
+        self.left_to_sweeps
+            .retain(|_, left_at| left_at.plus(patience) > started_at);
         let account = report.account;
         self.say(format_args!("sweep complete: {account:?}"));
     }

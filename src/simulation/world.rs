@@ -34,6 +34,8 @@ pub(super) struct World {
     pub(super) fetches_take: std::collections::VecDeque<Duration>,
     /// How often the secret of the first row has changed since a scenario said that it changes after every reading.
     pub(super) restless: Option<u64>,
+    /// The cursors whose rows polls have left to sweeps, and when they last did.
+    pub(super) left_to_sweeps: std::collections::BTreeMap<String, Timestamp>,
 }
 
 /// The worlds as the simulated sides share them; never locked across an await.

@@ -91,6 +91,12 @@ impl Layout {
                 .map(|(field, _)| *field)
                 .collect::<FieldSet>(),
             cursor: self.cursor.as_ref().map(|cursor| cursor.kind),
+            overlap: match self.cursor.as_ref().map(|cursor| cursor.reach) {
+                Some(Reach::Micros(micros)) => {
+                    Duration::from_micros(micros.try_into().unwrap_or_default())
+                }
+                Some(Reach::None | Reach::Units(_)) | None => Duration::ZERO,
+            },
             feed: false,
         }
     }

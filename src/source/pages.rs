@@ -35,8 +35,33 @@ pub(super) enum PollStart {
     Beginning,
     /// At the cursor less the overlap.
     Cursor(Param),
+    /// At the cursor less the overlap, for what lies before many rows of one cursor.
+    Until(Param, Crowd),
+    /// After all rows with a cursor.
+    Later(Param),
     /// After a row.
     After([Param; 3]),
+}
+
+/// Many rows of one cursor.
+pub(super) struct Crowd {
+    /// Their cursor.
+    pub(super) at: Param,
+    /// The same as text.
+    pub(super) text: String,
+    /// Whether no open transaction can commit rows before them.
+    pub(super) is_settled: bool,
+}
+
+impl Crowd {
+    /// Where a pass that passes over them goes on.
+    pub(super) fn behind(&self, horizon: &Option<String>) -> Position {
+        Position {
+            cursor: self.text.clone(),
+            key: None,
+            horizon: horizon.clone(),
+        }
+    }
 }
 
 /// The parts of an order: one for each id.
@@ -123,12 +148,15 @@ impl<D: Dialect> Pages<'_, D> {
             .push(&self.dialect.cursor_filter(cursor));
         match start {
             PollStart::Beginning => {}
-            PollStart::Cursor(from) => {
-                statement.push(&format!("\nAND {operand} >= "));
-                self.dialect.push_floor(&mut statement, cursor, from);
+            PollStart::Cursor(from) => self.push_floor(&mut statement, cursor, from),
+            PollStart::Until(from, crowd) => {
+                self.push_floor(&mut statement, cursor, from);
+                statement
+                    .push(&format!("\nAND {operand} < "))
+                    .param(&crowd.at);
             }
-            // The rest of the rows with the same cursor comes on top.
-            PollStart::After([after, ..]) => {
+            // Of a row, the rest of those with the same cursor comes on top.
+            PollStart::Later(after) | PollStart::After([after, ..]) => {
                 statement.push(&format!("\nAND {operand} > ")).param(after);
             }
         }
@@ -152,9 +180,15 @@ impl<D: Dialect> Pages<'_, D> {
             .push(&self.dialect.cursor_filter(cursor));
         match start {
             PollStart::Beginning => {}
-            PollStart::Cursor(from) => {
-                statement.push(&format!("\nAND {operand} >= "));
-                self.dialect.push_floor(statement, cursor, from);
+            PollStart::Cursor(from) => self.push_floor(statement, cursor, from),
+            PollStart::Until(from, crowd) => {
+                self.push_floor(statement, cursor, from);
+                statement
+                    .push(&format!("\nAND {operand} < "))
+                    .param(&crowd.at);
+            }
+            PollStart::Later(after) => {
+                statement.push(&format!("\nAND {operand} > ")).param(after);
             }
             PollStart::After([after, installation, resource]) => {
                 // The first comparison is for the index, the second for the order within equal cursors.
@@ -171,16 +205,20 @@ impl<D: Dialect> Pages<'_, D> {
         }
     }
 
+    /// From a cursor on, less the overlap.
+    fn push_floor(&self, statement: &mut Statement, cursor: &CursorColumn, from: &Param) {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        statement.push(&format!("\nAND {operand} >= "));
+        self.dialect.push_floor(statement, cursor, from);
+    }
+
     /// All rows of a poll that are equal to a position.
     pub(super) fn poll_group(&self, cursor: &CursorColumn, at: &[Param; 3]) -> Statement {
         let keys = self.poll_keys();
         let [value, installation, resource] = at;
-        let mut statement = self.select(Some(&keys), None);
-        let operand = self.dialect.operand(super::columns::CURSOR);
-        statement
-            .push("\nWHERE ")
-            .push(&self.dialect.cursor_filter(cursor));
-        statement.push(&format!("\nAND {operand} = ")).param(value);
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        self.push_columns(&mut statement, Some(&keys), None);
+        self.push_at(&mut statement, cursor, value);
         push_equal(&mut statement, &keys, installation, resource);
         statement
     }
@@ -340,6 +378,50 @@ impl<D: Dialect> Pages<'_, D> {
 
     /// How many rows the query has.
     pub(super) fn count(&self) -> Statement {
+        let mut statement = self.select_total();
+        self.push_from(&mut statement);
+        statement.push(") AS resource");
+        statement
+    }
+
+    /// How many rows have a cursor, counted up to `most`.
+    pub(super) fn count_at(&self, cursor: &CursorColumn, at: &Param, most: u32) -> Statement {
+        let mut statement = self.select_total();
+        statement.push("\nFROM (SELECT 1 AS one");
+        self.push_at(&mut statement, cursor, at);
+        statement.push(&format!("\nLIMIT {most}) AS counted) AS resource"));
+        statement
+    }
+
+    /// Whether some row has a cursor, and as its value whether that is settled.
+    pub(super) fn any_at(
+        &self,
+        cursor: &CursorColumn,
+        at: &Param,
+        horizon: Option<&Param>,
+    ) -> Statement {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        let mut statement = Statement::new(D::PLACEHOLDERS);
+        statement.push("SELECT ");
+        push_settled(&mut statement, horizon.map(|horizon| (&*operand, horizon)));
+        self.push_at(&mut statement, cursor, at);
+        statement.push("\nLIMIT 1");
+        statement
+    }
+
+    /// The rows of the query that have a cursor.
+    fn push_at(&self, statement: &mut Statement, cursor: &CursorColumn, at: &Param) {
+        let operand = self.dialect.operand(super::columns::CURSOR);
+        self.push_from(statement);
+        statement
+            .push("\nWHERE ")
+            .push(&self.dialect.cursor_filter(cursor))
+            .push(&format!("\nAND {operand} = "))
+            .param(at);
+    }
+
+    /// A count as text, of what is to be put after it.
+    fn select_total(&self) -> Statement {
         let total = Column {
             name: "total",
             type_name: "BIGINT".to_owned(),
@@ -347,8 +429,6 @@ impl<D: Dialect> Pages<'_, D> {
         let mut statement = Statement::new(D::PLACEHOLDERS);
         statement.push(&format!("SELECT {}", self.dialect.text(&total)));
         statement.push("\nFROM (SELECT COUNT(*) AS total");
-        self.push_from(&mut statement);
-        statement.push(") AS resource");
         statement
     }
 
@@ -368,17 +448,7 @@ impl<D: Dialect> Pages<'_, D> {
         settled: Option<(&str, &Param)>,
     ) {
         statement.push("SELECT ");
-        match settled {
-            Some((operand, horizon)) => {
-                statement
-                    .push(&format!("CASE WHEN {operand} <= "))
-                    .param(horizon)
-                    .push(" THEN 'y' END");
-            }
-            None => {
-                statement.push("'y'");
-            }
-        }
+        push_settled(statement, settled);
         if let Some(keys) = keys {
             statement.push(&format!(
                 ",\n  {},\n  {}",
@@ -402,6 +472,21 @@ impl<D: Dialect> Pages<'_, D> {
             .push("\nFROM (")
             .push(self.query.text())
             .push("\n) AS resource");
+    }
+}
+
+/// Whether a cursor lies before a horizon; it does where there is none.
+fn push_settled(statement: &mut Statement, settled: Option<(&str, &Param)>) {
+    match settled {
+        Some((operand, horizon)) => {
+            statement
+                .push(&format!("CASE WHEN {operand} <= "))
+                .param(horizon)
+                .push(" THEN 'y' END");
+        }
+        None => {
+            statement.push("'y'");
+        }
     }
 }
 
@@ -541,7 +626,7 @@ pub(super) fn sweep_params<D: Dialect>(
     ])
 }
 
-/// The parameters of a place in the order of a poll; `None` when the texts fit the columns no more.
+/// The parameters of a row's place in the order of a poll; `None` when the texts fit the columns no more, and for a place that is no row's.
 pub(super) fn poll_params<D: Dialect>(
     dialect: &D,
     cursor: &CursorColumn,
@@ -549,8 +634,16 @@ pub(super) fn poll_params<D: Dialect>(
     position: &Position,
 ) -> Option<[Param; 3]> {
     let value = dialect.cursor_param(cursor, &position.cursor)?;
-    let [installation, resource] = sweep_params(dialect, keys, &position.key)?;
+    let [installation, resource] = sweep_params(dialect, keys, position.key.as_ref()?)?;
     Some([value, installation, resource])
+}
+
+/// The start of what lies after all rows with a cursor; the beginning when the column can hold no such cursor any more.
+pub(super) fn later<D: Dialect>(dialect: &D, cursor: &CursorColumn, text: &str) -> PollStart {
+    let param = dialect.cursor_param(cursor, text);
+    param.map_or(PollStart::Beginning, |param| {
+        PollStart::Later(dialect.unseen(param))
+    })
 }
 
 #[cfg(test)]

@@ -148,6 +148,16 @@ impl<D: Dialect> Source for Reader<D> {
         .await
     }
 
+    async fn count_at(&self, cursor: &str, most: u32) -> Result<u32, SourceError> {
+        let cursor = cursor.to_owned();
+        self.detached(move |inner| async move {
+            let mut session = inner.begin(SOURCE_QUERY).await?;
+            let counted = inner.count_at(&mut session, &cursor, most).await;
+            inner.finish(session, counted)
+        })
+        .await
+    }
+
     async fn feed_page(&self, from: Option<&str>, limit: u32) -> Result<FeedPage, SourceError> {
         let from = from.map(str::to_owned);
         self.detached(move |inner| async move {

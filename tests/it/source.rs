@@ -1,6 +1,7 @@
 //! The sources against real servers: one suite that every database passes, and what only one of them can show.
 
 pub(crate) mod bed;
+mod crowd;
 mod feed;
 mod hostile;
 mod late;

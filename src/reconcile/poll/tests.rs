@@ -525,3 +525,201 @@ async fn a_sweep_that_a_poll_called_for_before_it_failed_is_owed_all_the_same() 
     swept(&reconciler).await;
     assert!(!owes().await);
 }
+
+/// What a source is asked by a poll: `poll 5 later than 7` where the overlap is left unread.
+async fn asked_by_a_poll(bench: &Bench, reconciler: &Reconciler) -> Vec<String> {
+    bench.table.asked();
+    polled(reconciler).await;
+    bench.table.asked()
+}
+
+/// Polls twenty rows of one cursor until nothing more is expected among them.
+async fn calm() -> (Bench, Reconciler) {
+    let bench = Bench::new(rows_of_one_cursor(20));
+    let reconciler = bench.reconciler(|settings| {
+        five_a_page(settings);
+        settings.rest_per_row = Duration::from_secs(1);
+    });
+    polled(&reconciler).await;
+    bench.clock.pass(Duration::from_secs(60));
+    assert_eq!(asked_by_a_poll(&bench, &reconciler).await, ["poll 25"]);
+    (bench, reconciler)
+}
+
+const LATER: &str = "poll 5 later than 7";
+
+#[tokio::test]
+async fn where_nothing_more_is_expected_polls_read_what_is_later_and_the_rest_at_a_pace() {
+    let (bench, reconciler) = calm().await;
+    for (passes, expected) in [(0, LATER), (19, LATER), (1, "poll 25"), (1, LATER)] {
+        bench.clock.pass(Duration::from_secs(passes));
+        assert_eq!(asked_by_a_poll(&bench, &reconciler).await, [expected]);
+    }
+    // News is found by the next poll, and waited for anew.
+    bench.table.puts(row("res_003", "b", 8));
+    let report = polled(&reconciler).await;
+    assert_eq!((report.counts.rows, report.counts.changed), (1, 1));
+    let progress = bench.progress().await.poll.expect("there was one");
+    assert_eq!(progress.cursor.as_deref(), Some("8"));
+    // What the state has of the others is known all the while.
+    for id in (0..20).filter(|id| *id != 3) {
+        bench.table.puts(row(&format!("res_{id:03}"), "a", 8));
+    }
+    assert_eq!(asked_by_a_poll(&bench, &reconciler).await, ["poll 25"]);
+    let report = polled(&reconciler).await;
+    assert_eq!((report.counts.rows, report.counts.known), (20, 20));
+}
+
+#[tokio::test]
+async fn a_row_that_should_not_have_come_is_found_when_the_rest_is_read_again() {
+    let (bench, reconciler) = calm().await;
+    bench.table.puts(row("res_003", "b", 7));
+    assert_eq!(polled(&reconciler).await.counts.changed, 0);
+    bench.clock.pass(Duration::from_secs(20));
+    assert_eq!(polled(&reconciler).await.counts.changed, 1);
+}
+
+#[tokio::test]
+async fn a_newest_row_that_is_older_than_before_is_noticed_while_the_rest_is_left_unread() {
+    let why = Some("the newest row of the source is older than before");
+    let (bench, reconciler) = calm().await;
+    for id in 0..20 {
+        bench.table.puts(row(&format!("res_{id:03}"), "b", 6));
+    }
+    let report = polled(&reconciler).await;
+    assert_eq!((report.needs_sweep, report.counts.changed), (why, 20));
+    // One that went, while others have its cursor, is a sweep's business.
+    let (bench, reconciler) = calm().await;
+    bench.table.deletes("res_003");
+    assert_eq!(polled(&reconciler).await.needs_sweep, None);
+    let (bench, reconciler) = calm().await;
+    bench.table.becomes("another");
+    let report = polled(&reconciler).await;
+    assert!(report.needs_sweep.is_some());
+    assert_eq!(report.counts.rows, 20);
+}
+
+#[tokio::test]
+async fn nothing_is_left_unread_where_a_transaction_holds_the_cursor_back_or_the_watch_is_new() {
+    let (bench, mut reconciler) = calm().await;
+    let is_calm = |reconciler: &Reconciler| {
+        let patience = calm::patience(Duration::ZERO);
+        let calm = reconciler.calm();
+        calm.ends_at(bench.clock.now(), patience, reconciler.pace())
+            .is_some()
+    };
+    assert!(is_calm(&reconciler));
+    reconciler.hold_watch(crate::model::LeaseToken(1));
+    assert!(!is_calm(&reconciler));
+    let (bench, reconciler) = calm().await;
+    bench.table.is_held_back_at(Some(6));
+    bench.clock.pass(Duration::from_secs(20));
+    for _ in 0..2 {
+        assert_eq!(asked_by_a_poll(&bench, &reconciler).await, ["poll 25"]);
+    }
+}
+
+fn crowded_beyond_ten(settings: &mut Settings) {
+    settings.page_rows = 5;
+    settings.crowd_rows = 10;
+}
+
+#[tokio::test]
+async fn more_rows_of_one_cursor_than_polls_read_are_left_to_a_sweep_and_what_is_later_is_read() {
+    let why = Some("one cursor has more rows than a poll reads");
+    for (count, expected) in [(10, (None, 12)), (11, (why, 2))] {
+        let bench = Bench::new(rows_of_one_cursor(count));
+        bench.table.puts(row("earlier", "a", 6));
+        bench.table.puts(row("later", "a", 8));
+        let reconciler = bench.reconciler(crowded_beyond_ten);
+        let report = polled(&reconciler).await;
+        let (needs_sweep, rows) = expected;
+        assert_eq!(report.needs_sweep, needs_sweep, "{count}");
+        assert_eq!(report.counts.rows, rows, "{count}");
+        let progress = bench.progress().await.poll.expect("there was one");
+        assert_eq!(progress.cursor.as_deref(), Some("8"));
+        // It is owed before the place behind them counts.
+        let owes = reconciler.owes_sweep().await.expect("in memory");
+        assert_eq!(owes, needs_sweep.is_some());
+        swept(&reconciler).await;
+        let first = bench.store.records(&[key("res_000")]).await;
+        assert!(first.expect("in memory")[0].row_hash.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_is_counted_and_called_for_once_and_once_more_when_nothing_can_join_it() {
+    let bench = Bench::new(rows_of_one_cursor(11));
+    let reconciler = bench.reconciler(crowded_beyond_ten);
+    let first = asked_by_a_poll(&bench, &reconciler).await;
+    assert_eq!(first, ["poll 5", "count at 7", "poll 10"]);
+    bench.clock.pass(Duration::from_millis(59_999));
+    let report = polled(&reconciler).await;
+    assert_eq!(report.left_to_sweeps, ["7"]);
+    assert_eq!(report.needs_sweep, None);
+    bench.clock.pass(Duration::from_millis(1));
+    let why = "rows may have joined those of one cursor since a sweep read them";
+    assert_eq!(polled(&reconciler).await.needs_sweep, Some(why));
+    // The source is not to put the crowd in order again.
+    let without_it = ["poll 5 until 7", "poll 10"];
+    assert_eq!(asked_by_a_poll(&bench, &reconciler).await, without_it);
+    bench.table.puts(row("res_001", "b", 8));
+    assert_eq!(polled(&reconciler).await.counts.changed, 1);
+    let progress = bench.progress().await.poll.expect("there was one");
+    assert_eq!(progress.cursor.as_deref(), Some("8"));
+    // The new watch may be of a process that knows nothing of sweeps that were called for.
+    let other = bench.reconciler(crowded_beyond_ten);
+    bench.table.puts(row("res_001", "b", 7));
+    assert!(polled(&other).await.needs_sweep.is_some());
+}
+
+#[tokio::test]
+async fn a_crowd_that_is_gone_is_passed_over_no_more() {
+    let bench = Bench::new(rows_of_one_cursor(11));
+    let reconciler = bench.reconciler(crowded_beyond_ten);
+    polled(&reconciler).await;
+    for id in 1..11 {
+        bench.table.puts(row(&format!("res_{id:03}"), "b", 6));
+    }
+    // One row is left of it.
+    let report = polled(&reconciler).await;
+    assert_eq!((report.counts.rows, report.needs_sweep), (0, None));
+    bench.table.deletes("res_000");
+    let why = "the newest row of the source is older than before";
+    assert_eq!(polled(&reconciler).await.needs_sweep, Some(why));
+}
+
+#[tokio::test]
+async fn a_crowd_that_lies_behind_the_place_of_an_open_transaction_is_put_in_order_once() {
+    let bench = Bench::new(rows_of_one_cursor(11));
+    bench.table.puts(row("earlier", "a", 5));
+    let reconciler = bench.reconciler(crowded_beyond_ten);
+    bench.table.is_held_back_at(Some(5));
+    polled(&reconciler).await;
+    let first = async || asked_by_a_poll(&bench, &reconciler).await.remove(0);
+    let firsts = [first().await, first().await];
+    assert_eq!(firsts, ["poll 5", "poll 5 until 7"]);
+    bench.table.puts(row("earlier", "b", 5));
+    assert_eq!(polled(&reconciler).await.counts.changed, 1);
+    bench.table.is_held_back_at(None);
+    polled(&reconciler).await;
+    let progress = bench.progress().await.poll.expect("there was one");
+    assert_eq!(progress.cursor.as_deref(), Some("7"));
+}
+
+#[tokio::test]
+async fn many_rows_of_one_cursor_that_are_no_crowd_are_counted_once_a_pass() {
+    let bench = Bench::new(rows_of_one_cursor(10));
+    let reconciler = bench.reconciler(|settings| {
+        crowded_beyond_ten(settings);
+        settings.page_rows = 2;
+    });
+    let asked = asked_by_a_poll(&bench, &reconciler).await;
+    let counts = asked.iter().filter(|what| what.starts_with("count"));
+    assert_eq!(counts.count(), 1);
+    // A page that only ends with a row of another cursor shows none.
+    let bench = Bench::new(rows(4));
+    let reconciler = bench.reconciler(|settings| settings.page_rows = 3);
+    let asked = asked_by_a_poll(&bench, &reconciler).await;
+    assert!(asked.iter().all(|what| !what.starts_with("count")));
+}

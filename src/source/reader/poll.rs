@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::super::columns::{CursorColumn, Layout, SOURCE_QUERY};
 use super::super::connections::Session;
 use super::super::dialect::{Dialect, Sink, Taken};
-use super::super::pages::{self, PollStart, poll_params};
+use super::super::pages::{self, Crowd, Pages, PollStart, poll_params};
 use super::super::statement::Param;
 use super::super::{
     Identity, PollFrom, PollPage, Position, RawKey, SourceError, Suspects, rows_of,
@@ -61,6 +61,10 @@ impl<D: Dialect> Inner<D> {
         let keys = pages.poll_keys();
         let dialect = &self.connections.dialect;
         let (start, horizon) = match from {
+            PollFrom::After(position) if position.key.is_none() => {
+                let start = pages::later(dialect, cursor, &position.cursor);
+                (start, position.horizon.clone())
+            }
             PollFrom::After(position) => match poll_params(dialect, cursor, &keys, position) {
                 Some([after, ids @ ..]) => {
                     let [installation, resource] = ids;
@@ -70,15 +74,30 @@ impl<D: Dialect> Inner<D> {
                 }
                 None => (PollStart::Beginning, position.horizon.clone()),
             },
-            PollFrom::Cursor(text) => {
+            PollFrom::Cursor(text) | PollFrom::Until { cursor: text, .. } => {
                 let (param, horizon) = self.start_at(session, cursor, text).await?;
                 // Statistics may be older than a change of many rows: by those nothing lies here, and to sort all of nothing costs nothing.
                 let param = match self.is_long.load(Ordering::Relaxed) {
                     true => param.map(|param| dialect.unseen(param)),
                     false => param,
                 };
-                let start = param.map_or(PollStart::Beginning, PollStart::Cursor);
+                let crowd = match from {
+                    PollFrom::Until { crowd, .. } => {
+                        self.crowd(session, cursor, crowd, horizon.as_deref())
+                            .await?
+                    }
+                    _ => None,
+                };
+                let start = match (param, crowd) {
+                    (Some(from), Some(crowd)) => PollStart::Until(from, crowd),
+                    (Some(from), None) => PollStart::Cursor(from),
+                    (None, _) => PollStart::Beginning,
+                };
                 (start, horizon)
+            }
+            PollFrom::Later(text) => {
+                let horizon = horizon(session, cursor, Some(text)).await?;
+                (pages::later(dialect, cursor, text), horizon)
             }
             PollFrom::Beginning => (PollStart::Beginning, horizon(session, cursor, None).await?),
         };
@@ -87,6 +106,9 @@ impl<D: Dialect> Inner<D> {
             .poll_from(session, &layouts, cursor, &start, horizon, limit)
             .await?;
         page.identity = self.told_identity(session);
+        if matches!(from, PollFrom::Later(_)) && page.rows.is_empty() {
+            page.reached = newest(session, &pages, cursor).await?;
+        }
         let is_first = !matches!(from, PollFrom::After(_));
         if !is_first || is_bounded || page.next.is_none() {
             return Ok(page);
@@ -95,8 +117,7 @@ impl<D: Dialect> Inner<D> {
         // here on lies at most the overlap behind the newest cursor that there is now, so that is as far as this pass may take
         // the next one's start; this page is read again, after that was asked.
         session.renew().await?;
-        let newest = session.rows(&pages.newest_cursor(cursor)).await?;
-        let newest = newest.first().into_iter().next().flatten();
+        let newest = newest(session, &pages, cursor).await?;
         let again = self
             .poll_from(session, &layouts, cursor, &start, newest, limit)
             .await?;
@@ -104,6 +125,47 @@ impl<D: Dialect> Inner<D> {
             identity: page.identity,
             ..again
         })
+    }
+
+    /// The rows with a cursor, if there are any.
+    async fn crowd(
+        &self,
+        session: &mut Session<D>,
+        cursor: &CursorColumn,
+        text: &str,
+        horizon: Option<&str>,
+    ) -> Result<Option<Crowd>, SourceError> {
+        let layouts = self.layouts(session).await?;
+        let pages = self.pages(&layouts.source);
+        let Some(at) = self.connections.dialect.cursor_param(cursor, text) else {
+            return Ok(None);
+        };
+        let horizon = self.horizon_param(cursor, horizon);
+        let row = pages.any_at(cursor, &at, horizon.as_ref());
+        let row = session.rows(&row).await?.rows.into_iter().next();
+        Ok(row.map(|row| Crowd {
+            at,
+            text: text.to_owned(),
+            is_settled: row.into_iter().next().flatten().is_some(),
+        }))
+    }
+
+    /// How many rows have a cursor, counted up to `most`; none where the column can hold no such cursor.
+    pub(super) async fn count_at(
+        &self,
+        session: &mut Session<D>,
+        text: &str,
+        most: u32,
+    ) -> Result<u32, SourceError> {
+        let layouts = self.layouts(session).await?;
+        let cursor = cursor_of(&layouts.source)?;
+        let pages = self.pages(&layouts.source);
+        let Some(at) = self.connections.dialect.cursor_param(cursor, text) else {
+            return Ok(0);
+        };
+        let counted = session.rows(&pages.count_at(cursor, &at, most)).await?;
+        let counted = counted.first().into_iter().next().flatten();
+        Ok(counted.and_then(|total| total.parse().ok()).unwrap_or(0))
     }
 
     /// Where a pass from a cursor on starts, if the column can hold such a cursor, and the horizon that holds for all of it.
@@ -170,7 +232,7 @@ impl<D: Dialect> Inner<D> {
             self.is_long.store(is_full, Ordering::Relaxed);
         }
         // Rows are in the order of their cursors: the last one tells whether all are settled.
-        let is_settled = sheet.is_settled;
+        let mut is_settled = sheet.is_settled;
         // Without a row there is nothing to go on behind, whatever the bound was: it may have been deleted since.
         let next = match is_full && !sheet.rows.is_empty() {
             true => Some(sheet.position(horizon.clone()).ok_or_else(without_place)?),
@@ -187,8 +249,16 @@ impl<D: Dialect> Inner<D> {
                 .await?;
             sheet.end_with(&group);
         }
+        let (reached, next) = match (next, start) {
+            // What lies before the crowd has been read, and the crowd is passed over.
+            (None, PollStart::Until(_, crowd)) => {
+                is_settled &= crowd.is_settled;
+                (Some(crowd.text.clone()), Some(crowd.behind(&horizon)))
+            }
+            (next, _) => (sheet.reached(), next),
+        };
         Ok(PollPage {
-            reached: sheet.reached(),
+            reached,
             rows: sheet.rows,
             passed: 0,
             next,
@@ -236,10 +306,10 @@ impl Sheet {
         let [_, installation_id, resource_id] = &self.place;
         Some(Position {
             cursor: self.reached()?,
-            key: RawKey {
+            key: Some(RawKey {
                 installation_id: installation_id.clone(),
                 resource_id: resource_id.clone(),
-            },
+            }),
             horizon,
         })
     }
@@ -306,6 +376,16 @@ fn without_place() -> SourceError {
 
 pub(super) fn as_text(cell: Option<&[u8]>) -> Option<&str> {
     std::str::from_utf8(cell?).ok()
+}
+
+/// The greatest cursor there is.
+async fn newest<D: Dialect>(
+    session: &mut Session<D>,
+    pages: &Pages<'_, D>,
+    cursor: &CursorColumn,
+) -> Result<Option<String>, SourceError> {
+    let newest = session.rows(&pages.newest_cursor(cursor)).await?;
+    Ok(newest.first().into_iter().next().flatten())
 }
 
 async fn horizon<D: Dialect>(

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reconciled::clock::Clock;
-use reconciled::model::{FieldSet, FingerprintKey, Origin, Timestamp};
+use reconciled::model::{FingerprintKey, Origin, Timestamp};
 use reconciled::plan::{Policy, guard};
-use reconciled::reconcile::{OnMissing, PageCounts, Reconciler, Settings};
+use reconciled::reconcile::{PageCounts, Reconciler, Settings, SweepStep};
 use reconciled::store::{Batch, MemoryStore, Store as _};
 
 use super::fleet::Fleet;
@@ -45,6 +45,14 @@ struct Polls {
 impl Polls {
     /// Ten rows with one cursor, read in pages of two.
     async fn new() -> Self {
+        Self::reading(Settings {
+            page_rows: 2,
+            ..Settings::default()
+        })
+        .await
+    }
+
+    async fn reading(settings: Settings) -> Self {
         let fleet = Fleet::new().await;
         for n in 1..=10 {
             fleet
@@ -61,14 +69,7 @@ impl Polls {
             Arc::clone(&store) as _,
             Arc::clone(&clock) as _,
             key,
-            Settings {
-                policy: Policy::default(),
-                ignored: FieldSet::default(),
-                guard: guard::Limits::default(),
-                on_missing: OnMissing::Ignore,
-                page_rows: 2,
-                sweep_rows_per_second: None,
-            },
+            settings,
         );
         Self {
             fleet,
@@ -86,6 +87,40 @@ impl Polls {
         let progress = self.store.progress().await.expect("readable");
         progress.poll.and_then(|poll| poll.cursor)
     }
+}
+
+/// Law 5: what a poll passes over is read by the sweep that it calls for, and what is newer by the next poll.
+#[tokio::test]
+async fn more_rows_of_one_cursor_than_polls_read_are_left_to_a_sweep() {
+    let polls = Polls::reading(Settings {
+        page_rows: 2,
+        crowd_rows: 9,
+        ..Settings::default()
+    })
+    .await;
+    let report = polls.reconciler.poll().await.expect("it works");
+    let report = report.expect("there is a cursor");
+    assert_eq!(
+        (report.counts.rows, &*report.left_to_sweeps),
+        (0, &["7".to_owned()][..])
+    );
+    assert!(report.needs_sweep.is_some());
+    assert!(polls.reconciler.owes_sweep().await.expect("readable"));
+    polls
+        .fleet
+        .set("icfg_1", "res_03", "status = 'suspended'")
+        .await;
+    assert_eq!(polls.poll().await.enqueued, 1);
+    let mut sweep = polls.reconciler.begin_sweep().await.expect("it works");
+    let account = loop {
+        if let SweepStep::Complete { report, .. } =
+            polls.reconciler.step(&mut sweep).await.expect("it works")
+        {
+            break report.account;
+        }
+    };
+    assert_eq!((account.rows, account.waiting), (10, 10));
+    assert!(!polls.reconciler.owes_sweep().await.expect("readable"));
 }
 
 /// Law 5: what this process remembers of the last pass is no more than a guess at where the next one starts.

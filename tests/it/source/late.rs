@@ -247,6 +247,51 @@ async fn a_transaction_that_commits_between_two_pages_is_not_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_is_older_than_a_crowd_keeps_the_cursor_behind_it() {
+    let bed = bed().await;
+    let mut late = bed.database.postgres().await;
+    run(&mut late, "BEGIN").await;
+    run(&mut late, &insert("late")).await;
+    bed.database
+        .execute(
+            "INSERT INTO resource (installation_id, resource_id, updated_at)
+            SELECT 'i', 'r' || n, now() FROM generate_series(1, 5) AS n",
+        )
+        .await;
+    let mut reader = Reader::new(&bed);
+    let source = std::sync::Arc::clone(&reader.source);
+    let from = PollFrom::Beginning;
+    let page = source.poll_page(&from, 10, None).await.expect("a page");
+    let (cursor, crowd) = (
+        page.horizon.expect("it is open"),
+        page.reached.expect("one"),
+    );
+    let until = PollFrom::Until { cursor, crowd };
+    let page = source.poll_page(&until, 10, None).await.expect("a page");
+    assert_eq!(page.next.expect("what is later").key, None);
+    assert_ne!(
+        page.horizon, None,
+        "a pass that goes on behind the crowd is held back"
+    );
+    reader.cursor = page.horizon;
+    run(&mut late, "COMMIT").await;
+    reader.pass().await;
+    assert!(reader.saw("late"), "cursor {:?}", reader.cursor);
+    // A crowd of yesterday is behind whatever is open now.
+    bed.database
+        .execute("UPDATE resource SET updated_at = date_trunc('day', now()) - interval '1 day'")
+        .await;
+    let page = source.poll_page(&from, 10, None).await.expect("a page");
+    let crowd = page.reached.expect("one");
+    let until = PollFrom::Until {
+        cursor: crowd.clone(),
+        crowd,
+    };
+    let page = source.poll_page(&until, 10, None).await.expect("a page");
+    assert_eq!((page.rows.len(), page.horizon), (0, None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_open_transactions_the_cursor_is_the_last_rows() {
     let bed = Bed::postgres().await;
     bed.create("timestamptz").await;
