@@ -42,6 +42,9 @@ pub struct PollReport {
     pub duration: Duration,
 }
 
+/// Where a pass is taken to have left the state, where the next begins, and its first page.
+type Ahead = (String, PollFrom, Result<PollPage, SourceError>);
+
 impl PollReport {
     /// Whether there was no row, not even one that was left to sweeps.
     fn is_empty(&self) -> bool {
@@ -89,41 +92,7 @@ impl Reconciler {
         let (previous, swept) = (progress.poll, progress.sweep);
         let mut report = PollReport::default();
         let kept = previous.as_ref().and_then(|p| p.cursor.clone());
-        let from = kept.clone().map_or(PollFrom::Beginning, PollFrom::Cursor);
-        let from = match from {
-            PollFrom::Cursor(cursor) if is_planted(Bug::OverlapIgnored) => {
-                let key = RawKey {
-                    installation_id: String::new(),
-                    resource_id: String::new(),
-                };
-                let horizon = None;
-                PollFrom::After(crate::source::Position {
-                    cursor,
-                    key: Some(key),
-                    horizon,
-                })
-            }
-            from => from,
-        };
-        let reads_ahead = !matches!(from, PollFrom::After(_));
-        let ahead = ahead.filter(|(left_at, ..)| reads_ahead && kept.as_ref() == Some(left_at));
-        let (from, first) = match ahead {
-            // Nothing is later, and the newest row is another one: all of the overlap is to be looked at.
-            Some((_, PollFrom::Later(_), Ok(page)))
-                if page.rows.is_empty() && page.reached != kept =>
-            {
-                let first = self.first_page(&from).await;
-                (from, first)
-            }
-            Some((_, from, page)) => (from, page),
-            None => {
-                // Whoever moved the cursor may have done more.
-                self.known().forget_all();
-                self.calm().forget();
-                let first = self.first_page(&from).await;
-                (from, first)
-            }
-        };
+        let (from, first) = self.begin(kept.as_ref(), ahead).await;
         let is_part = matches!(from, PollFrom::Later(_));
         let told = match &first {
             Ok(page) => page.identity.clone(),
@@ -171,12 +140,51 @@ impl Reconciler {
         Ok(report)
     }
 
-    /// Where the last pass left the state, if there was one, and the first page of a pass from there on.
-    async fn read_ahead(
+    /// Where a pass begins that goes on from `kept`, and its first page: the one that was read ahead, if it is the one.
+    async fn begin(
         &self,
-        now: Timestamp,
-        patience: Duration,
-    ) -> Option<(String, PollFrom, Result<PollPage, SourceError>)> {
+        kept: Option<&String>,
+        ahead: Option<Ahead>,
+    ) -> (PollFrom, Result<PollPage, SourceError>) {
+        let from = kept.cloned().map_or(PollFrom::Beginning, PollFrom::Cursor);
+        let from = match from {
+            PollFrom::Cursor(cursor) if is_planted(Bug::OverlapIgnored) => {
+                let key = RawKey {
+                    installation_id: String::new(),
+                    resource_id: String::new(),
+                };
+                let horizon = None;
+                PollFrom::After(crate::source::Position {
+                    cursor,
+                    key: Some(key),
+                    horizon,
+                })
+            }
+            from => from,
+        };
+        let reads_ahead = !matches!(from, PollFrom::After(_));
+        let ahead = ahead.filter(|(left_at, ..)| reads_ahead && kept == Some(left_at));
+        match ahead {
+            // Nothing is later, and the newest row is another one: all of the overlap is to be looked at.
+            Some((_, PollFrom::Later(_), Ok(page)))
+                if page.rows.is_empty() && page.reached.as_ref() != kept =>
+            {
+                let first = self.first_page(&from).await;
+                (from, first)
+            }
+            Some((_, from, page)) => (from, page),
+            None => {
+                // Whoever moved the cursor may have done more.
+                self.known().forget_all();
+                self.calm().forget();
+                let first = self.first_page(&from).await;
+                (from, first)
+            }
+        }
+    }
+
+    /// Where the last pass left the state, if there was one, and the first page of a pass from there on.
+    async fn read_ahead(&self, now: Timestamp, patience: Duration) -> Option<Ahead> {
         let left_at = self.left_at().take()?;
         let is_calm = self.calm().ends_at(now, patience, self.pace()) == Some(&left_at);
         let crowd = self.crowds().ahead_of(&left_at).map(str::to_owned);

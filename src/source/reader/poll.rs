@@ -58,9 +58,44 @@ impl<D: Dialect> Inner<D> {
         let layout = &layouts.source;
         let cursor = cursor_of(layout)?;
         let pages = self.pages(layout);
-        let keys = pages.poll_keys();
+        let (start, horizon) = self.start(session, layout, cursor, from).await?;
+        let is_bounded = horizon.is_some();
+        let mut page = self
+            .poll_from(session, &layouts, cursor, &start, horizon, limit)
+            .await?;
+        page.identity = self.told_identity(session);
+        if matches!(from, PollFrom::Later(_)) && page.rows.is_empty() {
+            page.reached = newest(session, &pages, cursor).await?;
+        }
+        let is_first = !matches!(from, PollFrom::After(_));
+        if !is_first || is_bounded || page.next.is_none() {
+            return Ok(page);
+        }
+        // More pages follow, and nobody tells what may still commit behind this one while they are read. What commits from
+        // here on lies at most the overlap behind the newest cursor that there is now, so that is as far as this pass may take
+        // the next one's start; this page is read again, after that was asked.
+        session.renew().await?;
+        let newest = newest(session, &pages, cursor).await?;
+        let again = self
+            .poll_from(session, &layouts, cursor, &start, newest, limit)
+            .await?;
+        Ok(PollPage {
+            identity: page.identity,
+            ..again
+        })
+    }
+
+    /// Where a page starts, and the horizon that holds for the whole pass.
+    async fn start(
+        &self,
+        session: &mut Session<D>,
+        layout: &Layout,
+        cursor: &CursorColumn,
+        from: &PollFrom,
+    ) -> Result<(PollStart, Option<String>), SourceError> {
+        let keys = self.pages(layout).poll_keys();
         let dialect = &self.connections.dialect;
-        let (start, horizon) = match from {
+        Ok(match from {
             PollFrom::After(position) if position.key.is_none() => {
                 let start = pages::later(dialect, cursor, &position.cursor);
                 (start, position.horizon.clone())
@@ -100,30 +135,6 @@ impl<D: Dialect> Inner<D> {
                 (pages::later(dialect, cursor, text), horizon)
             }
             PollFrom::Beginning => (PollStart::Beginning, horizon(session, cursor, None).await?),
-        };
-        let is_bounded = horizon.is_some();
-        let mut page = self
-            .poll_from(session, &layouts, cursor, &start, horizon, limit)
-            .await?;
-        page.identity = self.told_identity(session);
-        if matches!(from, PollFrom::Later(_)) && page.rows.is_empty() {
-            page.reached = newest(session, &pages, cursor).await?;
-        }
-        let is_first = !matches!(from, PollFrom::After(_));
-        if !is_first || is_bounded || page.next.is_none() {
-            return Ok(page);
-        }
-        // More pages follow, and nobody tells what may still commit behind this one while they are read. What commits from
-        // here on lies at most the overlap behind the newest cursor that there is now, so that is as far as this pass may take
-        // the next one's start; this page is read again, after that was asked.
-        session.renew().await?;
-        let newest = newest(session, &pages, cursor).await?;
-        let again = self
-            .poll_from(session, &layouts, cursor, &start, newest, limit)
-            .await?;
-        Ok(PollPage {
-            identity: page.identity,
-            ..again
         })
     }
 
