@@ -206,8 +206,8 @@ const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "more rows of one cursor than polls read",
         settings: |climate| {
-            climate.resources = 5;
-            (climate.reconcile.page_rows, climate.reconcile.crowd_rows) = (1, 2);
+            climate.resources = 3;
+            (climate.reconcile.page_rows, climate.reconcile.crowd_rows) = (1, 1);
         },
         scenes: &[
             (3000, |world| put_all(world, 0, "one of many")),
@@ -216,7 +216,7 @@ const SCENARIOS: [Scenario; 19] = [
         says: &[
             "key: None",
             "sweep: 1 rows",
-            r#"PATCH i0/r4 name="one of many""#,
+            r#"PATCH i0/r2 name="one of many""#,
             r#"PATCH i0/r0 name="another""#,
             "acknowledged; delivered",
             "everything has converged",
