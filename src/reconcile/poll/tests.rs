@@ -597,6 +597,19 @@ async fn a_newest_row_that_is_older_than_before_is_noticed_while_the_rest_is_lef
     let report = polled(&reconciler).await;
     assert!(report.needs_sweep.is_some());
     assert_eq!(report.counts.rows, 20);
+    // Of that database it is not known how long its newest row has been the newest.
+    assert_eq!(asked_by_a_poll(&bench, &reconciler).await, ["poll 25"]);
+    assert_eq!(asked_by_a_poll(&bench, &reconciler).await, ["poll 25"]);
+}
+
+#[tokio::test]
+async fn a_crowd_of_another_database_is_counted_anew() {
+    let bench = Bench::new(rows_of_one_cursor(11));
+    let reconciler = bench.reconciler(crowded_beyond_ten);
+    polled(&reconciler).await;
+    bench.table.becomes("another");
+    let asked = asked_by_a_poll(&bench, &reconciler).await;
+    assert!(asked.iter().any(|what| what == "count at 7"), "{asked:?}");
 }
 
 #[tokio::test]
