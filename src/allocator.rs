@@ -1,17 +1,30 @@
 //! How much memory the process keeps for later.
 
-/// Has all threads share one pool of free memory.
+/// How many pools of free memory there are. The thread that writes the state works beside those that send, and with one pool they wait for
+/// each other at every eighth piece; a third brings nothing.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const POOLS: libc::c_int = 2;
+/// Pieces from this many bytes on, a page of rows for instance, come from the system by themselves and go back at once; as much free
+/// memory at the end of a pool goes back as well. What the C library begins with, and would otherwise raise to twice the largest piece
+/// that ever was freed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const LARGE_BYTES: libc::c_int = 128 * 1024;
+
+/// Has all threads share two pools of free memory, and large pieces kept in neither.
 ///
 /// Call it first in `main`, before there is a second thread. The C library would give each thread a pool of its own, up to eight for a
 /// processor, each as large as the most that ever was needed at once there, and what one frees the others cannot use (mallopt(3),
-/// `M_ARENA_MAX`). Small pieces are kept for each thread all the same, so that threads rarely wait for each other. With another C library
-/// it does nothing.
-pub fn share_free_memory() {
+/// `M_ARENA_MAX`, `M_MMAP_THRESHOLD`, `M_TRIM_THRESHOLD`). With another C library it does nothing.
+pub fn keep_little_free_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
+    for (setting, value) in [
+        (libc::M_ARENA_MAX, POOLS),
+        (libc::M_MMAP_THRESHOLD, LARGE_BYTES),
+        (libc::M_TRIM_THRESHOLD, LARGE_BYTES),
+    ] {
         #[expect(unsafe_code, reason = "the C library has no other way to be told")]
         // SAFETY: it takes two numbers and reads no memory of the caller.
-        let _refused = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 0;
+        let _refused = unsafe { libc::mallopt(setting, value) } == 0;
     }
 }
 
@@ -22,21 +35,46 @@ mod tests {
     use std::sync::Barrier;
 
     use super::*;
+    use crate::metrics::process::Process;
 
-    /// Set in the child that shares its memory, so that the tests beside it are left as they are.
+    /// Set in the child that keeps little memory, so that the tests beside it are left as they are.
     const CHILD: &str = "RECONCILED_TEST_ALLOCATOR_CHILD";
     /// The C library's pools, but the first, begin at multiples of this and end within it (malloc's `HEAP_MAX_SIZE`).
     const POOL_BYTES: usize = 64 * 1024 * 1024;
 
     #[test]
-    fn threads_share_one_pool_of_free_memory() {
+    fn threads_share_two_pools_of_free_memory() {
+        in_a_process_of_its_own("threads_share_two_pools_of_free_memory", || {
+            keep_little_free_memory();
+            assert!(pools_of(6).len() <= 2);
+        });
+    }
+
+    #[test]
+    fn large_pieces_go_back_to_the_system_at_once() {
+        const LARGE: usize = 8 * 1024 * 1024;
+        in_a_process_of_its_own("large_pieces_go_back_to_the_system_at_once", || {
+            keep_little_free_memory();
+            let before = resident_bytes();
+            for _ in 0..3 {
+                // The C library takes the first that is freed for a sign that more of its size will follow, and would keep them.
+                let piece = std::hint::black_box(vec![1_u8; LARGE]);
+                assert!(resident_bytes() >= before + LARGE / 2);
+                drop(piece);
+                assert!(resident_bytes() < before + LARGE / 2);
+            }
+        });
+    }
+
+    /// Runs the test of that name again in a child, where alone it does `work`.
+    fn in_a_process_of_its_own(test: &str, work: fn()) {
         if std::env::var_os(CHILD).is_some() {
-            return assert_shared();
+            return work();
         }
         let output = Command::new(std::env::current_exe().expect("this test's own path"))
             .args([
                 "--exact",
-                "allocator::tests::threads_share_one_pool_of_free_memory",
+                &format!("allocator::tests::{test}"),
                 "--nocapture",
             ])
             .env(CHILD, "1")
@@ -50,14 +88,12 @@ mod tests {
         );
     }
 
-    /// Pieces that live at the same time in new threads come from the pools that were there before, of which the runner of tests
-    /// has two: its own thread's and this one's.
-    fn assert_shared() {
-        const THREADS: usize = 6;
-        share_free_memory();
-        let together = Barrier::new(THREADS);
-        let pools: BTreeSet<usize> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS)
+    /// The pools that pieces come from which live at the same time in so many new threads. The runner of tests has two before: its own
+    /// thread's and that of the thread which asks.
+    fn pools_of(threads: usize) -> BTreeSet<usize> {
+        let together = Barrier::new(threads);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads)
                 .map(|_| {
                     scope.spawn(|| {
                         let piece = vec![1_u8; 4_000];
@@ -68,7 +104,11 @@ mod tests {
                 .collect();
             let joined = threads.into_iter().map(|thread| thread.join());
             joined.map(|pool| pool.expect("no panic")).collect()
-        });
-        assert!(pools.len() <= 2, "{pools:x?}");
+        })
+    }
+
+    fn resident_bytes() -> usize {
+        let resident = Process::read().resident.expect("Linux says so");
+        usize::try_from(resident).expect("no more than there are addresses")
     }
 }

@@ -130,7 +130,7 @@ impl Command {
 /// Runs the process: parses the command line, does what it asks, and says what happened.
 #[must_use]
 pub fn main() -> ExitCode {
-    crate::allocator::share_free_memory();
+    crate::allocator::keep_little_free_memory();
     // Before threads and files exist, and before any secret is read.
     let hardened = crate::hardening::harden_process();
     say_panics_in_words();
